@@ -1,0 +1,189 @@
+package wire
+
+// SessionID binds the connections of one session; the client draws it from
+// crypto/rand.
+type SessionID [16]byte
+
+// Role is what a session connection carries.
+type Role uint8
+
+// Roles.
+const (
+	RoleControl Role = iota + 1
+	RoleStdin        // host → guest
+	RoleStdout       // guest → host
+	RoleStderr       // guest → host
+	RolePTY          // both ways: the terminal
+	// RoleArchive carries the archive of an Import, host → guest, on PID 1's
+	// port (Reply.Port); its SessionID is Import.Archive.
+	RoleArchive
+)
+
+// Hello is the first message on every connection to a guest port.
+type Hello struct {
+	Version uint32
+	Role    Role
+	Session SessionID
+}
+
+// Ready is the first message on the control channel, from PID 1.
+type Ready struct {
+	Version       uint32
+	KernelRelease string
+	// BootNanos is CLOCK_BOOTTIME when /init's main started and InitNanos when
+	// Ready was sent: for the phase breakdown of the boot benchmark.
+	BootNanos, InitNanos uint64
+}
+
+// StartDistro mounts a distro's disk and starts its init in new pid, mount,
+// uts, ipc and cgroup namespaces. The Reply's Port is the distro's session
+// port. Starting a distro that runs already replies with its port.
+type StartDistro struct {
+	ID   uint32
+	Name string
+	// Slot is the block slot of the distro's disk (0 = /dev/vda); SystemSlot
+	// for the u-root system distro, which lives in the initramfs.
+	Slot     int32
+	Hostname string
+}
+
+// SystemSlot is StartDistro.Slot of the system distro.
+const SystemSlot = -1
+
+// StopDistro ends a distro: SIGTERM to its processes, SIGKILL after the grace
+// time, unmount, sync. The Reply means its disk may be detached. With IfIdle
+// nothing is done and the Reply is CodeBusy while the distro has any process
+// besides its init.
+type StopDistro struct {
+	ID          uint32
+	Name        string
+	IfIdle      bool
+	GraceMillis uint32
+}
+
+// Import unpacks a tar archive (uncompressed) onto the empty ext4 file system on
+// Slot. PID 1 mounts it and answers with a Progress event; the launcher's side
+// then sends the archive on a RoleArchive connection to Port and half-closes.
+// The Reply comes when all is unpacked, checked (it holds a shell), synced and
+// unmounted, or at the first error; then the archive connection is closed.
+type Import struct {
+	ID      uint32
+	Slot    int32
+	Archive SessionID
+}
+
+// Shutdown stops every distro, unmounts, syncs and powers off through
+// engine.ExitPort. There is no Reply on success: the VM ends.
+type Shutdown struct {
+	ID          uint32
+	GraceMillis uint32
+}
+
+// Reply answers a request.
+type Reply struct {
+	ID   uint32
+	Code Code   // CodeOK or what failed
+	Text string // for people, when Code is not CodeOK
+	Port uint32 // session port, for StartDistro
+}
+
+// ImportReady says that PID 1 waits for the archive of import ID on Port.
+type ImportReady struct {
+	ID   uint32
+	Port uint32
+}
+
+// DistroExited is sent when a distro's init ended without StopDistro.
+type DistroExited struct {
+	Name string
+	Text string
+}
+
+// DistroIdle is sent when the last process of a distro besides its init ended.
+type DistroIdle struct{ Name string }
+
+// Shell says how Start's Argv becomes a program.
+type Shell uint8
+
+// Shells (WSL's --shell-type).
+const (
+	ShellNone     Shell = iota // execvp Argv as it is
+	ShellStandard              // $SHELL -c Argv[0]; no Argv: $SHELL
+	ShellLogin                 // the same with argv0 "-sh"-style
+)
+
+// Streams says which of a session's streams have a connection of their own;
+// each that has none is the terminal if PTY is set, else /dev/null.
+type Streams uint8
+
+// Streams.
+const (
+	StreamStdin Streams = 1 << iota
+	StreamStdout
+	StreamStderr
+	StreamPTY
+)
+
+// WindowSize is a terminal's size in characters.
+type WindowSize struct{ Rows, Cols uint16 }
+
+// Start asks for the session's program. Env entries ("K=V") are added to the
+// clean base environment (wsl.md §1.6), later ones win.
+type Start struct {
+	Shell   Shell
+	Argv    []string
+	User    string // name or number; "" = the distro's default user
+	Cwd     string // absolute guest path, "" or "~" = the user's home
+	Env     []string
+	Streams Streams
+	Size    WindowSize
+}
+
+// Started reports the program's pid in the distro's pid namespace. Notice is
+// for the user's stderr (a Cwd that is not there, say); empty if none.
+type Started struct {
+	PID    uint32
+	Notice string
+}
+
+// Failed ends a session whose program could not be started.
+type Failed struct {
+	Code Code
+	Text string
+}
+
+// Resize sets the terminal's size; the guest's kernel raises SIGWINCH.
+type Resize struct{ Size WindowSize }
+
+// Signal sends a signal (Linux x86-64 number) to the session's foreground
+// process group, or to the program's process group where there is no terminal.
+type Signal struct{ Number uint8 }
+
+// Exited ends a session: the program's exit status, or the signal that killed
+// it (then Status is 0), and the bytes sent on each data connection.
+type Exited struct {
+	Status                             uint8
+	Signal                             uint8
+	StdoutBytes, StderrBytes, PTYBytes uint64
+}
+
+// Code is why something failed; the launcher maps it to an exit status and
+// advice, once.
+type Code uint16
+
+// Codes.
+const (
+	CodeOK Code = iota
+	CodeInternal
+	CodeVersion // the other side speaks another version
+	CodeUnknownDistro
+	CodeUnknownUser
+	CodeNotFound      // program not found: exit status 127
+	CodeNotExecutable // program could not be run: exit status 126
+	CodeBusy
+	CodeDisk    // mount or I/O error of the disk
+	CodeNoSpace // disk full
+	CodeArchive // not a tar, truncated, or hostile
+	CodeNoShell // archive holds no shell or /etc
+	CodeRefused // request makes no sense in this state
+)
