@@ -1,0 +1,83 @@
+# wsl2: one door for building, running and testing. `make help` lists the targets.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+OUT      := out
+GO       ?= go
+VERSION  := $(shell git describe --always --dirty 2>/dev/null || echo unknown)
+LDFLAGS  := -s -w -X main.version=$(VERSION)
+FUZZTIME ?= 10s
+
+export CGO_ENABLED ?= 0
+
+.PHONY: help
+help: ## list the targets
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: deps
+deps: ## install what building and testing need (apt; asks for nothing)
+	@scripts/deps build test
+
+.PHONY: build
+build: kernel initramfs wsl2 ## build everything into out/, out/wsl2 first of all
+
+.PHONY: wsl2
+wsl2: ## build out/wsl2 only
+	@mkdir -p $(OUT)
+	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(OUT)/wsl2 ./cmd/wsl2
+
+.PHONY: kernel
+kernel: ## build out/vmlinux, the guest kernel (cached by the hash of its inputs)
+	@scripts/deps build
+	@scripts/kernel
+
+.PHONY: initramfs
+initramfs: ## build out/initramfs.cpio: /init and the system distro
+	@mkdir -p $(OUT)
+	$(GO) run ./scripts/initramfs -o $(OUT)/initramfs.cpio
+
+.PHONY: run
+run: ## build, import Debian and open its shell (no terminal: run one command there)
+	@scripts/run
+
+.PHONY: test
+test: build ## all three rings, and every fuzz target for FUZZTIME (10s)
+	@scripts/deps test
+	@scripts/ring unit
+	@scripts/ring fuzz $(FUZZTIME)
+	@scripts/ring kvm
+	@scripts/ring e2e
+
+.PHONY: test-unit
+test-unit: ## unit ring: go test -race, no VM
+	@scripts/ring unit
+
+.PHONY: test-kvm
+test-kvm: build ## kvm ring: our KVM engine on real KVM (this host's, or the rig's)
+	@scripts/deps test
+	@scripts/ring kvm
+
+.PHONY: test-e2e
+test-e2e: build ## e2e ring: the built wsl2 as a user runs it, on this host's accelerator
+	@scripts/deps test
+	@scripts/ring e2e
+
+.PHONY: soak
+soak: build ## kvm ring with the full counts (100 boots, 2,000 commands, 1 GB...)
+	@scripts/deps test
+	@WSL2_SOAK=1 scripts/ring kvm
+
+.PHONY: fuzz
+fuzz: ## every fuzz target for FUZZTIME (make fuzz FUZZTIME=10m)
+	@scripts/ring fuzz $(FUZZTIME)
+
+.PHONY: bench
+bench: build ## benchmarks beside their peers, in the rig's instruction-counting mode
+	@scripts/deps test bench
+	@scripts/bench/run
+
+.PHONY: clean
+clean: ## remove out/ (caches stay in $XDG_CACHE_HOME/wsl2)
+	rm -rf $(OUT)
