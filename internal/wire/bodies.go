@@ -1,0 +1,260 @@
+package wire
+
+import "fmt"
+
+// The bodies, one pair of functions a message, fields in the order of the
+// struct. PROTOCOL.md has the encoding of each kind of field.
+
+func (*Hello) Type() Type { return TypeHello }
+
+func (m *Hello) appendBody(b []byte) []byte {
+	b = appendU32(b, m.Version)
+	b = append(b, byte(m.Role))
+	return append(b, m.Session[:]...)
+}
+
+func (m *Hello) readBody(d *decoder) {
+	m.Version = d.checkVersion(true)
+	if m.Role = Role(d.atMost(d.u8(), uint8(RoleArchive), "role")); m.Role == 0 {
+		d.fail("unknown role 0")
+	}
+	m.Session = d.session()
+}
+
+func (*Ready) Type() Type { return TypeReady }
+
+func (m *Ready) appendBody(b []byte) []byte {
+	b = appendU32(b, m.Version)
+	b = appendString(b, m.KernelRelease)
+	b = appendU64(b, m.BootNanos)
+	return appendU64(b, m.InitNanos)
+}
+
+func (m *Ready) readBody(d *decoder) {
+	m.Version = d.checkVersion(false)
+	m.KernelRelease = d.string()
+	m.BootNanos = d.u64()
+	m.InitNanos = d.u64()
+}
+
+func (*StartDistro) Type() Type { return TypeStartDistro }
+
+func (m *StartDistro) appendBody(b []byte) []byte {
+	b = appendU32(b, m.ID)
+	b = appendString(b, m.Name)
+	b = appendU32(b, uint32(m.Slot))
+	return appendString(b, m.Hostname)
+}
+
+func (m *StartDistro) readBody(d *decoder) {
+	m.ID = d.u32()
+	m.Name = d.string()
+	m.Slot = int32(d.u32())
+	m.Hostname = d.string()
+}
+
+func (*StopDistro) Type() Type { return TypeStopDistro }
+
+func (m *StopDistro) appendBody(b []byte) []byte {
+	b = appendU32(b, m.ID)
+	b = appendString(b, m.Name)
+	b = appendBool(b, m.IfIdle)
+	return appendU32(b, m.GraceMillis)
+}
+
+func (m *StopDistro) readBody(d *decoder) {
+	m.ID = d.u32()
+	m.Name = d.string()
+	m.IfIdle = d.bool()
+	m.GraceMillis = d.u32()
+}
+
+func (*Import) Type() Type { return TypeImport }
+
+func (m *Import) appendBody(b []byte) []byte {
+	b = appendU32(b, m.ID)
+	b = appendU32(b, uint32(m.Slot))
+	return append(b, m.Archive[:]...)
+}
+
+func (m *Import) readBody(d *decoder) {
+	m.ID = d.u32()
+	m.Slot = int32(d.u32())
+	m.Archive = d.session()
+}
+
+func (*Shutdown) Type() Type { return TypeShutdown }
+
+func (m *Shutdown) appendBody(b []byte) []byte {
+	b = appendU32(b, m.ID)
+	return appendU32(b, m.GraceMillis)
+}
+
+func (m *Shutdown) readBody(d *decoder) {
+	m.ID = d.u32()
+	m.GraceMillis = d.u32()
+}
+
+func (*Reply) Type() Type { return TypeReply }
+
+func (m *Reply) appendBody(b []byte) []byte {
+	b = appendU32(b, m.ID)
+	b = appendU16(b, uint16(m.Code))
+	b = appendString(b, m.Text)
+	return appendU32(b, m.Port)
+}
+
+func (m *Reply) readBody(d *decoder) {
+	m.ID = d.u32()
+	m.Code = Code(d.u16())
+	m.Text = d.string()
+	m.Port = d.u32()
+}
+
+func (*ImportReady) Type() Type { return TypeImportReady }
+
+func (m *ImportReady) appendBody(b []byte) []byte {
+	b = appendU32(b, m.ID)
+	return appendU32(b, m.Port)
+}
+
+func (m *ImportReady) readBody(d *decoder) {
+	m.ID = d.u32()
+	m.Port = d.u32()
+}
+
+func (*DistroExited) Type() Type { return TypeDistroExited }
+
+func (m *DistroExited) appendBody(b []byte) []byte {
+	return appendString(appendString(b, m.Name), m.Text)
+}
+
+func (m *DistroExited) readBody(d *decoder) {
+	m.Name = d.string()
+	m.Text = d.string()
+}
+
+func (*DistroIdle) Type() Type { return TypeDistroIdle }
+
+func (m *DistroIdle) appendBody(b []byte) []byte { return appendString(b, m.Name) }
+
+func (m *DistroIdle) readBody(d *decoder) { m.Name = d.string() }
+
+func (*Start) Type() Type { return TypeStart }
+
+func (m *Start) appendBody(b []byte) []byte {
+	b = append(b, byte(m.Shell))
+	b = appendStrings(b, m.Argv)
+	b = appendString(b, m.User)
+	b = appendString(b, m.Cwd)
+	b = appendStrings(b, m.Env)
+	b = append(b, byte(m.Streams))
+	return m.Size.append(b)
+}
+
+func (m *Start) readBody(d *decoder) {
+	m.Shell = Shell(d.atMost(d.u8(), uint8(ShellLogin), "shell mode"))
+	m.Argv = d.strings()
+	m.User = d.string()
+	m.Cwd = d.string()
+	m.Env = d.strings()
+	const all = StreamStdin | StreamStdout | StreamStderr | StreamPTY
+	m.Streams = Streams(d.atMost(d.u8(), uint8(all), "streams"))
+	m.Size.read(d)
+}
+
+func (*Started) Type() Type { return TypeStarted }
+
+func (m *Started) appendBody(b []byte) []byte {
+	return appendString(appendU32(b, m.PID), m.Notice)
+}
+
+func (m *Started) readBody(d *decoder) {
+	m.PID = d.u32()
+	m.Notice = d.string()
+}
+
+func (*Failed) Type() Type { return TypeFailed }
+
+func (m *Failed) appendBody(b []byte) []byte {
+	return appendString(appendU16(b, uint16(m.Code)), m.Text)
+}
+
+func (m *Failed) readBody(d *decoder) {
+	m.Code = Code(d.u16())
+	m.Text = d.string()
+}
+
+func (*Resize) Type() Type { return TypeResize }
+
+func (m *Resize) appendBody(b []byte) []byte { return m.Size.append(b) }
+
+func (m *Resize) readBody(d *decoder) { m.Size.read(d) }
+
+func (*Signal) Type() Type { return TypeSignal }
+
+func (m *Signal) appendBody(b []byte) []byte { return append(b, m.Number) }
+
+func (m *Signal) readBody(d *decoder) { m.Number = d.u8() }
+
+func (*Exited) Type() Type { return TypeExited }
+
+func (m *Exited) appendBody(b []byte) []byte {
+	b = append(b, m.Status, m.Signal)
+	b = appendU64(b, m.StdoutBytes)
+	b = appendU64(b, m.StderrBytes)
+	return appendU64(b, m.PTYBytes)
+}
+
+func (m *Exited) readBody(d *decoder) {
+	m.Status = d.u8()
+	m.Signal = d.u8()
+	m.StdoutBytes = d.u64()
+	m.StderrBytes = d.u64()
+	m.PTYBytes = d.u64()
+}
+
+func (s WindowSize) append(b []byte) []byte { return appendU16(appendU16(b, s.Rows), s.Cols) }
+
+func (s *WindowSize) read(d *decoder) {
+	s.Rows = d.u16()
+	s.Cols = d.u16()
+}
+
+func (t Type) String() string {
+	switch t {
+	case TypeHello:
+		return "Hello"
+	case TypeReady:
+		return "Ready"
+	case TypeReply:
+		return "Reply"
+	case TypeStartDistro:
+		return "StartDistro"
+	case TypeStopDistro:
+		return "StopDistro"
+	case TypeImport:
+		return "Import"
+	case TypeShutdown:
+		return "Shutdown"
+	case TypeImportReady:
+		return "ImportReady"
+	case TypeDistroExited:
+		return "DistroExited"
+	case TypeDistroIdle:
+		return "DistroIdle"
+	case TypeStart:
+		return "Start"
+	case TypeStarted:
+		return "Started"
+	case TypeFailed:
+		return "Failed"
+	case TypeResize:
+		return "Resize"
+	case TypeSignal:
+		return "Signal"
+	case TypeExited:
+		return "Exited"
+	}
+	return fmt.Sprintf("Type(%d)", uint8(t))
+}
