@@ -1,0 +1,182 @@
+package config
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+func env(m map[string]string) func(string) string { return func(k string) string { return m[k] } }
+
+func TestFromEnvUsesXDG(t *testing.T) {
+	run := shortDir(t)
+	p, err := FromEnv(env(map[string]string{
+		"HOME": "/home/u", "XDG_RUNTIME_DIR": run, "XDG_DATA_HOME": "/data", "XDG_STATE_HOME": "relative",
+	}), os.Getuid())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for got, want := range map[string]string{
+		p.Registry():      "/data/wsl2/registry.json",
+		p.ConfigFile:      "/home/u/.config/wsl2/wslconfig",
+		p.ServiceLog():    "/home/u/.local/state/wsl2/service.log", // relative = ignored
+		p.ServiceSocket(): run + "/wsl2/service.sock",
+	} {
+		if got != want {
+			t.Errorf("got %s, want %s", got, want)
+		}
+	}
+	if st, err := os.Stat(p.Runtime); err != nil || st.Mode().Perm() != 0o700 {
+		t.Errorf("runtime directory: %v %v", st, err)
+	}
+}
+
+func TestFromEnvNeedsHome(t *testing.T) {
+	if _, err := FromEnv(env(nil), os.Getuid()); err == nil || !strings.Contains(err.Error(), "HOME") {
+		t.Fatalf("err = %v", err)
+	}
+}
+
+func TestFromEnvLongRuntimeDir(t *testing.T) {
+	long := filepath.Join(shortDir(t), strings.Repeat("x", 100))
+	if err := os.Mkdir(long, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	_, err := FromEnv(env(map[string]string{"HOME": "/h", "XDG_RUNTIME_DIR": long}), os.Getuid())
+	if err == nil || !strings.Contains(err.Error(), "shorter path") {
+		t.Fatalf("err = %v", err)
+	}
+}
+
+func TestRuntimeDirFallsBack(t *testing.T) {
+	tmp := shortDir(t)
+	me := os.Getuid()
+	for _, xdg := range []string{"", "relative", filepath.Join(tmp, "absent")} {
+		dir, err := runtimeDir(xdg, me, tmp)
+		if err != nil || filepath.Dir(dir) != tmp {
+			t.Errorf("runtimeDir(%q) = %q, %v", xdg, dir, err)
+		}
+	}
+	// Someone else's directory in our place, or a link to one of ours, is refused.
+	if _, err := runtimeDir("", me+1, tmp); err == nil { // made by us, hence not me+1's
+		t.Error("a foreign directory was taken")
+	}
+	link := filepath.Join(tmp, "l")
+	if err := os.Symlink(tmp, link); err != nil {
+		t.Fatal(err)
+	}
+	if err := privateDir(link, me); err == nil {
+		t.Error("a symlink was taken")
+	}
+	open := filepath.Join(tmp, "open")
+	if err := os.Mkdir(open, 0o777); err != nil {
+		t.Fatal(err)
+	}
+	if err := privateDir(open, me); err != nil {
+		t.Fatal(err)
+	}
+	if st, _ := os.Stat(open); st.Mode().Perm() != 0o700 {
+		t.Errorf("mode %v", st.Mode())
+	}
+}
+
+func TestSettings(t *testing.T) {
+	host := Host{MemoryBytes: 16 << 30, CPUs: 12}
+	text := strings.Join([]string{
+		"\ufeff# comment", "[General]", "InstanceIdleTimeout = -1", "", "[wsl2]", "vmIdleTimeout=2000",
+		"memory=4GB", "processors=3", `kernel="/boot/my kernel"`, `kernelCommandLine = quiet foo="a"`, "accel=tcg",
+		"nestedVirtualization=true", "defaultVhdSize=1TB",
+	}, "\n")
+	s := Defaults(host)
+	if w := s.parse(text, "f", host); len(w) != 0 {
+		t.Fatalf("warnings %q", w)
+	}
+	want := Settings{InstanceIdleTimeout: -time.Millisecond, VMIdleTimeout: 2 * time.Second, BootTimeout: time.Minute,
+		DistroStartTimeout: time.Minute, MemoryBytes: 4 << 30, Processors: 3, Kernel: "/boot/my kernel",
+		KernelCommandLine: `quiet foo="a"`, Accel: "tcg", DefaultDiskBytes: 1 << 40}
+	if s != want {
+		t.Fatalf("got %+v\nwant %+v", s, want)
+	}
+}
+
+func TestSettingsWarn(t *testing.T) {
+	host := Host{MemoryBytes: 16 << 30, CPUs: 4}
+	for line, want := range map[string]string{
+		"[wsl2]\nnope=1":                   "Unknown key 'wsl2.nope' in f:2",
+		"nope":                             "Expected 'key = value', found 'nope' in f:1",
+		"[wsl2":                            "Invalid section '[wsl2' in f:1",
+		"[wsl2]\nvmIdleTimeout=soon":       "Invalid integer value 'soon' for key 'vmIdleTimeout' in f:2",
+		"[wsl2]\nmemory=lots":              "Invalid memory size 'lots'",
+		"[wsl2]\nmemory=1MB":               "Memory below 64 MB",
+		"[wsl2]\nmemory=1TB":               "Memory above the host's",
+		"[wsl2]\nprocessors=0":             "Invalid number of processors",
+		"[wsl2]\nprocessors=1000":          "More processors than the 4",
+		"[wsl2]\naccel=hvf":                "Accel must be",
+		"[wsl2]\nkernel=vmlinux":           "absolute path",
+		"[wsl2]\naccel=kvm\naccel=tcg":     "Duplicated config key 'wsl2.accel' in f:3",
+		"[wsl2]\nkernelCommandLine=a\\qb":  `Invalid escape '\q'`,
+		"[wsl2]\ndefaultVhdSize=1KB":       "Invalid disk size",
+		"[wsl2]\nkernelCommandLine=dang\\": `Invalid escape '\'`,
+	} {
+		s := Defaults(host)
+		w := s.parse(line, "f", host)
+		if len(w) != 1 || !strings.Contains(w[0], want) {
+			t.Errorf("%q: warnings %q, want %q", line, w, want)
+		}
+		if s.MemoryBytes%memoryStep != 0 || s.Processors < 1 || s.Processors > 4 {
+			t.Errorf("%q: unusable settings %+v", line, s)
+		}
+	}
+}
+
+func TestLoad(t *testing.T) {
+	dir := t.TempDir()
+	if _, w := Load(filepath.Join(dir, "absent"), ThisHost()); w != nil {
+		t.Errorf("absent file warns: %q", w)
+	}
+	if _, w := Load(dir, ThisHost()); len(w) != 1 {
+		t.Errorf("unreadable file: %q", w)
+	}
+	if h := ThisHost(); h.MemoryBytes < 64<<20 || h.CPUs < 1 {
+		t.Errorf("ThisHost = %+v", h)
+	}
+}
+
+func TestParseSize(t *testing.T) {
+	for v, want := range map[string]uint64{"1": 1, "7B": 7, "3k": 3 << 10, "3KB": 3 << 10, "2mb": 2 << 20, "5G": 5 << 30, "1TB": 1 << 40} {
+		if n, err := ParseSize(v); err != nil || n != want {
+			t.Errorf("ParseSize(%q) = %d, %v", v, n, err)
+		}
+	}
+	for _, v := range []string{"", "G", "1X", "-1", "1.5G", "BB", "1BK", "99999999999999999999", "9999999999TB"} {
+		if n, err := ParseSize(v); err == nil {
+			t.Errorf("ParseSize(%q) = %d", v, n)
+		}
+	}
+}
+
+func FuzzSettings(f *testing.F) {
+	f.Add("[wsl2]\nmemory=4GB\n")
+	f.Fuzz(func(t *testing.T, text string) {
+		h := Host{MemoryBytes: 1 << 30, CPUs: 2}
+		s := Defaults(h)
+		s.parse(text, "f", h)
+		if s.MemoryBytes < MinMemoryBytes || s.MemoryBytes > h.MemoryBytes || s.MemoryBytes%memoryStep != 0 ||
+			s.Processors < 1 || s.Processors > 2 || !ValidAccel(s.Accel) {
+			t.Fatalf("%q gives %+v", text, s)
+		}
+	})
+}
+
+// shortDir is a temporary directory whose path leaves room for socket names.
+func shortDir(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("/tmp", "w")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	return dir
+}

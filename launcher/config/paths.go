@@ -1,0 +1,142 @@
+// Package config holds what the launcher is told from outside: where its files
+// live (the XDG base directories) and what the user wrote into wslconfig.
+package config
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"syscall"
+)
+
+// Paths says where the launcher keeps its files. It is immutable.
+type Paths struct {
+	// Data holds registry.json and the distros' disks.
+	Data string
+	// ConfigFile is the user's wslconfig; it need not exist.
+	ConfigFile string
+	// Runtime holds sockets and locks. It belongs to the user, mode 0700.
+	Runtime string
+	// State holds logs.
+	State string
+	// Cache holds what can be fetched or built again.
+	Cache string
+}
+
+// Registry is the path of the registry of distros.
+func (p Paths) Registry() string { return filepath.Join(p.Data, "registry.json") }
+
+// Distros is the directory of the distros' directories.
+func (p Paths) Distros() string { return filepath.Join(p.Data, "distros") }
+
+// ServiceSocket is where the service listens.
+func (p Paths) ServiceSocket() string { return filepath.Join(p.Runtime, "service.sock") }
+
+// StartLock is held (flock) by a client while it starts the service.
+func (p Paths) StartLock() string { return filepath.Join(p.Runtime, "start.lock") }
+
+// ServiceLock is held (flock) by the service for its whole life.
+func (p Paths) ServiceLock() string { return filepath.Join(p.Runtime, "service.lock") }
+
+// VMLock is held (flock) by the VM process for its whole life, which may be
+// longer than the service's: whoever holds it may open the distros' disks.
+func (p Paths) VMLock() string { return filepath.Join(p.Runtime, "vm.lock") }
+
+// VsockPath is the VM's vsock socket; the guest's connections to host port P
+// reach VsockPath_P.
+func (p Paths) VsockPath() string { return filepath.Join(p.Runtime, "vsock") }
+
+// ServiceLog is the service's log; ConsoleLog the last VM's kernel log.
+func (p Paths) ServiceLog() string { return filepath.Join(p.State, "service.log") }
+
+// ConsoleLog is what the kernel of the last VM printed.
+func (p Paths) ConsoleLog() string { return filepath.Join(p.State, "console.log") }
+
+// maxSocketPath is the longest path sockaddr_un takes, less its NUL.
+const maxSocketPath = 107
+
+// FromEnv derives the paths from the environment (XDG Base Directory
+// Specification 0.8) and makes the runtime directory. getenv is os.Getenv; uid
+// the user who runs the launcher.
+func FromEnv(getenv func(string) string, uid int) (Paths, error) {
+	home := getenv("HOME")
+	dir := func(variable, under string) (string, error) {
+		// "All paths set in these environment variables must be absolute. If an
+		// implementation encounters a relative path [...] it should consider
+		// the path invalid and ignore it."
+		if v := getenv(variable); filepath.IsAbs(v) {
+			return filepath.Join(v, "wsl2"), nil
+		}
+		if !filepath.IsAbs(home) {
+			return "", fmt.Errorf("neither %s nor HOME is set to an absolute path; set one of them", variable)
+		}
+		return filepath.Join(home, under, "wsl2"), nil
+	}
+	var p Paths
+	var errs [4]error
+	p.Data, errs[0] = dir("XDG_DATA_HOME", ".local/share")
+	p.State, errs[1] = dir("XDG_STATE_HOME", ".local/state")
+	p.Cache, errs[2] = dir("XDG_CACHE_HOME", ".cache")
+	p.ConfigFile, errs[3] = dir("XDG_CONFIG_HOME", ".config")
+	if err := errors.Join(errs[:]...); err != nil {
+		return Paths{}, err
+	}
+	p.ConfigFile = filepath.Join(p.ConfigFile, "wslconfig")
+
+	var err error
+	p.Runtime, err = runtimeDir(getenv("XDG_RUNTIME_DIR"), uid, "/tmp")
+	if err != nil {
+		return Paths{}, err
+	}
+	if s := p.VsockPath() + "_4294967295"; len(s) > maxSocketPath {
+		return Paths{}, fmt.Errorf("runtime directory %s is too long for a unix socket; set XDG_RUNTIME_DIR to a shorter path", p.Runtime)
+	}
+	return p, nil
+}
+
+// runtimeDir returns a directory that only uid can enter: xdg/wsl2 if xdg is
+// the user's (after su or sudo it may be someone else's), else tmp/wsl2-UID.
+func runtimeDir(xdg string, uid int, tmp string) (string, error) {
+	if filepath.IsAbs(xdg) {
+		if st, err := os.Stat(xdg); err == nil && st.IsDir() && owner(st) == uid {
+			dir := filepath.Join(xdg, "wsl2")
+			return dir, privateDir(dir, uid)
+		}
+	}
+	dir := filepath.Join(tmp, "wsl2-"+strconv.Itoa(uid))
+	return dir, privateDir(dir, uid)
+}
+
+// privateDir makes dir with mode 0700 or checks that what is there is such a
+// directory of uid's. In a directory like /tmp anyone may have made it first.
+func privateDir(dir string, uid int) error {
+	st, err := os.Lstat(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+			return fmt.Errorf("runtime directory: %w", err)
+		}
+		st, err = os.Lstat(dir)
+	}
+	if err != nil {
+		return fmt.Errorf("runtime directory: %w", err)
+	}
+	if !st.IsDir() || owner(st) != uid {
+		return fmt.Errorf("runtime directory %s is not a directory of yours (it belongs to uid %d); remove it, or set XDG_RUNTIME_DIR to a directory of your own", dir, owner(st))
+	}
+	if st.Mode().Perm() != 0o700 {
+		if err := os.Chmod(dir, 0o700); err != nil {
+			return fmt.Errorf("runtime directory: %w", err)
+		}
+	}
+	return nil
+}
+
+func owner(st fs.FileInfo) int {
+	if s, ok := st.Sys().(*syscall.Stat_t); ok {
+		return int(s.Uid)
+	}
+	return -1
+}
