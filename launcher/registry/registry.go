@@ -1,0 +1,289 @@
+// Package registry is the list of a user's distros, kept in one JSON file.
+//
+// The file is replaced as a whole (write, fsync, rename, fsync of the
+// directory), so that a crash at any moment leaves the old or the new list. A
+// file that cannot be understood is an error for every caller and never
+// written over: it says where the user's disks are.
+//
+// One process owns the registry at a time: the service, which holds its lock.
+package registry
+
+import (
+	"bytes"
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+)
+
+// fileVersion of the format. Files of a higher version are refused.
+const fileVersion = 1
+
+// Distro is one registered distro.
+type Distro struct {
+	Name string `json:"name"`
+	// ID is random and stays when the name changes.
+	ID string `json:"id"`
+	// Disk is the absolute path of its ext4 disk.
+	Disk string `json:"disk"`
+	// DefaultUser runs its sessions; "" leaves the choice to the distro (root).
+	DefaultUser string    `json:"defaultUser,omitempty"`
+	Created     time.Time `json:"created"`
+}
+
+// file is what stands on disk.
+type file struct {
+	Version int      `json:"version"`
+	Default string   `json:"default"` // a distro's name, "" if there is none
+	Distros []Distro `json:"distros"`
+}
+
+// Errors that callers decide on.
+var (
+	ErrNotFound = errors.New("no such distro")
+	ErrExists   = errors.New("a distro of this name exists")
+	ErrName     = errors.New("invalid name")
+)
+
+// CorruptError says that the registry's file cannot be used.
+type CorruptError struct {
+	Path   string
+	Reason error
+}
+
+func (e *CorruptError) Error() string {
+	return fmt.Sprintf("the registry of distros %s cannot be read: %v; repair it or move it away (the disks it names stay where they are)", e.Path, e.Reason)
+}
+
+func (e *CorruptError) Unwrap() error { return e.Reason }
+
+// Registry is the loaded list. Its methods may be called concurrently; those
+// that change it return once the change is on disk.
+type Registry struct {
+	path string
+
+	mu sync.Mutex
+	f  file // guarded by mu
+}
+
+// Open loads the registry at path. A file that is not there is an empty
+// registry; one that cannot be understood is a *CorruptError.
+func Open(path string) (*Registry, error) {
+	r := &Registry{path: path}
+	text, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return r, nil
+	}
+	if err != nil {
+		return nil, &CorruptError{path, err}
+	}
+	d := json.NewDecoder(bytes.NewReader(text))
+	if err := d.Decode(&r.f); err != nil {
+		return nil, &CorruptError{path, err}
+	}
+	if err := r.f.check(); err != nil {
+		return nil, &CorruptError{path, err}
+	}
+	return r, nil
+}
+
+func (f *file) check() error {
+	if f.Version < 1 || f.Version > fileVersion {
+		return fmt.Errorf("it has format version %d, this wsl2 reads up to %d (update wsl2)", f.Version, fileVersion)
+	}
+	for i, d := range f.Distros {
+		if err := CheckName(d.Name); err != nil {
+			return err
+		}
+		if !filepath.IsAbs(d.Disk) {
+			return fmt.Errorf("distro %s: disk path %q is not absolute", d.Name, d.Disk)
+		}
+		if f.find(d.Name) != i {
+			return fmt.Errorf("distro %s is listed twice", d.Name)
+		}
+	}
+	if f.Default != "" && f.find(f.Default) < 0 {
+		return fmt.Errorf("its default distro %q is not listed", f.Default)
+	}
+	return nil
+}
+
+// find returns the index of the named distro, -1 if there is none. Names
+// ignore case, as WSL's do.
+func (f *file) find(name string) int {
+	return slices.IndexFunc(f.Distros, func(d Distro) bool { return strings.EqualFold(d.Name, name) })
+}
+
+// maxName is the length that fits a directory's name.
+const maxName = 255
+
+// CheckName applies WSL's rule ^[a-zA-Z0-9._-]+$, "Legacy" being reserved, and
+// ours: no name that is a directory entry of its own or looks like an option.
+func CheckName(name string) error {
+	bad := func(why string) error { return fmt.Errorf("%w %q: %s", ErrName, name, why) }
+	switch {
+	case name == "":
+		return bad("it is empty")
+	case len(name) > maxName:
+		return bad(fmt.Sprintf("longer than %d characters", maxName))
+	case name == "." || name == ".." || name[0] == '-':
+		return bad("it may not be . or .. or begin with -")
+	case strings.EqualFold(name, "Legacy"):
+		return bad("it is reserved")
+	}
+	for _, c := range []byte(name) {
+		if !(c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || c == '.' || c == '_' || c == '-') {
+			return bad("use letters, digits, '.', '_' and '-'")
+		}
+	}
+	return nil
+}
+
+// NewID returns a random identifier.
+func NewID() string { return rand.Text() }
+
+// List returns the distros in the order in which they were added.
+func (r *Registry) List() []Distro {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.Clone(r.f.Distros)
+}
+
+// Default returns the default distro's name, "" if there is none.
+func (r *Registry) Default() string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.f.Default
+}
+
+// Get returns the named distro or ErrNotFound.
+func (r *Registry) Get(name string) (Distro, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	i := r.f.find(name)
+	if i < 0 {
+		return Distro{}, ErrNotFound
+	}
+	return r.f.Distros[i], nil
+}
+
+// Add registers d; the first distro becomes the default.
+func (r *Registry) Add(d Distro) error {
+	if err := CheckName(d.Name); err != nil {
+		return err
+	}
+	if !filepath.IsAbs(d.Disk) {
+		return fmt.Errorf("registry: disk path %q is not absolute", d.Disk)
+	}
+	return r.change(func(f *file) error {
+		if f.find(d.Name) >= 0 {
+			return ErrExists
+		}
+		f.Distros = append(f.Distros, d)
+		if f.Default == "" {
+			f.Default = d.Name
+		}
+		return nil
+	})
+}
+
+// Remove takes the named distro off the list; its disk is the caller's. If it
+// was the default, the oldest of the others becomes it.
+func (r *Registry) Remove(name string) error {
+	return r.change(func(f *file) error {
+		i := f.find(name)
+		if i < 0 {
+			return ErrNotFound
+		}
+		wasDefault := strings.EqualFold(f.Default, f.Distros[i].Name)
+		f.Distros = slices.Delete(f.Distros, i, i+1)
+		if wasDefault {
+			f.Default = ""
+			if len(f.Distros) > 0 {
+				f.Default = f.Distros[0].Name
+			}
+		}
+		return nil
+	})
+}
+
+// SetDefault makes the named distro the default.
+func (r *Registry) SetDefault(name string) error {
+	return r.change(func(f *file) error {
+		i := f.find(name)
+		if i < 0 {
+			return ErrNotFound
+		}
+		f.Default = f.Distros[i].Name
+		return nil
+	})
+}
+
+// change applies edit to a copy, writes the copy and only then takes it over.
+func (r *Registry) change(edit func(*file) error) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	next := r.f
+	next.Version = fileVersion
+	next.Distros = slices.Clone(r.f.Distros)
+	if err := edit(&next); err != nil {
+		return err
+	}
+	text, err := json.MarshalIndent(next, "", "  ")
+	if err != nil {
+		return fmt.Errorf("registry: %w", err)
+	}
+	if err := writeFile(r.path, append(text, '\n')); err != nil {
+		return fmt.Errorf("registry: %w", err)
+	}
+	r.f = next
+	return nil
+}
+
+// writeFile replaces path's contents atomically and durably.
+func writeFile(path string, text []byte) (err error) {
+	dir := filepath.Dir(path)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	t, err := os.CreateTemp(dir, "."+filepath.Base(path)+".*")
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			t.Close()
+			os.Remove(t.Name())
+		}
+	}()
+	if _, err := t.Write(text); err != nil {
+		return err
+	}
+	if err := t.Sync(); err != nil {
+		return err
+	}
+	if err := t.Close(); err != nil {
+		return err
+	}
+	if err := os.Rename(t.Name(), path); err != nil {
+		return err
+	}
+	return SyncDir(dir)
+}
+
+// SyncDir makes the entries of a directory durable.
+func SyncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	return d.Sync()
+}
