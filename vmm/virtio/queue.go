@@ -235,6 +235,12 @@ func (q *Queue) loadAvail() bool {
 	return q.seenAvail != q.nextAvail
 }
 
+// available looks at the ring without taking note of what it saw: Pop checks
+// the index it loads, and must be the one to load it.
+func (q *Queue) available() bool {
+	return q.seenAvail != q.nextAvail || q.availIdx.load() != q.nextAvail
+}
+
 func (q *Queue) fail(format string, args ...any) error {
 	q.broken = fmt.Errorf("%w: "+format, append([]any{ErrProtocol}, args...)...)
 	return q.broken
@@ -352,7 +358,7 @@ func (q *Queue) Wait() error {
 		return q.broken
 	}
 	// Work that arrived since the last Pop needs no change of the notifications.
-	if q.seenAvail != q.nextAvail || q.loadAvail() {
+	if q.available() {
 		return nil
 	}
 	q.enableNotify()
@@ -360,7 +366,7 @@ func (q *Queue) Wait() error {
 		if q.closed.Load() {
 			return os.ErrClosed
 		}
-		if q.loadAvail() {
+		if q.available() {
 			q.disableNotify()
 			return nil
 		}
