@@ -1,0 +1,134 @@
+package boot
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/wsl2/wsl2/vmm/guestmem"
+)
+
+// headroom is what a kernel needs besides its image and the initramfs to reach
+// /init: page tables, struct pages, slabs.
+const headroom = 16 << 20
+
+// place checks that the kernel and an initramfs of the given size fit. The
+// initramfs counts twice: while it is unpacked it is there twice.
+func (k *kernel) place(mem *guestmem.Memory, initramfs uint64) error {
+	const most = 1 << 40 // no sum below wraps
+	if k.end > most || initramfs > most {
+		return fmt.Errorf("boot: %w: kernel and initramfs need more than 1 TiB", ErrMemory)
+	}
+	need := pageUp(k.end) + 2*pageUp(initramfs) + headroom
+	if have := lowMemory(mem); need > have {
+		if need > HoleStart {
+			return fmt.Errorf("boot: %w: kernel and initramfs need %d MiB below 3 GiB", ErrMemory, mib(need))
+		}
+		return fmt.Errorf("boot: %w: %d MiB, but this kernel and initramfs need at least %d MiB", ErrMemory, have>>20, mib(need))
+	}
+	return nil
+}
+
+// load brings the kernel's segments into memory. Memory is zero before.
+func (k *kernel) load(mem *guestmem.Memory) error {
+	for _, s := range k.segments {
+		dst, err := mem.Bytes(s.addr, s.memSize)
+		if err != nil {
+			return fmt.Errorf("boot: kernel segment: %w", err)
+		}
+		if err := loadFile(dst[:s.fileSize], k.file, s.fileOff); err != nil {
+			return fmt.Errorf("boot: load kernel: %w", err)
+		}
+	}
+	return nil
+}
+
+// initramfs is an initramfs before it is loaded; file is nil if there is none.
+type initramfs struct {
+	file *os.File
+	size uint64
+}
+
+func openInitramfs(f *os.File) (initramfs, error) {
+	if f == nil {
+		return initramfs{}, nil
+	}
+	st, err := f.Stat()
+	if err != nil {
+		return initramfs{}, fmt.Errorf("boot: initramfs: %w", err)
+	}
+	if st.Mode().Type() != 0 || st.Size() == 0 {
+		return initramfs{}, &fs.PathError{Op: "boot initramfs", Path: f.Name(), Err: errors.New("not a regular file, or empty")}
+	}
+	return initramfs{file: f, size: uint64(st.Size())}, nil
+}
+
+// load puts the initramfs at the end of low memory, so that the room above the
+// kernel stays in one piece, and returns where it is.
+func (rd initramfs) load(mem *guestmem.Memory, k *kernel) (Range, error) {
+	if rd.file == nil {
+		return Range{}, nil
+	}
+	top := min(lowMemory(mem), k.maxInitrd+1)
+	if top < rd.size || pageDown(top-rd.size) < pageUp(k.end) {
+		return Range{}, fmt.Errorf("boot: %w: no room for the initramfs between the kernel's end %#x and %#x", ErrMemory, k.end, top)
+	}
+	r := Range{guestmem.Addr(pageDown(top - rd.size)), rd.size}
+	dst, err := mem.Bytes(r.Start, r.Size)
+	if err != nil {
+		return Range{}, fmt.Errorf("boot: initramfs: %w", err)
+	}
+	if err := loadFile(dst, rd.file, 0); err != nil {
+		return Range{}, fmt.Errorf("boot: load initramfs: %w", err)
+	}
+	return r, nil
+}
+
+// mapThreshold is the size below which a copy is cheaper than a mapping.
+const mapThreshold = 64 << 10
+
+// loadFile makes dst the contents of f from off on: whole pages by a private
+// mapping over dst if both are page-aligned and the file system can do it, the
+// rest by reading.
+func loadFile(dst []byte, f *os.File, off uint64) error {
+	p := unsafe.Pointer(unsafe.SliceData(dst))
+	if n := len(dst) &^ (pageSize - 1); n >= mapThreshold && off%pageSize == 0 && uintptr(p)%pageSize == 0 {
+		_, err := unix.MmapPtr(int(f.Fd()), int64(off), p, uintptr(n),
+			unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_FIXED|unix.MAP_NORESERVE)
+		switch {
+		case err == nil:
+			dst, off = dst[n:], off+uint64(n)
+		case errors.Is(err, unix.ENODEV), errors.Is(err, unix.EACCES), errors.Is(err, unix.EINVAL):
+			// This file cannot be mapped. MAP_FIXED leaves dst as it was.
+		default:
+			return &os.PathError{Op: "mmap", Path: f.Name(), Err: err}
+		}
+	}
+	if len(dst) == 0 {
+		return nil
+	}
+	if _, err := f.ReadAt(dst, int64(off)); err != nil {
+		return &os.PathError{Op: "read", Path: f.Name(), Err: err}
+	}
+	return nil
+}
+
+// lowMemory returns the end of the RAM that starts at 0.
+func lowMemory(mem *guestmem.Memory) uint64 {
+	for _, r := range mem.Regions() {
+		if r.Start == 0 {
+			return uint64(len(r.Bytes))
+		}
+	}
+	return 0
+}
+
+func pageDown(n uint64) uint64 { return n &^ (pageSize - 1) }
+func pageUp(n uint64) uint64   { return pageDown(n + pageSize - 1) }
+
+// mib rounds up to the 2 MiB that memory comes in.
+func mib(n uint64) uint64 { return (n + hugePage - 1) / hugePage * 2 }

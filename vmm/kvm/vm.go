@@ -1,0 +1,122 @@
+package kvm
+
+import (
+	"errors"
+	"fmt"
+	"unsafe"
+
+	gokvm "github.com/bobuhiro11/gokvm/kvm"
+	"golang.org/x/sys/unix"
+)
+
+// VM is a virtual machine's descriptor. It is safe for concurrent use.
+type VM struct {
+	fd       int
+	mmapSize int
+}
+
+// Close closes the VM. The kernel frees it when its vCPUs are closed as well;
+// the last of these closes waits for an RCU grace period (some 10 ms).
+func (vm *VM) Close() error { return unix.Close(vm.fd) }
+
+// SetTSSAddr is KVM_SET_TSS_ADDR (0x47, api.rst §4.36): three pages below 4 GiB
+// that "must not conflict with any memory slot or any mmio address", which Intel
+// processors need for real mode.
+func (vm *VM) SetTSSAddr(addr uint32) error {
+	if err := gokvm.SetTSSAddr(uintptr(vm.fd), addr); err != nil {
+		return fmt.Errorf("kvm: KVM_SET_TSS_ADDR: %w", err)
+	}
+	return nil
+}
+
+// SetIdentityMapAddr is KVM_SET_IDENTITY_MAP_ADDR (0x48, api.rst §4.47): one
+// page, for the same purpose, before the first vCPU is created.
+func (vm *VM) SetIdentityMapAddr(addr uint64) error {
+	if err := ioctl(vm.fd, kvmSetIdentityMapAddr, &addr); err != nil {
+		return fmt.Errorf("kvm: KVM_SET_IDENTITY_MAP_ADDR: %w", err)
+	}
+	return nil
+}
+
+// CreateIRQChip is KVM_CREATE_IRQCHIP (0x60, api.rst §4.24): "creates a virtual
+// ioapic, a virtual PIC (two PICs, nested), and sets up future vcpus to have a
+// local APIC. IRQ routing for GSIs 0-15 is set to both PIC and IOAPIC".
+func (vm *VM) CreateIRQChip() error {
+	if err := gokvm.CreateIRQChip(uintptr(vm.fd)); err != nil {
+		return fmt.Errorf("kvm: KVM_CREATE_IRQCHIP: %w", err)
+	}
+	return nil
+}
+
+// SetUserMemoryRegion is KVM_SET_USER_MEMORY_REGION (0x46, api.rst §4.35): it
+// puts mem at guest physical address addr. mem is page-aligned, outside Go's
+// heap and stays mapped as long as the VM.
+func (vm *VM) SetUserMemoryRegion(slot uint32, addr uint64, mem []byte) error {
+	r := gokvm.UserspaceMemoryRegion{
+		Slot:          slot,
+		GuestPhysAddr: addr,
+		MemorySize:    uint64(len(mem)),
+		UserspaceAddr: uint64(uintptr(unsafe.Pointer(unsafe.SliceData(mem)))),
+	}
+	if err := ioctl(vm.fd, kvmSetUserMemoryRegion, &r); err != nil {
+		return fmt.Errorf("kvm: KVM_SET_USER_MEMORY_REGION: %d bytes at %#x: %w", len(mem), addr, err)
+	}
+	return nil
+}
+
+// SetIRQLine is KVM_IRQ_LINE (0x61, api.rst §4.25): it sets the level of an input
+// of the in-kernel interrupt controllers; "edge-triggered interrupts require
+// the level to be set to 1 and then back to 0".
+func (vm *VM) SetIRQLine(gsi uint32, high bool) error {
+	l := irqLevel{irq: gsi}
+	if high {
+		l.level = 1
+	}
+	if err := ioctl(vm.fd, kvmIRQLine, &l); err != nil {
+		return fmt.Errorf("kvm: KVM_IRQ_LINE: GSI %d: %w", gsi, err)
+	}
+	return nil
+}
+
+// AssignIRQFD is KVM_IRQFD (0x76, api.rst §4.52): "allows setting an eventfd to
+// directly trigger a guest interrupt". Signals of fd pulse gsi until fd or the VM
+// is closed.
+func (vm *VM) AssignIRQFD(fd int, gsi uint32) error {
+	r := irqfd{fd: uint32(fd), gsi: gsi}
+	if err := ioctl(vm.fd, kvmIRQFD, &r); err != nil {
+		return fmt.Errorf("kvm: KVM_IRQFD: GSI %d: %w", gsi, err)
+	}
+	return nil
+}
+
+// AssignIOEventFD is KVM_IOEVENTFD (0x79, api.rst §4.59): "a guest write in the
+// registered address will signal the provided event instead of triggering an
+// exit", if it is 4 bytes long and its value is value. It lasts as long as the
+// VM; the kernel holds its own reference to fd.
+func (vm *VM) AssignIOEventFD(fd int, addr uint64, value uint32) error {
+	r := ioeventfd{datamatch: uint64(value), addr: addr, len: 4, fd: int32(fd), flags: ioeventfdDatamatch}
+	if err := ioctl(vm.fd, kvmIOEventFD, &r); err != nil {
+		return fmt.Errorf("kvm: KVM_IOEVENTFD: %#x: %w", addr, err)
+	}
+	return nil
+}
+
+// CreateVCPU is KVM_CREATE_VCPU (0x41, api.rst §4.7) and the mapping of its
+// kvm_run page. id is the vCPU's APIC id.
+func (vm *VM) CreateVCPU(id int) (*VCPU, error) {
+	for {
+		fd, err := gokvm.CreateVCPU(uintptr(vm.fd), id)
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		if err != nil {
+			return nil, fmt.Errorf("kvm: KVM_CREATE_VCPU: vCPU %d: %w", id, err)
+		}
+		mem, err := unix.Mmap(int(fd), 0, vm.mmapSize, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+		if err != nil {
+			unix.Close(int(fd))
+			return nil, fmt.Errorf("kvm: map kvm_run of vCPU %d: %w", id, err)
+		}
+		return &VCPU{id: id, fd: int(fd), mem: mem, run: (*Run)(unsafe.Pointer(unsafe.SliceData(mem)))}, nil
+	}
+}
