@@ -33,7 +33,7 @@ const (
 	MaxProcessors  = 64
 	MinMemoryBytes = 64 << 20
 	memoryStep     = 2 << 20
-	minDiskBytes   = 64 << 20
+	minDiskBytes   = 1 << 30
 	maxDiskBytes   = 16 << 40 // ext4 with 4 KiB blocks
 )
 
