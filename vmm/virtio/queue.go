@@ -201,9 +201,14 @@ func (q *Queue) Size() uint16 { return q.cfg.Size }
 // broken until a reset and every further Pop returns that error.
 // The Chain's slices are valid until the next Pop into the same Chain: pass one
 // to reuse its backing arrays.
+// After Close there is no chain any more, so that a driver that goes on offering
+// cannot keep a device from stopping.
 func (q *Queue) Pop(c *Chain) (ok bool, err error) {
 	if q.broken != nil {
 		return false, q.broken
+	}
+	if q.closed.Load() {
+		return false, nil
 	}
 	if q.seenAvail == q.nextAvail {
 		if !q.loadAvail() {

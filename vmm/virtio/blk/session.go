@@ -1,0 +1,164 @@
+package blk
+
+import (
+	"sync"
+
+	"github.com/wsl2/wsl2/vmm/virtio"
+)
+
+const (
+	// inlineMax is the largest transfer done on the queue's goroutine while
+	// others wait: copying more costs more than to wake a worker for it.
+	inlineMax = 64 << 10
+	// notifyEvery bounds how many completions wait for one interrupt.
+	notifyEvery = 16
+)
+
+// session is the device between Start and Stop: one goroutine that pops the
+// queue and, when needed, workers.
+type session struct {
+	dev    *Device
+	queue  *virtio.Queue
+	failed func(error)
+
+	work chan *request // holds every request the queue can have: sends never block
+	wg   sync.WaitGroup
+
+	mu      sync.Mutex
+	free    []*request
+	idle    int // workers that wait for work, less the work that waits for them
+	workers int
+}
+
+func startSession(d *Device, s virtio.Session) *session {
+	q := s.Queues[0]
+	n := &session{dev: d, queue: q, failed: s.Failed, work: make(chan *request, q.Size())}
+	n.wg.Add(1)
+	go n.serve()
+	return n
+}
+
+// stop returns when all requests in flight are completed.
+func (s *session) stop() {
+	s.queue.Close()
+	s.wg.Wait()
+}
+
+// serve pops the queue until it is closed or broken.
+func (s *session) serve() {
+	defer s.wg.Done()
+	defer close(s.work) // after the last send: only this goroutine sends
+	for {
+		if err := s.queue.Wait(); err != nil {
+			return
+		}
+		if err := s.drain(); err != nil {
+			s.failed(err)
+			return
+		}
+	}
+}
+
+// drain serves all available requests.
+func (s *session) drain() error {
+	r, ok, err := s.next()
+	for pushed := 0; ok; {
+		var after *request
+		var more bool
+		after, more, err = s.next()
+		// What is the last for now is served here, whatever its size.
+		if r.waits() || more && r.n > inlineMax || !s.finish(r, true) {
+			s.hand(r)
+		} else if pushed++; pushed%notifyEvery == 0 {
+			s.queue.Notify()
+		}
+		r, ok = after, more
+	}
+	s.queue.Notify()
+	return err
+}
+
+// next pops and parses one request and takes its disk.
+func (s *session) next() (*request, bool, error) {
+	r := s.get()
+	ok, err := s.queue.Pop(&r.chain)
+	if ok {
+		err = r.parse()
+	}
+	if err != nil || !ok {
+		s.put(r)
+		return nil, false, err
+	}
+	if r.needsDisk() {
+		r.att, r.writeThrough = s.dev.acquire()
+	}
+	return r, true, nil
+}
+
+// finish carries r out and returns its chain to the driver; the caller notifies.
+// With nowait it returns false, and r is untouched, if r is a read for which
+// the host has to wait.
+func (s *session) finish(r *request, nowait bool) bool {
+	status, written, err := s.dev.serve(r, nowait)
+	if err != nil { // errWouldBlock, nothing else
+		return false
+	}
+	r.status[0] = status
+	head := r.chain.Head
+	if r.att != nil {
+		s.dev.release(r.att)
+		r.att = nil
+	}
+	s.put(r)
+	s.queue.Push(head, written)
+	return true
+}
+
+// hand gives r to an idle worker or to a new one, or leaves it for the first
+// that becomes idle.
+func (s *session) hand(r *request) {
+	s.mu.Lock()
+	spawn := s.idle <= 0 && s.workers < s.dev.cfg.Workers
+	if spawn {
+		s.workers++
+		s.wg.Add(1)
+	} else {
+		s.idle--
+	}
+	s.mu.Unlock()
+	if spawn {
+		go s.worker(r)
+		return
+	}
+	s.work <- r
+}
+
+func (s *session) worker(r *request) {
+	defer s.wg.Done()
+	for ok := true; ok; r, ok = <-s.work {
+		s.finish(r, false)
+		s.queue.Notify()
+		s.mu.Lock()
+		s.idle++
+		s.mu.Unlock()
+	}
+}
+
+// get and put keep requests, with the arrays their chains have grown.
+func (s *session) get() *request {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if n := len(s.free); n > 0 {
+		r := s.free[n-1]
+		s.free = s.free[:n-1]
+		return r
+	}
+	return new(request)
+}
+
+func (s *session) put(r *request) {
+	r.data, r.status = nil, nil
+	s.mu.Lock()
+	s.free = append(s.free, r)
+	s.mu.Unlock()
+}
