@@ -1,0 +1,124 @@
+package microvm
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/wsl2/wsl2/vmm/boot"
+	"github.com/wsl2/wsl2/vmm/engine"
+	"github.com/wsl2/wsl2/vmm/kvm"
+)
+
+type vcpu struct{ *kvm.VCPU }
+
+// MSRs that firmware would have set.
+const (
+	msrMiscEnable     = 0x1a0
+	miscFastString    = 1 << 0 // without it Linux avoids rep movsb
+	msrMTRRDefType    = 0x2ff
+	mtrrEnabled       = 1 << 11
+	mtrrTypeWriteBack = 6
+)
+
+// createVCPUs makes all vCPUs and prepares the first. The others wait for the
+// first one's INIT and SIPI, inside KVM.
+func (m *machine) createVCPUs(sys *kvm.System, vm *kvm.VM, entry boot.Entry) ([]*vcpu, error) {
+	supported, err := sys.SupportedCPUID()
+	if err != nil {
+		return nil, err
+	}
+	var vcpus []*vcpu
+	for id := range m.spec.CPUs {
+		c, err := vm.CreateVCPU(id)
+		if err != nil {
+			return nil, err
+		}
+		m.onRelease(c.Close)
+		vcpus = append(vcpus, &vcpu{c})
+		if err := c.SetCPUID2(cpuidFor(supported, id, m.spec.CPUs)); err != nil {
+			return nil, err
+		}
+		if err := c.SetMSRs(
+			kvm.MSREntry{Index: msrMiscEnable, Data: miscFastString},
+			kvm.MSREntry{Index: msrMTRRDefType, Data: mtrrEnabled | mtrrTypeWriteBack},
+		); err != nil {
+			return nil, err
+		}
+	}
+	return vcpus, enterKernel(vcpus[0].VCPU, entry)
+}
+
+// Control register bits (Intel SDM vol. 3A §2.5, §2.2.1).
+const (
+	cr0PE  = 1 << 0
+	cr0ET  = 1 << 4
+	cr0PG  = 1 << 31
+	cr4PAE = 1 << 5
+
+	eferLME = 1 << 8
+	eferLMA = 1 << 10
+
+	rflagsReserved = 1 << 1
+)
+
+// enterKernel sets the registers that the 64-bit boot protocol asks for.
+func enterKernel(c *kvm.VCPU, e boot.Entry) error {
+	s, err := c.Sregs()
+	if err != nil {
+		return err
+	}
+	code := kvm.Segment{Selector: boot.CodeSelector, Limit: 0xffffffff, Typ: 0xb, Present: 1, S: 1, L: 1, G: 1}
+	data := kvm.Segment{Selector: boot.DataSelector, Limit: 0xffffffff, Typ: 0x3, Present: 1, S: 1, DB: 1, G: 1}
+	s.CS = code
+	s.DS, s.ES, s.FS, s.GS, s.SS = data, data, data, data, data
+	s.TR = kvm.Segment{Selector: boot.TSSSelector, Limit: 0xffff, Typ: 0xb, Present: 1}
+	s.GDT = kvm.Descriptor{Base: uint64(e.GDT), Limit: boot.GDTLimit}
+	s.IDT = kvm.Descriptor{}
+	s.CR0 = cr0PE | cr0ET | cr0PG
+	s.CR3 = uint64(e.CR3)
+	s.CR4 = cr4PAE
+	s.EFER = eferLME | eferLMA
+	if err := c.SetSregs(&s); err != nil {
+		return err
+	}
+	return c.SetRegs(&kvm.Regs{
+		RIP:    uint64(e.RIP),
+		RSI:    uint64(e.RSI),
+		RSP:    uint64(e.RSP),
+		RFLAGS: rflagsReserved,
+	})
+}
+
+// run runs the vCPU on a thread of its own until the machine ends and returns
+// how, from this vCPU's point of view.
+func (v *vcpu) run(m *machine) engine.Exit {
+	release, err := v.Bind()
+	if err != nil {
+		return engine.Exit{Reason: engine.ReasonFailed, Detail: err.Error()}
+	}
+	defer release()
+	for {
+		run, err := v.Run()
+		if err != nil {
+			if errors.Is(err, kvm.ErrKicked) {
+				return engine.Exit{Reason: engine.ReasonKilled} // it was settled before the kick
+			}
+			return engine.Exit{Reason: engine.ReasonFailed, Detail: err.Error() + "\n" + v.Failure()}
+		}
+		switch run.Reason() {
+		case kvm.ExitIO:
+			if exit, ended := m.ports.access(v.IO()); ended {
+				return exit
+			}
+		case kvm.ExitMMIO:
+			m.bus.access(v.MMIO())
+		case kvm.ExitShutdown:
+			return engine.Exit{Reason: engine.ReasonReset, Detail: "triple fault"}
+		case kvm.ExitIntr:
+		case kvm.ExitSystemEvent:
+			return engine.Exit{Reason: engine.ReasonReset, Detail: v.Failure()}
+		default:
+			return engine.Exit{Reason: engine.ReasonFailed, Detail: fmt.Sprintf("KVM cannot run the guest any further: %s", v.Failure())}
+		}
+	}
+}
