@@ -4,7 +4,6 @@ package main_test
 
 import (
 	"archive/tar"
-	"context"
 	"encoding/json"
 	"fmt"
 	"os"
@@ -218,17 +217,26 @@ func TestIdleStop(t *testing.T) {
 	h.Fsck(false)
 
 	// A process in the background holds its distro; a distro without any stops.
+	h.Config("[general]", "instanceIdleTimeout=1", "[wsl2]", "vmIdleTimeout=-1")
+	h.Import("second", testsys.Busybox(t)...)
 	h.OK("-d", "small", "-e", "sh", "-c", "sleep 100000 & echo $!")
-	h.OK("--system", "-e", "true")
-	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
-	defer cancel()
-	if err := h.Process("vm").Wait(ctx); err == nil {
-		t.Error("the VM stopped although a background process ran")
+	h.OK("-d", "second", "-e", "true")
+	deadline := time.Now().Add(testsys.Deadline)
+	for states(h)["second"] != "Stopped" {
+		if time.Now().After(deadline) {
+			t.Fatalf("second does not stop: %v", states(h))
+		}
+	}
+	if s := states(h); s["small"] != "Running" {
+		t.Errorf("small stopped although a process runs in it: %v", s)
 	}
 	h.OK("-d", "small", "-e", "killall", "sleep")
-	for _, p := range h.Processes() {
-		p.End(t)
+	for states(h)["small"] != "Stopped" {
+		if time.Now().After(deadline) {
+			t.Fatalf("small does not stop: %v", states(h))
+		}
 	}
+	h.Process("vm") // negative is never
 }
 
 // TestTwoDistros are separate in every namespace they have of their own.

@@ -1,0 +1,334 @@
+//go:build e2e
+
+package main_test
+
+import (
+	"archive/tar"
+	"bytes"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/wsl2/wsl2/internal/testsys"
+)
+
+// TestBadImages: what cannot become a distro is refused with its reason, and
+// nothing of it stays: no disk, no entry, no VM that cannot be used any more.
+func TestBadImages(t *testing.T) {
+	h := newHost(t)
+	distro := testsys.Busybox(t)
+	good := testsys.Tar(t, distro...)
+	with := func(e ...testsys.Entry) []byte {
+		return testsys.Tar(t, append(distro[:len(distro):len(distro)], e...)...)
+	}
+	zst := testsys.Compress(t, ".zst", good)
+	gz := testsys.Compress(t, ".gz", good)
+	xz := testsys.Compress(t, ".xz", good)
+	flipped := bytes.Clone(gz)
+	flipped[len(flipped)/2] ^= 0x55
+
+	for _, c := range []struct {
+		name, file string
+		data       []byte
+		says       string // part of the message
+	}{
+		{"empty", "empty.tar", nil, "empty"},
+		{"text", "text.tar", []byte(strings.Repeat("this is no archive\n", 100)), "tar"},
+		{"short text", "short.tar", []byte("no"), "tar"},
+		{"zeros", "zeros.tar", make([]byte, 1<<20), "tar"},
+		{"truncated", "truncated.tar", good[:len(good)/2], "truncated"},
+		{"truncated gzip", "truncated.tar.gz", gz[:len(gz)/2], "truncated"},
+		{"truncated xz", "truncated.tar.xz", xz[:len(xz)/2], "truncated"},
+		{"truncated zstd", "truncated.tar.zst", zst[:len(zst)/2], "truncated"},
+		{"damaged gzip", "damaged.tar.gz", flipped, "damaged.tar.gz"},
+		{"compressed text", "text.tar.gz", testsys.Compress(t, ".gz", []byte(strings.Repeat("text\n", 1000))), "tar"},
+		{"damaged header", "header.tar", damage(good), "tar"},
+		{"no shell", "noshell.tar", testsys.Tar(t, testsys.Entry{Name: "etc/"}, testsys.Entry{Name: "etc/passwd", Content: []byte("root:x:0:0::/:/bin/sh\n")}), "shell"},
+		{"no root file system", "data.tar", testsys.Tar(t, testsys.Entry{Name: "README", Content: []byte("hello")}), "shell"},
+		{"..", "dotdot.tar", with(testsys.Entry{Name: "../evil", Content: []byte("evil")}), "../evil"},
+		{".. inside", "inside.tar", with(testsys.Entry{Name: "srv/../../../evil", Content: []byte("evil")}), "../evil"},
+		{"hard link out", "hardlink.tar", with(testsys.Entry{Name: "evil", Type: tar.TypeLink, Link: "../../init"}), "../init"},
+		{"through an absolute link", "through.tar", with(
+			testsys.Entry{Name: "srv/out", Type: tar.TypeSymlink, Link: "/"},
+			testsys.Entry{Name: "srv/out/evil", Content: []byte("evil")}), "srv/out"},
+		{"through a relative link", "relative.tar", with(
+			testsys.Entry{Name: "srv/out", Type: tar.TypeSymlink, Link: "../../.."},
+			testsys.Entry{Name: "srv/out/evil", Content: []byte("evil")}), "srv/out"},
+		{"the guest's own disk as a node", "blockdev.tar", with(testsys.Entry{Name: "srv/vda", Type: tar.TypeBlock, Major: 254, Minor: 0}), "srv/vda"},
+		{"kernel memory as a node", "mem.tar", with(testsys.Entry{Name: "srv/mem", Type: tar.TypeChar, Major: 1, Minor: 1}), "srv/mem"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			h.TB = t
+			before := h.Files()
+			r := h.Run("--import", "bad", h.File(c.file, c.data))
+			h.Refused(r, c.says, c.file)
+			if s := states(h); len(s) != 1 {
+				t.Errorf("registered after all: %v", s)
+			}
+			if after := h.Files(); strings.Join(after, "\n") != strings.Join(before, "\n") {
+				t.Errorf("left in the data directory: %v, before %v", after, before)
+			}
+		})
+	}
+	h.TB = t
+	// The same VM takes a good one under the same name.
+	h.Import("bad", distro...)
+	h.OK("-d", "bad", "-e", "true")
+	h.OK("-d", "small", "-e", "true")
+	h.OK("--shutdown")
+	h.Fsck(false)
+}
+
+// damage spoils the checksum of a tar's second header.
+func damage(archive []byte) []byte {
+	bad := bytes.Clone(archive)
+	bad[512+148] ^= 1
+	return bad
+}
+
+// TestBadKernels: what is no kernel, or does not get to /init, ends the VM with
+// a message, and the next command with a good one works.
+func TestBadKernels(t *testing.T) {
+	h := newHost(t)
+	out := filepath.Dir(h.Exe)
+	vmlinux, err := os.ReadFile(filepath.Join(out, "vmlinux"))
+	testsys.Must(t, err)
+	foreign := bytes.Clone(vmlinux)
+	foreign[18] = 183 // e_machine: EM_AARCH64
+	self, err := os.ReadFile(h.Exe)
+	testsys.Must(t, err)
+
+	run := []string{"-d", "small", "-e", "true"}
+	for _, c := range []struct {
+		name string
+		data []byte
+		says []string
+	}{
+		{"missing", nil, []string{"no such file"}},
+		{"empty", []byte{}, nil},
+		{"text", []byte(strings.Repeat("no kernel\n", 1000)), []string{"vmlinux", "bzImage"}},
+		{"truncated", vmlinux[:len(vmlinux)/2], nil},
+		{"of another machine", foreign, []string{"x86-64"}},
+		{"a program", self, nil}, // its memory and entry are no kernel's
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			h.TB = t
+			kernel := h.Path("kernel-" + strings.ReplaceAll(c.name, " ", "-"))
+			if c.data != nil {
+				testsys.Must(t, os.WriteFile(kernel, c.data, 0o644))
+			}
+			h.Refused(h.Run(append([]string{"--kernel", kernel}, run...)...), append(c.says, kernel)...)
+			// wslconfig names it as well.
+			h.Config("[wsl2]", "kernel="+kernel)
+			h.Refused(h.Run(run...), append(c.says, kernel)...)
+			h.Config()
+		})
+	}
+	h.TB = t
+	h.OK(run...)
+
+	// Kernel and initramfs lie beside wsl2: a host with a copy of it has its own.
+	beside := func(initramfs []byte) {
+		t.Helper()
+		dir := h.Path("bin")
+		testsys.Must(t, os.RemoveAll(dir))
+		testsys.Must(t, os.Mkdir(dir, 0o755))
+		testsys.Must(t, os.Link(h.Exe, filepath.Join(dir, "wsl2")))
+		testsys.Must(t, os.Symlink(filepath.Join(out, "vmlinux"), filepath.Join(dir, "vmlinux")))
+		if initramfs != nil {
+			testsys.Must(t, os.WriteFile(filepath.Join(dir, "initramfs.cpio"), initramfs, 0o644))
+		}
+	}
+	h.OK("--shutdown")
+	exe := h.Exe
+	cpio, err := os.ReadFile(filepath.Join(out, "initramfs.cpio"))
+	testsys.Must(t, err)
+	for name, initramfs := range map[string][]byte{
+		"initramfs truncated": cpio[:len(cpio)/3], "initramfs empty": {}, "initramfs missing": nil, "initramfs of text": []byte("no archive"),
+	} {
+		t.Run(name, func(t *testing.T) {
+			h.TB = t
+			h.Exe = exe
+			beside(initramfs)
+			h.Exe = h.Path("bin/wsl2")
+			h.Refused(h.Run(run...), "initramfs")
+			h.Run("--shutdown")
+		})
+	}
+	h.TB, h.Exe = t, exe
+	h.OK(run...)
+	h.OK("--shutdown")
+	h.Fsck(false)
+}
+
+// TestSizes: memory and processors that no VM can have are named, and the VM
+// runs or is refused; it never hangs.
+func TestSizes(t *testing.T) {
+	h := newHost(t)
+	for _, c := range []struct{ setting, says string }{
+		{"processors=0", "processors"},
+		{"processors=1000", "processors"},
+		{"processors=-1", "processors"},
+		{"processors=many", "processors"},
+		{"memory=0", "memory"},
+		{"memory=1MB", "memory"},
+		{"memory=32MB", "memory"},
+		{"memory=9999TB", "memory"},
+		{"memory=much", "memory"},
+	} {
+		t.Run(c.setting, func(t *testing.T) {
+			h.TB = t
+			h.Config("[wsl2]", c.setting)
+			// wslconfig never locks users out: it is a warning, and a VM that works.
+			r := h.Run("-d", "small", "-e", "nproc")
+			h.Want(r, 0, c.says)
+			h.OK("--shutdown")
+		})
+	}
+	h.TB = t
+	// The smallest memory that is accepted is enough.
+	h.Config("[wsl2]", "memory=64MB", "processors=1")
+	if got := h.OK("-d", "small", "-e", "nproc"); got != "1\n" {
+		t.Errorf("%q processors", got)
+	}
+	h.OK("--shutdown")
+	h.Fsck(false)
+}
+
+// device nodes of a /dev of the host's own; $1 is what becomes of /dev/kvm.
+const ownDev = `
+mkdir $DIR/dev
+mount -t tmpfs -o mode=755 tmpfs $DIR/dev
+for n in null zero full random urandom tty ptmx; do cp -a /dev/$n $DIR/dev/; done
+mkdir $DIR/dev/pts $DIR/dev/shm; mount --bind /dev/pts $DIR/dev/pts; mount -t tmpfs -o mode=1777 tmpfs $DIR/dev/shm
+ln -s /proc/self/fd $DIR/dev/fd
+%s
+mount --move $DIR/dev /dev
+rmdir $DIR/dev
+`
+
+// TestNoKVM: /dev/kvm absent, not permitted, or no KVM at all: doctor and
+// --accel kvm say which, and commands run on the emulated CPU.
+func TestNoKVM(t *testing.T) {
+	for _, c := range []struct {
+		name, dev string
+		uid       int
+		says      []string
+	}{
+		{"absent", "", 0, []string{"/dev/kvm", "modprobe"}},
+		{"not permitted", "mknod -m 600 $DIR/dev/kvm c 10 232", 65534, []string{"/dev/kvm", "permission", "kvm"}},
+		{"useless", "mknod -m 666 $DIR/dev/kvm c 1 3", 0, []string{"/dev/kvm"}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			h := newHost(t)
+			if c.uid != 0 {
+				h.As(c.uid)
+			}
+			h.MountNamespace(fmt.Sprintf(ownDev, c.dev))
+			says := append([]string{"tcg"}, c.says...)
+			h.Refused(h.Run("--accel", "kvm", "-d", "small", "-e", "true"), says...)
+
+			r := h.Run("doctor")
+			for _, s := range c.says {
+				if !strings.Contains(strings.ToLower(r.Stdout), strings.ToLower(s)) {
+					t.Errorf("doctor does not say %q: %v", s, r)
+				}
+			}
+			if r := h.Run("doctor", "--kvm"); r.Status == 0 {
+				t.Errorf("usable: %v", r)
+			}
+			r = h.Run("-d", "small", "-e", "echo", "works")
+			h.Want(r, 0, "kvm")
+			if r.Stdout != "works\n" || strings.Count(strings.TrimSpace(r.Stderr), "\n") != 0 {
+				t.Errorf("want the output and one line that says why it is slow: %v", r)
+			}
+		})
+	}
+}
+
+// TestNoQEMU: where QEMU is needed and absent, that is said, with the package.
+func TestNoQEMU(t *testing.T) {
+	h := newHost(t)
+	bin := h.Path("bin")
+	testsys.Must(t, os.Mkdir(bin, 0o755))
+	h.Setenv("PATH", bin)
+	h.Refused(h.Run("--accel", "tcg", "-d", "small", "-e", "true"), "qemu-system-x86")
+	// Neither KVM nor QEMU.
+	h.MountNamespace(fmt.Sprintf(ownDev, ""))
+	h.Wrap[0] = "/usr/bin/nsenter"
+	h.Refused(h.Run("-d", "small", "-e", "true"), "qemu-system-x86", "/dev/kvm")
+	r := h.Run("doctor")
+	if !strings.Contains(r.Stdout, "qemu-system-x86") || r.Status == 0 {
+		t.Errorf("doctor: %v", r)
+	}
+	// A QEMU that cannot run is a message too.
+	testsys.Must(t, os.WriteFile(filepath.Join(bin, "qemu-system-x86_64"), []byte("#!/bin/sh\necho cannot emulate >&2\nexit 1\n"), 0o755))
+	h.Refused(h.Run("--accel", "tcg", "-d", "small", "-e", "true"), "qemu", "cannot emulate")
+	// And mke2fs, for an import.
+	testsys.Must(t, os.Remove(filepath.Join(bin, "qemu-system-x86_64")))
+	h.Refused(h.Run("--import", "another", h.File("a.tar", testsys.Tar(t, testsys.Busybox(t)...))), "mke2fs", "e2fsprogs")
+}
+
+// TestNoSpace: a full host stops an import without a trace, and a running distro
+// without loss of what it had written.
+func TestNoSpace(t *testing.T) {
+	h := testsys.New(t)
+	h.MountNamespace(`mount -t tmpfs -o size=24m,mode=700 tmpfs $DIR/data; mkdir -m 700 $DIR/data/wsl2`)
+	distro := testsys.Busybox(t)
+	files := func() string {
+		h.InNamespace(`cd $DIR/data; find . -type f -size +100k >$DIR/files`)
+		b, _ := os.ReadFile(h.Path("files"))
+		return string(b)
+	}
+
+	big := append(distro[:len(distro):len(distro)], testsys.Entry{Name: "srv/big", Content: testsys.PatternBytes(t, 48<<20)})
+	r := h.Run("--import", "big", h.File("big.tar", testsys.Tar(t, big...)))
+	h.Refused(r, "space")
+	if f := files(); f != "" {
+		t.Errorf("left of the import: %s", f)
+	}
+	// Compressed, its size is not known beforehand.
+	r = h.Run("--import", "big", h.File("big.tar.gz", testsys.Compress(t, ".gz", testsys.Tar(t, big...))))
+	h.Refused(r, "space")
+	if f := files(); f != "" {
+		t.Errorf("left of the import: %s", f)
+	}
+
+	h.Import("small", distro...)
+	h.OK("-d", "small", "-e", "sh", "-c", "echo precious >/root/precious && sync")
+	r = h.Run("-d", "small", "-e", "sh", "-c", "head -c 64000000 /dev/urandom >/root/fill && sync")
+	if r.Status == 0 {
+		t.Errorf("64 MB fit into 24: %v", r)
+	}
+	// The user makes room; nothing is lost and the distro can be written again.
+	h.InNamespace("mount -o remount,size=200m $DIR/data")
+	h.Run("--shutdown")
+	if got := h.OK("-d", "small", "-e", "sh", "-c", "cat /root/precious; rm -f /root/fill; echo more >/root/more && sync && cat /root/more"); got != "precious\nmore\n" {
+		t.Errorf("after the host was full: %q", got)
+	}
+	h.OK("--shutdown")
+	h.InNamespace(`for d in $(find $DIR/data -type f -size +100k); do e2fsck -f -n $d; done`)
+}
+
+// TestDiskInUse: two services of one user (another XDG_RUNTIME_DIR, a container)
+// never have one disk open.
+func TestDiskInUse(t *testing.T) {
+	h := newHost(t)
+	l := h.Start("-d", "small", "-e", "sh", "-c", "echo ready; cat")
+	l.Expect("ready\n")
+
+	other := testsys.New(t)
+	other.Setenv("XDG_DATA_HOME", h.Path("data"))
+	other.Refused(other.Run("-d", "small", "-e", "true"), "small", "in use")
+	other.Want(other.Run("--shutdown"), 0)
+
+	l.Stdin.Close()
+	h.Want(l.Wait(), 0)
+	h.OK("--shutdown")
+	// Now it is the other's.
+	other.OK("-d", "small", "-e", "true")
+	other.OK("--shutdown")
+	h.Fsck(false)
+}
