@@ -102,14 +102,17 @@ const (
 	mpPointerSize   = 16
 	mpHeaderSize    = 44
 	mpProcessorSize = 20
-	mpLintSize      = 8
+	mpBusSize       = 8
+	mpInterruptSize = 8
 
+	mpBus            = 1
+	mpInterrupt      = 3
 	mpProcessor      = 0
 	mpLocalInterrupt = 4
 	mpEnabled        = 1 << 0
 	mpBootstrap      = 1 << 1
 	mpLAPICVersion   = 0x14
-	mpAllLAPICs      = 0xff
+	mpAllAPICs       = 0xff
 	mpIntTypeNMI     = 1
 	mpIntTypeExtINT  = 3
 	localAPIC        = 0xfee00000
@@ -122,33 +125,42 @@ const (
 // writeMPTable tells the kernel of n processors with APIC ids 0 to n-1. There is
 // no I/O APIC in it: programming one costs boot time (each register access is
 // an exit), and interrupts reach the boot processor through the PIC and LINT0,
-// which Linux leaves as they are.
+// which Linux leaves as they are. One interrupt entry stands for all, because
+// Linux invents (and complains of) what it does not find.
 func writeMPTable(low []byte, n int) error {
 	if n < 1 || n > MaxCPUs {
 		return fmt.Errorf("boot: %d vCPUs asked for, 1 to %d are possible", n, MaxCPUs)
 	}
 	t := low[mpTableAddr:mpPointerAddr]
-	size := mpHeaderSize
+	size, entries := mpHeaderSize, 0
+	entry := func(kind byte, length int) []byte {
+		e := t[size:][:length]
+		e[0] = kind
+		size += length
+		entries++
+		return e
+	}
 	for id := range n {
-		e := t[size:]
-		e[0], e[1], e[2], e[3] = mpProcessor, byte(id), mpLAPICVersion, mpEnabled
+		e := entry(mpProcessor, mpProcessorSize)
+		e[1], e[2], e[3] = byte(id), mpLAPICVersion, mpEnabled
 		if id == 0 {
 			e[3] |= mpBootstrap
 		}
 		le.PutUint32(e[4:], mpCPUSignature)
 		le.PutUint32(e[8:], mpFeatureFPU|mpFeatureAPIC)
-		size += mpProcessorSize
 	}
-	for lint, kind := range []byte{mpIntTypeExtINT, mpIntTypeNMI} {
-		e := t[size:]
-		e[0], e[1], e[6], e[7] = mpLocalInterrupt, kind, mpAllLAPICs, byte(lint)
-		size += mpLintSize
+	copy(entry(mpBus, mpBusSize)[2:], "ISA   ")
+	e := entry(mpInterrupt, mpInterruptSize)
+	e[1], e[6] = mpIntTypeExtINT, mpAllAPICs
+	for lint, kind := range [...]byte{mpIntTypeExtINT, mpIntTypeNMI} {
+		e := entry(mpLocalInterrupt, mpInterruptSize)
+		e[1], e[6], e[7] = kind, mpAllAPICs, byte(lint)
 	}
 	copy(t, "PCMP")
 	le.PutUint16(t[4:], uint16(size))
 	t[6] = mpSpecRev
 	copy(t[8:], "WSL2    MICROVM     ") // OEM id, 8 bytes; product id, 12
-	le.PutUint16(t[34:], uint16(n+2))
+	le.PutUint16(t[34:], uint16(entries))
 	le.PutUint32(t[36:], localAPIC)
 	t[7] = checksum(t[:size])
 

@@ -107,6 +107,7 @@ func initramfs(t testing.TB) *os.File {
 	records := []cpio.Record{
 		cpio.Directory("dev", 0o755),
 		cpio.CharDev("dev/console", 0o600, 5, 1),
+		cpio.CharDev("dev/null", 0o666, 1, 3),
 		cpio.StaticFile("init", string(self), 0o755),
 	}
 	if err := cpio.WriteRecords(w, records); err != nil {

@@ -11,6 +11,7 @@ import (
 	"github.com/wsl2/wsl2/vmm/kvm"
 	"github.com/wsl2/wsl2/vmm/mmio"
 	"github.com/wsl2/wsl2/vmm/virtio"
+	"github.com/wsl2/wsl2/vmm/virtio/console"
 )
 
 const (
@@ -123,12 +124,13 @@ func (b *bus) params() string {
 	return s.String()
 }
 
-// devices returns what is on the bus: first the console, if there is one.
-func (m *machine) devices(c *console) []virtio.Device {
+// devices returns what is on the bus: first the console, if there is one, which
+// writes to log.
+func (m *machine) devices(log io.Writer) []virtio.Device {
 	if m.spec.Console == nil {
 		return m.spec.Devices
 	}
-	return m.spec.Devices
+	return append([]virtio.Device{console.New(log)}, m.spec.Devices...)
 }
 
 // cmdline returns the kernel command line with what this machine adds.

@@ -195,12 +195,12 @@ func (m *machine) create(ctx context.Context) ([]*vcpu, error) {
 		return nil, err
 	}
 
-	console := newConsole(m.spec.Console)
-	m.onRelease(console.flush)
-	m.ports = newPorts(console)
+	screen := newScreen(m.spec.Console)
+	m.onRelease(screen.flush)
+	m.ports = newPorts(screen)
 	m.bus = newBus(vm, mem)
 	m.onRelease(m.bus.close)
-	if err := m.bus.add(m.devices(console), console); err != nil {
+	if err := m.bus.add(m.devices(screen), screen); err != nil {
 		return nil, err
 	}
 	entry, err := boot.Load(boot.Config{

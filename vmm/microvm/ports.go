@@ -32,11 +32,11 @@ const (
 
 // ports is the machine's I/O port space. It is safe for concurrent use.
 type ports struct {
-	console *console
-	lcr     atomic.Uint32
+	screen *screen
+	lcr    atomic.Uint32
 }
 
-func newPorts(c *console) *ports { return &ports{console: c} }
+func newPorts(s *screen) *ports { return &ports{screen: s} }
 
 // access serves one exit. ended is true if the guest thereby ended the machine.
 func (p *ports) access(io kvm.IO) (exit engine.Exit, ended bool) {
@@ -62,7 +62,7 @@ func (p *ports) access(io kvm.IO) (exit engine.Exit, ended bool) {
 			}
 		case portUART + uartData:
 			if p.lcr.Load()&uartLCRDLAB == 0 {
-				p.console.putByte(v)
+				p.screen.putByte(v)
 			}
 		case portUART + uartLCR:
 			p.lcr.Store(uint32(v))

@@ -5,10 +5,10 @@ import (
 	"sync"
 )
 
-// console joins what the guest kernel prints before and after its virtio console
+// screen joins what the guest kernel prints before and after its virtio console
 // is there, and what the monitor has to say about the guest. Early bytes come one
 // at a time and go on line by line. It is safe for concurrent use.
-type console struct {
+type screen struct {
 	mu   sync.Mutex
 	w    io.Writer
 	line []byte // begun by putByte
@@ -17,16 +17,16 @@ type console struct {
 // maxLine bounds what is held back.
 const maxLine = 1024
 
-func newConsole(w io.Writer) *console {
+func newScreen(w io.Writer) *screen {
 	if w == nil {
 		w = io.Discard
 	}
-	return &console{w: w}
+	return &screen{w: w}
 }
 
 // Write implements io.Writer. It never fails: a broken log is no reason to end
 // the guest.
-func (c *console) Write(p []byte) (int, error) {
+func (c *screen) Write(p []byte) (int, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.flushLocked()
@@ -34,7 +34,7 @@ func (c *console) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-func (c *console) putByte(b byte) {
+func (c *screen) putByte(b byte) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.line = append(c.line, b)
@@ -43,7 +43,7 @@ func (c *console) putByte(b byte) {
 	}
 }
 
-func (c *console) flushLocked() {
+func (c *screen) flushLocked() {
 	if len(c.line) > 0 {
 		_, _ = c.w.Write(c.line)
 		c.line = c.line[:0]
@@ -51,7 +51,7 @@ func (c *console) flushLocked() {
 }
 
 // flush writes a line that was begun.
-func (c *console) flush() error {
+func (c *screen) flush() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.flushLocked()
