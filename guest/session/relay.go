@@ -1,0 +1,162 @@
+package session
+
+import (
+	"errors"
+	"io"
+	"os"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// bigBuffer is what a relay moves at once when there is much to move: a whole
+// pipe. Little output never touches such a buffer, whose pages would have to be
+// faulted in.
+const (
+	smallBuffer = 1 << 10
+	bigBuffer   = 64 << 10
+)
+
+var bigBuffers = sync.Pool{New: func() any { return new([bigBuffer]byte) }}
+
+// output relays one stream of the program to its connection.
+type output struct {
+	src *os.File // pipe or pty master; on the runtime's poller
+	dst conn
+	// discards says that output after the session is read and thrown away, so
+	// that background children do not fail; false for a pty, which is hung up.
+	discards bool
+
+	bytes uint64        // valid once done is closed
+	done  chan struct{} // closed when all has been sent that Exited counts
+}
+
+func newOutput(src *os.File, dst conn, discards bool) *output {
+	return &output{src: src, dst: dst, discards: discards, done: make(chan struct{})}
+}
+
+// finish tells the relay that the program has ended: it sends what is there and
+// does not wait for more.
+func (o *output) finish() { o.src.SetReadDeadline(time.Unix(1, 0)) } //nolint:errcheck // it fails only on a closed file, which is finished
+
+// run relays until end of file, until finish, or until the client stops
+// taking the data; then the program gets SIGPIPE or EPIPE as it would in a pipeline.
+// It closes src, and half-closes dst at end of file.
+func (o *output) run() {
+	defer o.src.Close()
+	open := o.relay()
+	close(o.done)
+	if open && o.discards {
+		o.discard()
+	}
+}
+
+// relay reports whether the stream is still open, with nothing left in it.
+func (o *output) relay() (open bool) {
+	buf := make([]byte, smallBuffer)
+	var big *[bigBuffer]byte
+	defer func() {
+		if big != nil {
+			bigBuffers.Put(big)
+		}
+	}()
+	read := o.src.Read
+	for {
+		n, err := read(buf)
+		if n > 0 {
+			sent, werr := o.dst.Write(buf[:n])
+			o.bytes += uint64(sent)
+			if werr != nil {
+				return false
+			}
+			if n == len(buf) && big == nil {
+				big = bigBuffers.Get().(*[bigBuffer]byte)
+				buf = big[:]
+			}
+		}
+		switch {
+		case err == nil:
+		case errors.Is(err, os.ErrDeadlineExceeded):
+			// The program has ended. All that it wrote can be read without waiting.
+			read = o.readNow
+		case errors.Is(err, syscall.EAGAIN):
+			return true
+		default: // io.EOF; EIO from a pty that nobody holds open
+			o.dst.CloseWrite() //nolint:errcheck // the client may be gone
+			return false
+		}
+	}
+}
+
+// readNow reads what is there: EAGAIN if there is nothing. A read from a pty's
+// master first takes in what is still on its way through the line discipline.
+func (o *output) readNow(buf []byte) (n int, err error) {
+	rc, err := o.src.SyscallConn()
+	if err != nil {
+		return 0, err
+	}
+	cerr := rc.Control(func(fd uintptr) {
+		for {
+			if n, err = unix.Read(int(fd), buf); err != unix.EINTR {
+				return
+			}
+		}
+	})
+	switch {
+	case cerr != nil:
+		return 0, cerr
+	case err != nil:
+		return 0, err
+	case n == 0:
+		return 0, io.EOF
+	}
+	return n, nil
+}
+
+// discard keeps the stream alive for background children until they close it.
+func (o *output) discard() {
+	o.src.SetReadDeadline(time.Time{}) //nolint:errcheck // a closed file ends the loop below
+	buf := make([]byte, 4<<10)
+	for {
+		if _, err := o.src.Read(buf); err != nil {
+			return
+		}
+	}
+}
+
+// input relays a connection to the program until the client's end of file, an
+// error, or the program's closing of the stream.
+func input(dst *os.File, src conn) {
+	buf := make([]byte, smallBuffer)
+	var big *[bigBuffer]byte
+	for {
+		n, err := src.Read(buf)
+		if n > 0 {
+			if _, werr := dst.Write(buf[:n]); werr != nil {
+				break
+			}
+			if n == len(buf) && big == nil {
+				big = bigBuffers.Get().(*[bigBuffer]byte)
+				buf = big[:]
+			}
+		}
+		if err != nil {
+			break
+		}
+	}
+	if big != nil {
+		bigBuffers.Put(big)
+	}
+}
+
+// stdin is input to a pipe, which it closes: that is the program's end of file.
+// If the program has closed its end, the client's next write fails instead of
+// vanishing. The connection is closed, not only its reading side: a writer that
+// waits for room would not notice that.
+func stdin(dst *os.File, src conn) {
+	input(dst, src)
+	dst.Close()
+	src.Close()
+}
