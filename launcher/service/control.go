@@ -1,0 +1,230 @@
+package service
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/wsl2/wsl2/internal/wire"
+)
+
+// errControlLost says that the control channel to the guest's PID 1 is gone.
+var errControlLost = errors.New("the connection to the guest is lost")
+
+// control is the launcher's end of the control channel (wire, PROTOCOL.md).
+type control struct {
+	conn  net.Conn
+	ready wire.Ready
+	req   BootRequest // its events
+
+	writeMu sync.Mutex // serialises frames
+
+	mu      sync.Mutex
+	nextID  uint32               // guarded by mu
+	pending map[uint32]*exchange // guarded by mu
+	lost    chan struct{}        // closed by the reader when the channel ends
+	cause   error                // why, set before lost is closed
+}
+
+// exchange is a request that waits for its Reply.
+type exchange struct {
+	reply chan *wire.Reply // capacity 1
+	ready func(port uint32)
+}
+
+// listenControl listens where the guest's connection to PortControl arrives. A
+// socket left over from an earlier VM is replaced: the VM lock is held.
+func listenControl(vsockPath string) (*net.UnixListener, error) {
+	path := fmt.Sprintf("%s_%d", vsockPath, wire.PortControl)
+	os.Remove(path)
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+	if err != nil {
+		return nil, err
+	}
+	if err := os.Chmod(path, 0o600); err != nil {
+		l.Close()
+		return nil, err
+	}
+	return l, nil
+}
+
+// acceptControl waits for the guest's connection and its Ready. abort ends the
+// wait early with its error.
+func acceptControl(ctx context.Context, l *net.UnixListener, req BootRequest, abort <-chan struct{}, aborted func() error) (*control, error) {
+	done := make(chan struct{})
+	defer close(done)
+	var conn net.Conn
+	var mu sync.Mutex // guards conn against the goroutine
+	go func() {
+		select {
+		case <-ctx.Done():
+		case <-abort:
+		case <-done:
+			return
+		}
+		// A deadline in the past wakes Accept and Read.
+		l.SetDeadline(time.Unix(1, 0))
+		mu.Lock()
+		defer mu.Unlock()
+		if conn != nil {
+			conn.SetReadDeadline(time.Unix(1, 0))
+		}
+	}()
+	why := func(err error) error {
+		select {
+		case <-abort:
+			return aborted()
+		default:
+		}
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		return err
+	}
+	c, err := l.Accept()
+	if err != nil {
+		return nil, why(err)
+	}
+	mu.Lock()
+	conn = c
+	mu.Unlock()
+	if ctx.Err() != nil {
+		c.Close()
+		return nil, why(ctx.Err())
+	}
+	r := bufio.NewReader(c)
+	m, err := wire.Read(r)
+	if err != nil {
+		c.Close()
+		return nil, why(fmt.Errorf("the guest's first message: %w", err))
+	}
+	ready, ok := m.(*wire.Ready)
+	if !ok {
+		c.Close()
+		return nil, fmt.Errorf("the guest's first message is %v, not Ready; the initramfs does not belong to this wsl2", m.Type())
+	}
+	c.SetReadDeadline(time.Time{})
+	ctl := &control{conn: c, ready: *ready, req: req, pending: map[uint32]*exchange{}, lost: make(chan struct{})}
+	go ctl.read(r)
+	return ctl, nil
+}
+
+// read handles what the guest says until the channel ends. It is the only
+// caller of the events.
+func (c *control) read(r *bufio.Reader) {
+	for {
+		m, err := wire.Read(r)
+		if err == nil {
+			err = c.handle(m)
+		}
+		if err != nil {
+			c.mu.Lock()
+			c.cause = fmt.Errorf("%w (%w)", errControlLost, err)
+			c.mu.Unlock()
+			close(c.lost)
+			c.conn.Close()
+			return
+		}
+	}
+}
+
+func (c *control) handle(m wire.Message) error {
+	switch m := m.(type) {
+	case *wire.Reply:
+		c.mu.Lock()
+		x := c.pending[m.ID]
+		delete(c.pending, m.ID)
+		c.mu.Unlock()
+		if x != nil { // else its caller has given up
+			x.reply <- m
+		}
+	case *wire.ImportReady:
+		c.mu.Lock()
+		x := c.pending[m.ID]
+		c.mu.Unlock()
+		if x != nil && x.ready != nil {
+			x.ready(m.Port)
+		}
+	case *wire.DistroExited:
+		c.req.DistroExited(m.Name, m.Text)
+	case *wire.DistroIdle:
+		c.req.DistroIdle(m.Name)
+	default:
+		return fmt.Errorf("unexpected %v", m.Type())
+	}
+	return nil
+}
+
+// request sends the message that build makes for a fresh ID and waits for its Reply.
+func (c *control) request(ctx context.Context, ready func(port uint32), build func(id uint32) wire.Message) (*wire.Reply, error) {
+	x := &exchange{reply: make(chan *wire.Reply, 1), ready: ready}
+	c.mu.Lock()
+	c.nextID++
+	id := c.nextID
+	c.pending[id] = x
+	c.mu.Unlock()
+	defer func() {
+		c.mu.Lock()
+		delete(c.pending, id)
+		c.mu.Unlock()
+	}()
+	if err := c.send(build(id)); err != nil {
+		return nil, err
+	}
+	select {
+	case r := <-x.reply:
+		if r.Code != wire.CodeOK {
+			return nil, &GuestError{Code: r.Code, Text: r.Text}
+		}
+		return r, nil
+	case <-c.lost:
+		select {
+		case r := <-x.reply: // it came just before the end
+			if r.Code != wire.CodeOK {
+				return nil, &GuestError{Code: r.Code, Text: r.Text}
+			}
+			return r, nil
+		default:
+		}
+		return nil, c.cause
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+}
+
+func (c *control) send(m wire.Message) error {
+	c.writeMu.Lock()
+	defer c.writeMu.Unlock()
+	if err := wire.Write(c.conn, m); err != nil {
+		return fmt.Errorf("%w (%w)", errControlLost, err)
+	}
+	return nil
+}
+
+func (c *control) StartDistro(ctx context.Context, r wire.StartDistro) (uint32, error) {
+	reply, err := c.request(ctx, nil, func(id uint32) wire.Message { r.ID = id; return &r })
+	if err != nil {
+		return 0, err
+	}
+	return reply.Port, nil
+}
+
+func (c *control) StopDistro(ctx context.Context, r wire.StopDistro) error {
+	_, err := c.request(ctx, nil, func(id uint32) wire.Message { r.ID = id; return &r })
+	return err
+}
+
+func (c *control) Import(ctx context.Context, r wire.Import, ready func(port uint32)) error {
+	_, err := c.request(ctx, ready, func(id uint32) wire.Message { r.ID = id; return &r })
+	return err
+}
+
+// Shutdown has no Reply but the VM's end.
+func (c *control) Shutdown(grace time.Duration) error {
+	return c.send(&wire.Shutdown{GraceMillis: uint32(grace.Milliseconds())})
+}
