@@ -3,16 +3,11 @@
 package main_test
 
 import (
-	"fmt"
 	"io"
 	"net"
 	"os"
 	"path/filepath"
-	"strconv"
-	"strings"
 	"testing"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/wsl2/wsl2/internal/testsys"
 )
@@ -30,88 +25,9 @@ func TestKilled(t *testing.T) {
 		{"client", "booting"}, {"client", "writing"}, {"client", "importing"},
 	} {
 		t.Run(c.victim+" "+c.moment, func(t *testing.T) {
-			h := newHost(t)
-			disks := len(h.Disks())
-			promised := 0 // numbers that the guest has synced
-			live := enter(h, c.moment, &promised)
-
-			var vm []testsys.Process
-			for _, p := range h.Processes() {
-				if r := p.Role(); r == "vm" || r == "qemu" {
-					vm = append(vm, p)
-				}
-			}
-			if c.victim == "client" {
-				live.Kill()
-			} else {
-				h.Process(c.victim).Kill(t)
-				if live != nil {
-					live.Stdin.Close()
-					h.Refused(live.Wait())
-				}
-				// Without its service, or without its VMM, a machine ends by itself.
-				for _, p := range vm {
-					p.End(t)
-				}
-				h.Fsck(true)
-			}
-
-			h.OK("-d", "small", "-e", "sh", "-c", "echo next >/root/next && sync")
-			if promised > 0 {
-				got := strings.TrimSpace(h.OK("-d", "small", "-e", "cat", fmt.Sprintf("/root/f%d", promised%50)))
-				if n, err := strconv.Atoi(got); err != nil || n < promised {
-					t.Errorf("file %d holds %q after the crash, synced was %d", promised%50, got, promised)
-				}
-			}
-			if s := states(h); len(s) != 1 || s["small"] != "Running" {
-				t.Errorf("distros: %v", s)
-			}
-			h.OK("--shutdown")
-			if n := len(h.Disks()); n != disks {
-				t.Errorf("%d disks, before %d: %v", n, disks, h.Files())
-			}
-			h.Fsck(false)
-			if got := h.OK("-d", "small", "-e", "cat", "/root/next"); got != "next\n" {
-				t.Errorf("after the shutdown: %q", got)
-			}
+			killed(newHost(t), c.victim, c.moment)
 		})
 	}
-}
-
-// enter brings a host to a moment and returns the command that is then running,
-// nil if none.
-func enter(h *testsys.Host, moment string, promised *int) *testsys.Live {
-	h.TB.Helper()
-	switch moment {
-	case "booting":
-		var live *testsys.Live
-		testsys.WaitCreated(h.TB, h.Runtime(), "vsock", func() {
-			live = h.Start("-d", "small", "-e", "true")
-		})
-		return live
-	case "idle":
-		h.OK("-d", "small", "-e", "true")
-		return nil
-	case "writing":
-		live := h.Start("-d", "small", "-e", "sh", "-c", "i=0; while :; do i=$((i+1)); echo $i >/root/f$((i%50)); sync; echo synced $i; done")
-		*promised = 60
-		live.Expect(fmt.Sprintf("synced %d\n", *promised))
-		return live
-	case "importing":
-		fifo := h.Path("fifo.tar")
-		testsys.Must(h.TB, unix.Mkfifo(fifo, 0o600))
-		live := h.Start("--import", "never", fifo)
-		w, err := os.OpenFile(fifo, os.O_WRONLY, 0)
-		testsys.Must(h.TB, err)
-		h.TB.Cleanup(func() { w.Close() })
-		archive := testsys.Tar(h.TB, append(testsys.Busybox(h.TB), testsys.Entry{Name: "srv/big", Content: testsys.PatternBytes(h.TB, 8<<20)})...)
-		// Most of it is more than the buffers on the way hold: it is being unpacked.
-		_, err = w.Write(archive[:len(archive)-1<<20])
-		testsys.Must(h.TB, err)
-		return live
-	}
-	h.TB.Fatalf("no moment %q", moment)
-	return nil
 }
 
 // TestStaleSocket: what a crash leaves in the runtime directory is in nobody's way.
@@ -159,20 +75,4 @@ func TestStaleSocket(t *testing.T) {
 }
 
 // TestPanic: a guest kernel that panics ends every session with its last words.
-func TestPanic(t *testing.T) {
-	h := newHost(t)
-	l := h.Start("-d", "small", "-e", "sh", "-c", "echo kept >/root/kept; sync; echo ready; cat")
-	l.Expect("ready\n")
-	vm := h.Process("vm")
-	r := h.Run("-d", "small", "-e", "sh", "-c", "echo c >/proc/sysrq-trigger")
-	h.Refused(r, "sysrq triggered crash")
-	l.Stdin.Close()
-	h.Refused(l.Wait(), "panic")
-	vm.End(t)
-	h.Fsck(true)
-	if got := h.OK("-d", "small", "-e", "cat", "/root/kept"); got != "kept\n" {
-		t.Errorf("after the panic: %q", got)
-	}
-	h.OK("--shutdown")
-	h.Fsck(false)
-}
+func TestPanic(t *testing.T) { guestPanics(newHost(t)) }

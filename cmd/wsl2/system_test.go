@@ -9,8 +9,12 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
+	"strings"
 	"sync"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/wsl2/wsl2/internal/testsys"
 )
@@ -52,4 +56,109 @@ func newHost(t *testing.T) *testsys.Host {
 	h := testsys.New(t)
 	h.Plant(small.seed)
 	return h
+}
+
+// killed kills one of a host's processes (testsys.Process.Role, or "client") with
+// SIGKILL at a moment of its life. What was promised before (a sync that
+// returned) holds, the next command works, and the disk is clean.
+func killed(h *testsys.Host, victim, moment string) {
+	h.TB.Helper()
+	disks := len(h.Disks())
+	promised := 0 // numbers that the guest has synced
+	live := enter(h, moment, &promised)
+
+	var vm []testsys.Process
+	for _, p := range h.Processes() {
+		if r := p.Role(); r == "vm" || r == "qemu" {
+			vm = append(vm, p)
+		}
+	}
+	if victim == "client" {
+		live.Kill()
+	} else {
+		h.Process(victim).Kill(h.TB)
+		if live != nil {
+			live.Stdin.Close()
+			h.Refused(live.Wait())
+		}
+		// Without its service, or without its VMM, a machine ends by itself.
+		for _, p := range vm {
+			p.End(h.TB)
+		}
+		h.Fsck(true)
+	}
+
+	h.OK("-d", "small", "-e", "sh", "-c", "echo next >/root/next && sync")
+	if promised > 0 {
+		got := strings.TrimSpace(h.OK("-d", "small", "-e", "cat", fmt.Sprintf("/root/f%d", promised%50)))
+		if n, err := strconv.Atoi(got); err != nil || n < promised {
+			h.TB.Errorf("file %d holds %q after the crash, synced was %d", promised%50, got, promised)
+		}
+	}
+	if s := states(h); len(s) != 1 || s["small"] != "Running" {
+		h.TB.Errorf("distros: %v", s)
+	}
+	h.OK("--shutdown")
+	if n := len(h.Disks()); n != disks {
+		h.TB.Errorf("%d disks, before %d: %v", n, disks, h.Files())
+	}
+	h.Fsck(false)
+	if got := h.OK("-d", "small", "-e", "cat", "/root/next"); got != "next\n" {
+		h.TB.Errorf("after the shutdown: %q", got)
+	}
+}
+
+// enter brings a host to a moment and returns the command that is then running,
+// nil if none.
+func enter(h *testsys.Host, moment string, promised *int) *testsys.Live {
+	h.TB.Helper()
+	switch moment {
+	case "booting":
+		var live *testsys.Live
+		testsys.WaitCreated(h.TB, h.Runtime(), "vsock", func() {
+			live = h.Start("-d", "small", "-e", "true")
+		})
+		return live
+	case "idle":
+		h.OK("-d", "small", "-e", "true")
+		return nil
+	case "writing":
+		live := h.Start("-d", "small", "-e", "sh", "-c", "i=0; while :; do i=$((i+1)); echo $i >/root/f$((i%50)); sync; echo synced $i; done")
+		*promised = 60
+		live.Expect(fmt.Sprintf("synced %d\n", *promised))
+		return live
+	case "importing":
+		fifo := h.Path("fifo.tar")
+		testsys.Must(h.TB, unix.Mkfifo(fifo, 0o600))
+		live := h.Start("--import", "never", fifo)
+		w, err := os.OpenFile(fifo, os.O_WRONLY, 0)
+		testsys.Must(h.TB, err)
+		h.TB.Cleanup(func() { w.Close() })
+		archive := testsys.Tar(h.TB, append(testsys.Busybox(h.TB), testsys.Entry{Name: "srv/big", Content: testsys.PatternBytes(h.TB, 8<<20)})...)
+		// Most of it is more than the buffers on the way hold: it is being unpacked.
+		_, err = w.Write(archive[:len(archive)-1<<20])
+		testsys.Must(h.TB, err)
+		return live
+	}
+	h.TB.Fatalf("no moment %q", moment)
+	return nil
+}
+
+// guestPanics lets the guest's kernel panic: every session ends with its last
+// words, the disk is consistent, and the next command works.
+func guestPanics(h *testsys.Host) {
+	h.TB.Helper()
+	l := h.Start("-d", "small", "-e", "sh", "-c", "echo kept >/root/kept; sync; echo ready; cat")
+	l.Expect("ready\n")
+	vm := h.Process("vm")
+	h.Refused(h.Run("-d", "small", "-e", "sh", "-c", "echo c >/proc/sysrq-trigger"), "sysrq triggered crash")
+	l.Stdin.Close()
+	h.Refused(l.Wait(), "panic")
+	vm.End(h.TB)
+	h.Fsck(true)
+	if got := h.OK("-d", "small", "-e", "cat", "/root/kept"); got != "kept\n" {
+		h.TB.Errorf("after the panic: %q", got)
+	}
+	h.OK("--shutdown")
+	h.Fsck(false)
 }

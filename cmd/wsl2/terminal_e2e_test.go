@@ -18,7 +18,8 @@ import (
 	"github.com/wsl2/wsl2/internal/testsys"
 )
 
-// terminal is a command on a pseudo-terminal, driven as expect(1) does.
+// terminal is a command on a pseudo-terminal, driven as expect(1) does. Reads are
+// bounded by the command's context: when it is killed they end.
 type terminal struct {
 	t    *testing.T
 	cmd  *exec.Cmd
@@ -31,7 +32,6 @@ func openTerminal(t *testing.T, cmd *exec.Cmd) *terminal {
 	t.Helper()
 	p, err := pty.StartWithSize(cmd, &pty.Winsize{Rows: 40, Cols: 100})
 	testsys.Must(t, err)
-	testsys.Must(t, p.SetReadDeadline(time.Now().Add(testsys.Deadline)))
 	t.Cleanup(func() { p.Close() })
 	return &terminal{t: t, cmd: cmd, pty: p}
 }
@@ -189,7 +189,6 @@ func TestMakeRun(t *testing.T) {
 	}
 
 	x := openTerminal(t, makeRun())
-	testsys.Must(t, x.pty.SetReadDeadline(time.Now().Add(15*time.Minute)))
 	x.expect(":~# ")
 	x.send("cat /etc/debian_version; id -un; uname -s; echo $((20+22))\r")
 	x.expect("root\r\nLinux\r\n42\r\n")

@@ -173,3 +173,21 @@ func WaitCreated(tb testing.TB, dir, name string, start func()) {
 		unix.Read(fd, buf)
 	}
 }
+
+// Goroutines ends one of wsl2's own processes with SIGQUIT and counts the
+// goroutines of the trace that this leaves in the service's log.
+func (h *Host) Goroutines(p Process) int {
+	h.TB.Helper()
+	log := filepath.Join(h.State(), "service.log")
+	before, err := os.ReadFile(log)
+	Must(h.TB, err)
+	Must(h.TB, p.Signal(unix.SIGQUIT))
+	p.End(h.TB)
+	after, err := os.ReadFile(log)
+	Must(h.TB, err)
+	n := bytes.Count(bytes.TrimPrefix(after, before), []byte("\ngoroutine "))
+	if n == 0 {
+		h.TB.Errorf("no trace of %v in %s", p, log)
+	}
+	return n
+}
