@@ -6,6 +6,7 @@
 package main_test
 
 import (
+	"encoding/json"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -161,4 +162,23 @@ func guestPanics(h *testsys.Host) {
 	}
 	h.OK("--shutdown")
 	h.Fsck(false)
+}
+
+// states is the state of each distro, from --list --json.
+func states(h *testsys.Host) map[string]string {
+	h.TB.Helper()
+	var list struct {
+		Distros []struct{ Name, State string }
+	}
+	text := h.OK("--list", "--json")
+	if err := json.Unmarshal([]byte(text), &list); err != nil {
+		if err := json.Unmarshal([]byte(text), &list.Distros); err != nil {
+			h.TB.Fatalf("--list --json: %v: %s", err, text)
+		}
+	}
+	m := map[string]string{}
+	for _, d := range list.Distros {
+		m[d.Name] = d.State
+	}
+	return m
 }
