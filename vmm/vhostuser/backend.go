@@ -45,6 +45,12 @@ import (
 // guest physical all the same. With it a guest can be told to bounce its I/O.
 const featureAccessPlatform = 1 << 33
 
+// maxRingSize is the largest split virtqueue (virtio 1.2 §2.7). The protocol has
+// no message for a back end's own limit, and QEMU's virtio-mmio gives every ring
+// 1024 descriptors: devices take the size from their Queue, not from what they
+// asked for.
+const maxRingSize = 32768
+
 const ringFeatures = virtio.RingFeatures | featureAccessPlatform | featureProtocol
 
 // Backend is one Device on one connection.
@@ -140,6 +146,15 @@ func (b *Backend) unmap() error {
 
 func (b *Backend) offered() uint64 { return b.dev.Features() | ringFeatures }
 
+func (b *Backend) offeredProtocol() uint64 {
+	if b.dev.ID() == virtio.IDEntropy {
+		// It has no configuration space (virtio 1.2 §5.4.4), and QEMU complains
+		// of one that it has no use for.
+		return protocolFeatures &^ protocolConfig
+	}
+	return protocolFeatures
+}
+
 // handle carries out one request. The reply is nil where the request has none
 // of its own.
 func (b *Backend) handle(m *message) (reply []byte, err error) {
@@ -149,10 +164,10 @@ func (b *Backend) handle(m *message) (reply []byte, err error) {
 	case reqSetFeatures:
 		return nil, b.setFeatures(m.u64)
 	case reqGetProtocolFeatures:
-		return m.replyU64(protocolFeatures), nil
+		return m.replyU64(b.offeredProtocol()), nil
 	case reqSetProtocolFeatures:
-		if m.u64&^protocolFeatures != 0 {
-			return nil, fmt.Errorf("%w: protocol features %#x were not offered", ErrProtocol, m.u64&^protocolFeatures)
+		if x := m.u64 &^ b.offeredProtocol(); x != 0 {
+			return nil, fmt.Errorf("%w: protocol features %#x were not offered", ErrProtocol, x)
 		}
 		b.protocol = m.u64
 		return nil, nil
@@ -198,8 +213,8 @@ func (b *Backend) handleRing(m *message) (reply []byte, err error) {
 	}
 	switch m.request {
 	case reqSetVringNum:
-		if limit := b.dev.QueueSizes()[index]; m.num == 0 || m.num > uint32(limit) {
-			return nil, fmt.Errorf("%w: ring %d of %d descriptors, at most %d", ErrProtocol, index, m.num, limit)
+		if m.num == 0 || m.num > maxRingSize {
+			return nil, fmt.Errorf("%w: ring %d of %d descriptors, at most %d", ErrProtocol, index, m.num, maxRingSize)
 		}
 		r.num = uint16(m.num)
 	case reqSetVringAddr:

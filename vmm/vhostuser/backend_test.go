@@ -292,7 +292,7 @@ func TestRefusedRing(t *testing.T) {
 		payload []byte
 	}{
 		{"no descriptors", reqSetVringNum, u32s(0, 0)},
-		{"more than offered", reqSetVringNum, u32s(0, 2*ringSize)},
+		{"too many descriptors", reqSetVringNum, u32s(0, 2*maxRingSize)},
 		{"base beyond 16 bits", reqSetVringBase, u32s(0, 1<<16)},
 		{"dirty logging", reqSetVringAddr, append(u32s(0, 1), u64s(userBase, userBase, userBase, 0)...)},
 		{"no kick", reqSetVringKick, u64s(vringNoFD)},

@@ -348,7 +348,7 @@ type echoDevice struct {
 	wg      sync.WaitGroup
 }
 
-func (d *echoDevice) ID() virtio.ID { return virtio.IDEntropy }
+func (d *echoDevice) ID() virtio.ID { return virtio.IDBlock }
 
 func (d *echoDevice) Features() uint64 { return 1 << 3 }
 

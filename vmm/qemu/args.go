@@ -1,0 +1,148 @@
+package qemu
+
+import (
+	"fmt"
+	"os"
+	"strings"
+
+	"github.com/wsl2/wsl2/vmm/engine"
+	"github.com/wsl2/wsl2/vmm/virtio"
+)
+
+// Where microvm (QEMU's hw/i386/microvm.c) has its virtio-mmio transports.
+// Transport i is at mmioBase + i*mmioSize, interrupts by IRQ irqBase + i and
+// calls its bus virtio-mmio-bus.i.
+const (
+	transports = 8
+	mmioBase   = 0xfeb00000
+	mmioSize   = 512
+	irqBase    = 5
+
+	// consoleTransport carries QEMU's own virtio console.
+	consoleTransport = transports - 1
+)
+
+// MaxDevices is the number of virtio devices that the machine has room for.
+const MaxDevices = transports - 1
+
+// bounceMB is the size of the guest's bounce buffer for disk I/O; see Cmdline
+// in args.
+const bounceMB = 16
+
+// swiotlbSlab is the unit of swiotlb= (Linux's IO_TLB_SHIFT).
+const swiotlbSlab = 2 << 10
+
+// fdTable numbers the descriptors that QEMU inherits.
+type fdTable struct {
+	files []*os.File
+}
+
+// add returns the number that f will have in the child: os/exec puts
+// ExtraFiles behind the three standard ones.
+func (t *fdTable) add(f *os.File) int {
+	t.files = append(t.files, f)
+	return 2 + len(t.files)
+}
+
+// path names an inherited file where QEMU wants a path.
+func (t *fdTable) path(f *os.File) string { return fmt.Sprintf("/proc/self/fd/%d", t.add(f)) }
+
+// channels are QEMU's ends of the connections between it and this process.
+type channels struct {
+	serial, console, monitor *os.File
+	devices                  []*os.File // as Spec.Devices
+}
+
+// args builds QEMU's command line and the table of what it inherits. Every
+// object is named by a descriptor: nothing lies in the file system.
+func args(s engine.Spec, ch channels, sandbox bool) ([]string, *fdTable) {
+	t := &fdTable{}
+	a := []string{
+		"-no-user-config", "-nodefaults", "-display", "none",
+		// A reset ends the machine.
+		"-no-reboot",
+		// No ACPI, no RTC, no option ROMs: nothing is probed that the guest does
+		// not need. The PIT and PIC stay: without KVM's clock the guest measures
+		// its timers against them.
+		"-M", "microvm,acpi=off,rtc=off,x-option-roms=off,auto-kernel-cmdline=off,memory-backend=mem",
+		"-accel", "tcg,thread=multi",
+		"-cpu", "max",
+		"-smp", fmt.Sprint(s.CPUs),
+		"-m", fmt.Sprintf("%dM", s.MemoryBytes>>20),
+		// Shared, for the devices; vmm/vhostuser wants it sealed against shrinking.
+		"-object", fmt.Sprintf("memory-backend-memfd,id=mem,size=%d,share=on,seal=on", s.MemoryBytes),
+		"-global", "virtio-mmio.force-legacy=false",
+		"-device", fmt.Sprintf("isa-debug-exit,iobase=%#x,iosize=4", engine.ExitPort),
+		"-chardev", fmt.Sprintf("socket,id=serial,fd=%d", t.add(ch.serial)),
+		"-serial", "chardev:serial",
+		"-chardev", fmt.Sprintf("socket,id=console,fd=%d", t.add(ch.console)),
+		"-device", fmt.Sprintf("virtio-serial-device,max_ports=1,bus=virtio-mmio-bus.%d", consoleTransport),
+		"-device", "virtconsole,chardev=console",
+		"-chardev", fmt.Sprintf("socket,id=monitor,fd=%d", t.add(ch.monitor)),
+		"-mon", "chardev=monitor,mode=control",
+	}
+	if sandbox {
+		a = append(a, "-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny")
+	}
+	for i, d := range s.Devices {
+		a = append(a,
+			"-chardev", fmt.Sprintf("socket,id=vu%d,fd=%d", i, t.add(ch.devices[i])),
+			"-device", fmt.Sprintf("%s,chardev=vu%d,bus=virtio-mmio-bus.%d", deviceArg(d), i, i))
+	}
+	a = append(a, "-kernel", t.path(s.Kernel))
+	if s.Initramfs != nil {
+		a = append(a, "-initrd", t.path(s.Initramfs))
+	}
+	return append(a, "-append", cmdline(s)), t
+}
+
+// deviceArg is the vhost-user front end for d, without its connection; empty
+// for a device that QEMU has none for.
+func deviceArg(d virtio.Device) string {
+	switch d.ID() {
+	case virtio.IDBlock:
+		sizes := d.QueueSizes()
+		return fmt.Sprintf("vhost-user-blk,num-queues=%d,queue-size=%d,iommu_platform=on", len(sizes), sizes[0])
+	case virtio.IDVsock:
+		return "vhost-user-vsock-device"
+	case virtio.IDEntropy:
+		return "vhost-user-rng"
+	}
+	return ""
+}
+
+// cmdline completes the kernel command line with what this machine needs.
+//
+// swiotlb=force: TCG keeps translated code by guest physical page and notices
+// stores of the vCPUs, not of another process: a disk block of program text that
+// a device of ours writes straight into a page that held other code before (the
+// page cache does just that) would be executed as what it was. So disk I/O goes
+// through the guest's bounce buffer (that is what iommu_platform=on is for) and
+// the guest's own copy from there is what TCG sees. Socket data and entropy are
+// copied by the guest's CPUs anyway before anything could execute them.
+func cmdline(s engine.Spec) string {
+	var b strings.Builder
+	b.WriteString(s.Cmdline)
+	add := func(format string, a ...any) {
+		if b.Len() > 0 {
+			b.WriteByte(' ')
+		}
+		fmt.Fprintf(&b, format, a...)
+	}
+	transport := func(i int) {
+		add("virtio_mmio.device=%d@%#x:%d", mmioSize, mmioBase+i*mmioSize, irqBase+i)
+	}
+	// The first words through the serial port; then the virtio console, or the
+	// serial port again for a kernel that has no driver for that.
+	add("earlyprintk=serial,0x3f8 console=ttyS0 console=hvc0")
+	bounce := false
+	for i, d := range s.Devices {
+		transport(i)
+		bounce = bounce || d.ID() == virtio.IDBlock
+	}
+	transport(consoleTransport)
+	if bounce {
+		add("swiotlb=%d,force", bounceMB<<20/swiotlbSlab)
+	}
+	return b.String()
+}
