@@ -37,6 +37,9 @@ type Host struct {
 	Env []string
 	// Wrap is put in front of every command: setpriv, nsenter...
 	Wrap []string
+
+	// grace bounds the wait for processes that are on their way out.
+	grace time.Duration
 }
 
 // New makes a host without distros and takes it down when the test ends.
@@ -44,7 +47,7 @@ func New(tb testing.TB) *Host {
 	tb.Helper()
 	dir, err := os.MkdirTemp("", "w2.")
 	Must(tb, err)
-	h := &Host{TB: tb, Exe: Exe(tb), Dir: dir}
+	h := &Host{TB: tb, Exe: Exe(tb), Dir: dir, grace: 20 * time.Second}
 	for _, d := range []string{h.Runtime(), h.Data(), h.State(), filepath.Dir(h.ConfigFile()), h.Path("home"), h.Path("cache")} {
 		Must(tb, os.MkdirAll(d, 0o700))
 	}
@@ -189,7 +192,7 @@ func (h *Host) close() {
 // host goes away. Processes that are on their way out are waited for.
 func (h *Host) CheckNothingLeft() {
 	h.TB.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), h.grace)
 	defer cancel()
 	for _, p := range h.Processes() {
 		if err := p.Wait(ctx); err != nil {
