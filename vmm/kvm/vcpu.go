@@ -27,8 +27,9 @@ type VCPU struct {
 	mem []byte // the kvm_run mapping, immutable until Close
 	run *Run   // the start of mem
 
-	mu  sync.Mutex
-	tid int // of the bound thread, 0 for none; guarded by mu
+	mu     sync.Mutex
+	tid    int  // of the bound thread, 0 for none; guarded by mu
+	closed bool // guarded by mu
 }
 
 // ID returns the vCPU's number, which is its APIC id.
@@ -60,21 +61,28 @@ func (v *VCPU) Bind() (release func(), err error) {
 }
 
 // Kick makes the current call of Run, if there is one, and every later one
-// return ErrKicked. It may be called by any goroutine before Close.
+// return ErrKicked. It may be called by any goroutine, at any time.
 func (v *VCPU) Kick() {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.closed {
+		return
+	}
 	// immediate_exit closes the gap between the last look at any flag and the
 	// entry into the guest (api.rst §5).
 	v.run.setImmediateExit()
-	v.mu.Lock()
-	defer v.mu.Unlock()
 	if v.tid != 0 {
 		// It cannot fail: the thread is there as long as tid is set.
 		_ = unix.Tgkill(os.Getpid(), v.tid, kickSignal)
 	}
 }
 
-// Close unmaps kvm_run and closes the vCPU. No other call may be under way.
+// Close unmaps kvm_run and closes the vCPU. No other call but Kick may be under
+// way.
 func (v *VCPU) Close() error {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.closed = true
 	return errors.Join(unix.Munmap(v.mem), unix.Close(v.fd))
 }
 

@@ -48,39 +48,23 @@ func (m *machine) createVCPUs(sys *kvm.System, vm *kvm.VM, entry boot.Entry) ([]
 	return vcpus, enterKernel(vcpus[0].VCPU, entry)
 }
 
-// Control register bits (Intel SDM vol. 3A §2.5, §2.2.1).
-const (
-	cr0PE  = 1 << 0
-	cr0ET  = 1 << 4
-	cr0PG  = 1 << 31
-	cr4PAE = 1 << 5
-
-	eferLME = 1 << 8
-	eferLMA = 1 << 10
-
-	rflagsReserved = 1 << 1
-)
-
 // enterKernel sets the registers that the 64-bit boot protocol asks for.
 func enterKernel(c *kvm.VCPU, e boot.Entry) error {
 	s, err := c.Sregs()
 	if err != nil {
 		return err
 	}
-	code := kvm.Segment{Selector: boot.CodeSelector, Limit: 0xffffffff, Typ: 0xb, Present: 1, S: 1, L: 1, G: 1}
-	data := kvm.Segment{Selector: boot.DataSelector, Limit: 0xffffffff, Typ: 0x3, Present: 1, S: 1, DB: 1, G: 1}
-	s.CS = code
-	s.DS, s.ES, s.FS, s.GS, s.SS = data, data, data, data, data
-	s.TR = kvm.Segment{Selector: boot.TSSSelector, Limit: 0xffff, Typ: 0xb, Present: 1}
-	s.GDT = kvm.Descriptor{Base: uint64(e.GDT), Limit: boot.GDTLimit}
-	s.IDT = kvm.Descriptor{}
-	s.CR0 = cr0PE | cr0ET | cr0PG
-	s.CR3 = uint64(e.CR3)
-	s.CR4 = cr4PAE
-	s.EFER = eferLME | eferLMA
+	kvm.LongMode{
+		CR3:  uint64(e.CR3),
+		GDT:  kvm.Descriptor{Base: uint64(e.GDT), Limit: boot.GDTLimit},
+		Code: boot.CodeSelector,
+		Data: boot.DataSelector,
+		TSS:  boot.TSSSelector,
+	}.Apply(&s)
 	if err := c.SetSregs(&s); err != nil {
 		return err
 	}
+	const rflagsReserved = 1 << 1
 	return c.SetRegs(&kvm.Regs{
 		RIP:    uint64(e.RIP),
 		RSI:    uint64(e.RSI),
