@@ -127,7 +127,7 @@ func (h *Host) As(uid int) {
 func (h *Host) MountNamespace(setup string) {
 	h.TB.Helper()
 	holder := exec.Command("unshare", "--mount", "--propagation", "private", "sh", "-ec", setup+"\necho ready\nread end")
-	holder.Env = append(slices.Clone(h.Env), "DIR="+h.Dir)
+	holder.Env = append(os.Environ(), "DIR="+h.Dir)
 	in, err := holder.StdinPipe()
 	Must(h.TB, err)
 	out, err := holder.StdoutPipe()
@@ -157,7 +157,7 @@ func (h *Host) InNamespace(script string) {
 	if i := slices.Index(h.Wrap, "--"); i >= 0 && h.Wrap[0] == "nsenter" {
 		cmd = exec.Command(h.Wrap[0], append(slices.Clone(h.Wrap[1:i+1]), "sh", "-ec", script)...)
 	}
-	cmd.Env = append(slices.Clone(h.Env), "DIR="+h.Dir)
+	cmd.Env = append(os.Environ(), "DIR="+h.Dir)
 	if out, err := cmd.CombinedOutput(); err != nil {
 		h.TB.Fatalf("%s: %v: %s", script, err, out)
 	}
