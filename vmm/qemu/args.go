@@ -25,8 +25,8 @@ const (
 // MaxDevices is the number of virtio devices that the machine has room for.
 const MaxDevices = transports - 1
 
-// bounceMB is the size of the guest's bounce buffer for disk I/O; see Cmdline
-// in args.
+// bounceMB is the size of the guest's bounce buffer for disk I/O; see
+// cmdline.
 const bounceMB = 16
 
 // swiotlbSlab is the unit of swiotlb= (Linux's IO_TLB_SHIFT).
@@ -55,16 +55,16 @@ type channels struct {
 
 // args builds QEMU's command line and the table of what it inherits. Every
 // object is named by a descriptor: nothing lies in the file system.
-func args(s engine.Spec, ch channels, sandbox bool) ([]string, *fdTable) {
+func args(s engine.Spec, ch channels, tscKHz uint64, sandbox bool) ([]string, *fdTable) {
 	t := &fdTable{}
 	a := []string{
 		"-no-user-config", "-nodefaults", "-display", "none",
 		// A reset ends the machine.
 		"-no-reboot",
-		// No ACPI, no RTC, no option ROMs: nothing is probed that the guest does
-		// not need. The PIT and PIC stay: without KVM's clock the guest measures
-		// its timers against them.
-		"-M", "microvm,acpi=off,rtc=off,x-option-roms=off,auto-kernel-cmdline=off,memory-backend=mem",
+		// No ACPI, no option ROMs: nothing is probed that the guest does not need.
+		// PIT and PIC stay: without KVM's clock the guest measures its timers
+		// against them; and so does the RTC, its only source of the date.
+		"-M", "microvm,acpi=off,rtc=on,x-option-roms=off,auto-kernel-cmdline=off,memory-backend=mem",
 		"-accel", "tcg,thread=multi",
 		"-cpu", "max",
 		"-smp", fmt.Sprint(s.CPUs),
@@ -93,7 +93,7 @@ func args(s engine.Spec, ch channels, sandbox bool) ([]string, *fdTable) {
 	if s.Initramfs != nil {
 		a = append(a, "-initrd", t.path(s.Initramfs))
 	}
-	return append(a, "-append", cmdline(s)), t
+	return append(a, "-append", cmdline(s, tscKHz)), t
 }
 
 // deviceArg is the vhost-user front end for d, without its connection; empty
@@ -113,6 +113,9 @@ func deviceArg(d virtio.Device) string {
 
 // cmdline completes the kernel command line with what this machine needs.
 //
+// tsc_early_khz: see tscKHz. tsc=reliable: TCG hands out one counter to all
+// vCPUs, and the clock that would watch it is worse.
+//
 // swiotlb=force: TCG keeps translated code by guest physical page and notices
 // stores of the vCPUs, not of another process: a disk block of program text that
 // a device of ours writes straight into a page that held other code before (the
@@ -120,7 +123,7 @@ func deviceArg(d virtio.Device) string {
 // through the guest's bounce buffer (that is what iommu_platform=on is for) and
 // the guest's own copy from there is what TCG sees. Socket data and entropy are
 // copied by the guest's CPUs anyway before anything could execute them.
-func cmdline(s engine.Spec) string {
+func cmdline(s engine.Spec, tscKHz uint64) string {
 	var b strings.Builder
 	b.WriteString(s.Cmdline)
 	add := func(format string, a ...any) {
@@ -134,6 +137,7 @@ func cmdline(s engine.Spec) string {
 	}
 	// The first words through the serial port; then the virtio console, or the
 	// serial port again for a kernel that has no driver for that.
+	add("tsc=reliable tsc_early_khz=%d", tscKHz)
 	add("earlyprintk=serial,0x3f8 console=ttyS0 console=hvc0")
 	bounce := false
 	for i, d := range s.Devices {

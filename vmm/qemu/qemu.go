@@ -89,11 +89,12 @@ func (m *machine) Start(ctx context.Context) error {
 	if killed {
 		return errors.New("qemu: killed before it was started")
 	}
-	err := m.start(ctx, true)
+	khz := tscKHz(ctx)
+	err := m.start(ctx, khz, true)
 	var refused *sandboxError
 	if errors.As(err, &refused) {
 		// A QEMU built without seccomp; the sandbox is a second wall, not the first.
-		err = m.start(ctx, false)
+		err = m.start(ctx, khz, false)
 	}
 	return err
 }
@@ -101,8 +102,8 @@ func (m *machine) Start(ctx context.Context) error {
 // sandboxError: QEMU did not start because of -sandbox.
 type sandboxError struct{ error }
 
-func (m *machine) start(ctx context.Context, sandbox bool) error {
-	p, err := m.launch(sandbox)
+func (m *machine) start(ctx context.Context, tscKHz uint64, sandbox bool) error {
+	p, err := m.launch(tscKHz, sandbox)
 	if err != nil {
 		return err
 	}
@@ -184,7 +185,7 @@ type process struct {
 
 // launch starts QEMU and the goroutines that serve it. On an error nothing is
 // left behind.
-func (m *machine) launch(sandbox bool) (_ *process, err error) {
+func (m *machine) launch(tscKHz uint64, sandbox bool) (_ *process, err error) {
 	p := &process{stderr: &tail{}, ended: make(chan struct{})}
 	var ch channels
 	theirs := func() []*os.File { return append(ch.devices, ch.serial, ch.console, ch.monitor) }
@@ -226,7 +227,7 @@ func (m *machine) launch(sandbox bool) (_ *process, err error) {
 		}))
 	}
 
-	argv, fds := args(m.spec, ch, sandbox)
+	argv, fds := args(m.spec, ch, tscKHz, sandbox)
 	p.cmd = &exec.Cmd{
 		Path: m.path, Args: append([]string{Program}, argv...),
 		Env: []string{"PATH=/usr/bin:/bin", "LC_ALL=C"}, Dir: "/",
