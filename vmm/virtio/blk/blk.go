@@ -5,10 +5,10 @@
 // that as a change of capacity, announced by a configuration change
 // notification; Linux re-reads the capacity then.
 //
-// One goroutine pops the queue. It serves what the host's page cache holds by
-// itself, without a hop to another goroutine; what may wait for the host's disk
-// (cold reads, flushes, discards) and large transfers with others behind them go
-// to a pool of workers, so that no request waits behind another one's disk access.
+// One goroutine pops the queue and serves what the host's page cache can answer,
+// without a hop to another goroutine. What has to wait for the host's disk (cold
+// reads, flushes, discards, writes that the host throttles) goes to a pool of
+// workers, so that no request waits behind another one's disk access.
 package blk
 
 import (

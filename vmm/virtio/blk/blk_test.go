@@ -868,3 +868,38 @@ func TestConfigSpace(t *testing.T) {
 		t.Errorf("the driver changed the capacity to %d", c)
 	}
 }
+
+// Writes that the host throttles wait on workers, so that reads pass them.
+func TestThrottledWrites(t *testing.T) {
+	fake, disk := newFake(64)
+	entered, open := make(chan struct{}, 2), make(chan struct{})
+	fake.onWrite = func(int) error { entered <- struct{}{}; <-open; return nil }
+	_, g := start(t, Config{Disk: disk}, virtiotest.Options{})
+	disk.slowWrites.Store(true) // as one leaves it that took long
+	var writes []*virtiotest.Request
+	for range 2 {
+		writes = append(writes, g.Ring(0).Send(t, [][]byte{header(typeOut, 0), make([]byte, 512)}, 1))
+		<-entered
+	}
+	status, _ := do(t, g, [][]byte{header(typeIn, 0)}, 512)
+	wantStatus(t, "read behind a throttled write", status, statusOK)
+	close(open)
+	for _, q := range writes {
+		q.Wait(t)
+	}
+}
+
+// What sets and clears the mark of TestThrottledWrites is the time a write takes.
+func TestSlowWritesAreNoticed(t *testing.T) {
+	fake, disk := newFake(64)
+	fake.onWrite = func(int) error {
+		start := time.Now()
+		for time.Since(start) <= slowWrite(512) { // as long as it takes to be slow
+			runtime.Gosched()
+		}
+		return nil
+	}
+	if err := disk.write([][]byte{make([]byte, 512)}, 0, false); err != nil || !disk.slowWrites.Load() {
+		t.Errorf("a slow write was not noticed (%v)", err)
+	}
+}

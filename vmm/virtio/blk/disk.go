@@ -7,6 +7,7 @@ import (
 	"math"
 	"os"
 	"sync/atomic"
+	"time"
 
 	"github.com/wsl2/wsl2/vmm/virtio"
 	"golang.org/x/sys/unix"
@@ -29,6 +30,10 @@ type Disk struct {
 	size     int64
 	readOnly bool
 	file     file
+
+	// slowWrites is set while writes wait for the host's disk (too many dirty
+	// pages); RWF_NOWAIT cannot tell: ext4 refuses it for buffered writes.
+	slowWrites atomic.Bool
 
 	// Set once the host's file system has refused the operation.
 	noNowait, noPunch, noZeroRange atomic.Bool
@@ -154,6 +159,9 @@ func (d *Disk) write(bufs [][]byte, off int64, through bool) error {
 	flags := 0
 	if through {
 		flags = unix.RWF_DSYNC
+	} else {
+		start, n := time.Now(), virtio.Len(bufs)
+		defer func() { d.slowWrites.Store(time.Since(start) > slowWrite(n)) }()
 	}
 	return transfer(bufs, off, func(bufs [][]byte, off int64) (int, error) {
 		n, err := d.file.writev(bufs, off, flags)
@@ -162,6 +170,12 @@ func (d *Disk) write(bufs [][]byte, off int64, through bool) error {
 		}
 		return n, err
 	})
+}
+
+// slowWrite is how long n bytes take to the page cache at the very most, on a
+// slow and busy machine: 1 ms and 250 MB/s.
+func slowWrite(n int) time.Duration {
+	return time.Millisecond + time.Duration(n)*4*time.Nanosecond
 }
 
 // transfer repeats op until all of bufs is done.

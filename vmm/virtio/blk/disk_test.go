@@ -39,7 +39,7 @@ func TestMain(m *testing.M) {
 func openElsewhere(t *testing.T, mode, path string) string {
 	t.Helper()
 	cmd := exec.Command(os.Args[0])
-	cmd.Env = append(os.Environ(), "BLK_TEST_OPEN="+mode+":"+path)
+	cmd.Env = append(os.Environ(), "BLK_TEST_OPEN="+mode+":"+path, "GORACE=atexit_sleep_ms=0")
 	out, err := cmd.CombinedOutput()
 	if err != nil {
 		t.Fatalf("other process: %v: %s", err, out)

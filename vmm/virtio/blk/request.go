@@ -72,14 +72,15 @@ func (r *request) parse() error {
 // needsDisk reports whether the request is about the disk's contents.
 func (r *request) needsDisk() bool { return r.typ != typeGetID }
 
-// waits reports whether the request waits for the host's disk in any case. Reads
-// are asked (errWouldBlock); writes end in the page cache.
+// waits reports whether the request is expected to wait for the host's disk.
+// Reads are not asked here but tried (errWouldBlock). Writes end in the page
+// cache, unless the host throttles us.
 func (r *request) waits() bool {
 	switch r.typ {
 	case typeFlush, typeDiscard, typeWriteZeroes:
 		return true
 	case typeOut:
-		return r.writeThrough
+		return r.writeThrough || r.att != nil && r.att.disk.slowWrites.Load()
 	}
 	return false
 }

@@ -6,12 +6,11 @@ import (
 	"github.com/wsl2/wsl2/vmm/virtio"
 )
 
+// One interrupt answers at most so many requests, or so many bytes and the
+// request that completes them: the driver goes on with some while we serve others.
 const (
-	// inlineMax is the largest transfer done on the queue's goroutine while
-	// others wait: copying more costs more than to wake a worker for it.
-	inlineMax = 64 << 10
-	// notifyEvery bounds how many completions wait for one interrupt.
-	notifyEvery = 16
+	notifyRequests = 16
+	notifyBytes    = 128 << 10
 )
 
 // session is the device between Start and Stop: one goroutine that pops the
@@ -59,23 +58,26 @@ func (s *session) serve() {
 	}
 }
 
-// drain serves all available requests.
+// drain serves all available requests: here what the page cache can answer,
+// on workers what has to wait for the host's disk.
 func (s *session) drain() error {
-	r, ok, err := s.next()
-	for pushed := 0; ok; {
-		var after *request
-		var more bool
-		after, more, err = s.next()
-		// What is the last for now is served here, whatever its size.
-		if r.waits() || more && r.n > inlineMax || !s.finish(r, true) {
-			s.hand(r)
-		} else if pushed++; pushed%notifyEvery == 0 {
-			s.queue.Notify()
+	defer s.queue.Notify()
+	requests, bytes := 0, 0
+	for {
+		r, ok, err := s.next()
+		if err != nil || !ok {
+			return err
 		}
-		r, ok = after, more
+		n := r.n
+		if r.waits() || !s.finish(r, true) {
+			s.hand(r)
+			continue
+		}
+		if requests, bytes = requests+1, bytes+n; requests >= notifyRequests || bytes >= notifyBytes {
+			s.queue.Notify()
+			requests, bytes = 0, 0
+		}
 	}
-	s.queue.Notify()
-	return err
 }
 
 // next pops and parses one request and takes its disk.
