@@ -72,7 +72,8 @@ type Session struct {
 	// Queues has one entry per virtqueue; nil where the driver enabled none.
 	Queues []*Queue
 	// ConfigChanged tells the driver that the configuration space changed
-	// (virtio 1.2 §2.5). It never blocks on the guest.
+	// (virtio 1.2 §2.5). It never blocks on the guest. A call may cross with Stop
+	// and arrive once more after it, to no effect.
 	ConfigChanged func()
 	// Failed tells the transport that the guest broke the protocol beyond
 	// repair: it sets DEVICE_NEEDS_RESET (virtio 1.2 §2.1). The device has
