@@ -21,7 +21,7 @@ var ErrNoSpace = errors.New("not enough space on the disk")
 
 // reserve is what is left free on the host's file system: a sparse disk that
 // fills it would give the guest I/O errors.
-const reserve = 64 << 20
+const reserve = 8 << 20
 
 // FindMke2fs looks for mke2fs, which for ordinary users often is not in PATH.
 func FindMke2fs() (string, error) {

@@ -54,7 +54,7 @@ func compress(t testing.TB, f Format, data []byte) []byte {
 		w = gzip.NewWriter(&b)
 	case TarXZ:
 		// Small blocks: the limiter has to follow from block to block.
-		w, err = xz.WriterConfig{BlockSize: 100 << 10, DictCap: 1 << 20}.NewWriter(&b)
+		w, err = xz.WriterConfig{BlockSize: 30 << 10, DictCap: 1 << 20}.NewWriter(&b)
 	case TarZstd:
 		w, err = zstd.NewWriter(&b)
 	}
@@ -94,7 +94,7 @@ func readAll(t testing.TB, path string) ([]byte, *Archive, error) {
 var compressors = []Format{Tar, TarGzip, TarXZ, TarZstd}
 
 func TestFormats(t *testing.T) {
-	data := sample(t, 1<<20)
+	data := sample(t, 150<<10)
 	for _, f := range compressors {
 		t.Run(string(f), func(t *testing.T) {
 			packed := compress(t, f, data)
@@ -119,7 +119,7 @@ func TestFormats(t *testing.T) {
 
 // Several streams behind each other are one archive, as the tools have it.
 func TestConcatenatedStreams(t *testing.T) {
-	data := sample(t, 300<<10)
+	data := sample(t, 100<<10)
 	for _, f := range []Format{TarGzip, TarXZ, TarZstd} {
 		half := len(data) / 2
 		packed := append(compress(t, f, data[:half]), compress(t, f, data[half:])...)
@@ -146,7 +146,7 @@ func TestStdin(t *testing.T) {
 }
 
 func TestTruncated(t *testing.T) {
-	data := sample(t, 1<<20)
+	data := sample(t, 150<<10)
 	for _, f := range compressors[1:] {
 		packed := compress(t, f, data)
 		for _, n := range []int{1000, len(packed) / 2, len(packed) - 5} {
@@ -159,7 +159,7 @@ func TestTruncated(t *testing.T) {
 }
 
 func TestDamaged(t *testing.T) {
-	data := sample(t, 1<<20)
+	data := sample(t, 150<<10)
 	for _, f := range compressors[1:] {
 		packed := compress(t, f, data)
 		packed[len(packed)/2] ^= 0x55
@@ -222,7 +222,7 @@ func TestWindowLimit(t *testing.T) {
 	w.Close()
 	big := b.Bytes()
 	// The second block of a file is checked as the first is.
-	second := append(compress(t, TarXZ, sample(t, 300<<10)), big...)
+	second := append(compress(t, TarXZ, sample(t, 100<<10)), big...)
 	var z bytes.Buffer
 	zw, err := zstd.NewWriter(&z, zstd.WithWindowSize(2*MaxWindow), zstd.WithEncoderConcurrency(1))
 	if err != nil {
@@ -291,7 +291,7 @@ func TestCheckSpace(t *testing.T) {
 
 // The limiter hands every byte on, whatever it makes of them.
 func FuzzXZLimiter(f *testing.F) {
-	f.Add(compress(f, TarXZ, sample(f, 250<<10)))
+	f.Add(compress(f, TarXZ, sample(f, 2000)))
 	f.Add([]byte{0xfd, '7', 'z', 'X', 'Z', 0, 0, 4})
 	f.Fuzz(func(t *testing.T, data []byte) {
 		got, err := io.ReadAll(newXZLimiter(bufio.NewReaderSize(bytes.NewReader(data), bufferSize), MaxWindow))

@@ -1,0 +1,181 @@
+package service
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/wsl2/wsl2/launcher/api"
+	"github.com/wsl2/wsl2/launcher/config"
+	"github.com/wsl2/wsl2/launcher/vmproc"
+)
+
+// guestCID is the VM's vsock context ID, the first that is not reserved. VMs do
+// not see each other, so that all may have it.
+const guestCID = 3
+
+// diskSlots is how many distros can run at once.
+const diskSlots = 16
+
+// baseCmdline: a panic ends the VM at once; the triple fault is what a VM
+// without ACPI knows of a reset.
+const baseCmdline = "panic=-1 reboot=t quiet"
+
+// Booter starts VMs as processes of this executable.
+type Booter struct {
+	Paths   config.Paths
+	Command vmproc.Command
+	Getenv  func(string) string
+	Log     *slog.Logger
+	LogFile *os.File // the process's stderr
+}
+
+// Boot is a BootFunc.
+func (b *Booter) Boot(ctx context.Context, r BootRequest) (Machine, error) {
+	began := time.Now()
+	kernel, err := config.FindKernel(r.Settings.Kernel, b.Getenv)
+	if err != nil {
+		return nil, api.Errorf(api.CodeVM, config.KernelHint, "%v", err)
+	}
+	initramfs, err := config.FindInitramfs(b.Getenv)
+	if err != nil {
+		return nil, api.Errorf(api.CodeVM, config.KernelHint, "%v", err)
+	}
+	lock, err := lockFile(ctx, b.Paths.VMLock())
+	if err != nil {
+		return nil, fmt.Errorf("an earlier VM has not ended yet: %w", err)
+	}
+	defer lock.Close()             // the process has it now
+	os.Remove(b.Paths.VsockPath()) // left by a VM that was killed
+	listener, err := listenControl(b.Paths.VsockPath())
+	if err != nil {
+		return nil, err
+	}
+	defer listener.Close()
+	cmdline := baseCmdline
+	if extra := r.Settings.KernelCommandLine; extra != "" {
+		cmdline += " " + extra
+	}
+	c := vmproc.Config{
+		Accel: r.Settings.Accel, Kernel: kernel, Initramfs: initramfs, Cmdline: cmdline,
+		MemoryBytes: r.Settings.MemoryBytes, CPUs: r.Settings.Processors,
+		DiskSlots: diskSlots, GuestCID: guestCID, VsockPath: b.Paths.VsockPath(), ConsoleLog: b.Paths.ConsoleLog(),
+	}
+	if r.Disk != "" {
+		c.Disks = []string{r.Disk}
+	}
+	p, err := vmproc.Start(ctx, b.Command, c, lock, b.LogFile, func(slot int, err error) {
+		b.Log.Error("disk", "slot", slot, "err", err)
+	})
+	if err != nil {
+		return nil, bootFailure(err)
+	}
+	ctl, err := acceptControl(ctx, listener, r, p.Done(), func() error { return earlyExit(p.Exit()) })
+	if err != nil {
+		p.Kill()
+		<-p.Done()
+		return nil, bootFailure(err)
+	}
+	m := &machine{control: ctl, Process: p, path: b.Paths.VsockPath(), log: b.Log, info: api.VM{
+		PID: p.PID, Accel: p.Accel, AccelReason: p.AccelReason, Kernel: kernel, KernelRelease: ctl.ready.KernelRelease,
+		MemoryBytes: c.MemoryBytes, CPUs: c.CPUs, BootMillis: time.Since(began).Milliseconds(),
+	}}
+	go m.guard()
+	return m, nil
+}
+
+// earlyExit says that the VM ended before its guest was ready.
+func earlyExit(exit error) error {
+	if exit == nil {
+		exit = errors.New("its guest powered off")
+	}
+	return fmt.Errorf("it ended before its guest was ready: %w", exit)
+}
+
+func bootFailure(err error) error {
+	var told *api.Error
+	if errors.As(err, &told) {
+		return err
+	}
+	return api.Errorf(api.CodeVM, "", "the VM did not start: %v", err)
+}
+
+// controlGrace is how long a VM whose control channel is gone has to end by
+// itself: /init powers off when it loses its launcher.
+const controlGrace = 5 * time.Second
+
+// machine joins a VM's process and its control channel.
+type machine struct {
+	*control
+	*vmproc.Process
+	path string
+	info api.VM
+	log  *slog.Logger
+}
+
+// guard ends a VM whose PID 1 no longer speaks with us, and the channel of a VM
+// that has ended.
+func (m *machine) guard() {
+	select {
+	case <-m.Process.Done():
+	case <-m.control.lost:
+		t := time.NewTimer(controlGrace)
+		defer t.Stop()
+		select {
+		case <-m.Process.Done():
+		case <-t.C:
+			m.log.Warn("the guest is silent; VM is killed", "err", m.control.cause)
+			m.Process.Kill()
+			<-m.Process.Done()
+		}
+	}
+	m.control.conn.Close()
+}
+
+func (m *machine) Info() MachineInfo { return MachineInfo{VM: m.info, VsockPath: m.path} }
+
+// lockFile opens path and takes its flock, waiting for who holds it until ctx
+// ends.
+func lockFile(ctx context.Context, path string) (*os.File, error) {
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return nil, err
+	}
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|syscall.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil {
+		return f, nil
+	}
+	// flock(2) cannot be waited for with a deadline: a goroutine waits, and
+	// gives the lock back if it comes too late.
+	got := make(chan error, 1)
+	go func() {
+		for {
+			err := unix.Flock(int(f.Fd()), unix.LOCK_EX)
+			if err == unix.EINTR {
+				continue
+			}
+			got <- err
+			return
+		}
+	}()
+	select {
+	case err := <-got:
+		if err != nil {
+			f.Close()
+			return nil, os.NewSyscallError("flock", err)
+		}
+		return f, nil
+	case <-ctx.Done():
+		go func() { <-got; f.Close() }()
+		return nil, context.Cause(ctx)
+	}
+}

@@ -1,0 +1,79 @@
+package service
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/wsl2/wsl2/launcher/api"
+	"github.com/wsl2/wsl2/launcher/config"
+	"github.com/wsl2/wsl2/launcher/vmproc"
+)
+
+// FDListener is the listening socket that whoever starts the service hands over.
+const FDListener = 3
+
+// lockTimeout bounds the wait for an earlier service to end.
+const lockTimeout = 90 * time.Second
+
+// maxLog is the size from which a log is set aside at the service's start; one
+// old log is kept.
+const maxLog = 1 << 20
+
+// OpenLog opens the service's log for appending.
+func OpenLog(p config.Paths) (*os.File, error) {
+	path := p.ServiceLog()
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return nil, err
+	}
+	if st, err := os.Stat(path); err == nil && st.Size() > maxLog {
+		os.Rename(path, path+".1")
+	}
+	return os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
+}
+
+// Main is the `wsl2 service` process: it serves the socket on FDListener until
+// nothing is left to do. Its stderr is its log.
+func Main(paths config.Paths) error {
+	signal.Ignore(unix.SIGHUP, unix.SIGINT)
+	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM)
+	defer stop()
+	log := slog.New(slog.NewTextHandler(os.Stderr, nil)).With("pid", os.Getpid())
+
+	f := os.NewFile(FDListener, "listener")
+	nl, err := net.FileListener(f)
+	f.Close()
+	if err != nil {
+		return fmt.Errorf("`wsl2 service` is run by other commands, not by hand (%w)", err)
+	}
+	l, ok := nl.(*net.UnixListener)
+	if !ok {
+		nl.Close()
+		return fmt.Errorf("descriptor %d is no unix socket", FDListener)
+	}
+	l.SetUnlinkOnClose(true)
+	wait, cancel := context.WithTimeoutCause(ctx, lockTimeout, fmt.Errorf("an earlier service has not ended within %v", lockTimeout))
+	lock, err := lockFile(wait, paths.ServiceLock())
+	cancel()
+	if err != nil {
+		l.Close()
+		return err
+	}
+	defer lock.Close()
+	if err := os.MkdirAll(paths.Data, 0o700); err != nil {
+		l.Close()
+		return err
+	}
+	boot := &Booter{Paths: paths, Command: vmproc.Command{Path: "/proc/self/exe", Args: []string{"vm"}}, Getenv: os.Getenv, Log: log, LogFile: os.Stderr}
+	log.Info("service started", "version", api.Version)
+	err = New(Config{Paths: paths, Boot: boot.Boot, Log: log, Self: api.Self()}).Serve(ctx, l)
+	log.Info("service ends", "err", err)
+	return err
+}

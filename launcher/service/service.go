@@ -1,0 +1,462 @@
+// Package service is the process that keeps a user's distros: the registry, the
+// VM and who uses it. There is one per user, started by the first command that
+// needs it (package client) and ending when nothing is left to do.
+//
+// # Locks and order
+//
+// The service holds Paths.ServiceLock for its life; its VM's process holds
+// Paths.VMLock for its own, which may be longer. A service that follows one that
+// was killed waits for both, so that no disk is ever opened twice.
+package service
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/wsl2/wsl2/launcher/api"
+	"github.com/wsl2/wsl2/launcher/config"
+	"github.com/wsl2/wsl2/launcher/registry"
+)
+
+// SystemDistro is the name of the system distro, which is always there and in
+// no registry. The parentheses keep it apart from any distro's name.
+const SystemDistro = "(system)"
+
+// linger is how long a service without VM and clients stays: the next command
+// often comes soon.
+const linger = 10 * time.Second
+
+// firstRequest bounds the wait for a connection's request.
+const firstRequest = 10 * time.Second
+
+// Service serves clients. Make it with New, run it with Serve.
+type Service struct {
+	paths config.Paths
+	self  api.Identity
+	log   *slog.Logger
+	m     *Manager
+	uid   uint32
+
+	linger time.Duration
+
+	mu       sync.Mutex
+	reg      *registry.Registry // nil until it could be read; guarded by mu
+	clients  int                // open connections; guarded by mu
+	leases   int                // those that are sessions; guarded by mu
+	timer    *time.Timer        // ends the service; guarded by mu
+	listener *net.UnixListener  // set by Serve; guarded by mu
+	stopping bool               // no more requests; guarded by mu
+	stop     chan struct{}      // closed with stopping
+	conns    sync.WaitGroup
+}
+
+// Config is what a Service is made of.
+type Config struct {
+	Paths config.Paths
+	Boot  BootFunc
+	Log   *slog.Logger
+	Self  api.Identity
+	// Linger replaces the default if it is positive.
+	Linger time.Duration
+}
+
+// New returns a Service. What an import that was cut off left on disk is removed.
+func New(c Config) *Service {
+	s := &Service{paths: c.Paths, self: c.Self, log: c.Log, uid: uint32(os.Getuid()), linger: linger, stop: make(chan struct{})}
+	if c.Linger > 0 {
+		s.linger = c.Linger
+	}
+	settings := func() (config.Settings, []string) { return config.Load(c.Paths.ConfigFile, config.ThisHost()) }
+	s.m = NewManager(c.Boot, settings, c.Log, func() { go s.touch() })
+	if reg, err := s.registry(); err == nil {
+		s.sweep(reg)
+	}
+	return s
+}
+
+// registry returns the registry, reading it if that has not succeeded yet: the
+// user may repair the file while the service runs.
+func (s *Service) registry() (*registry.Registry, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.reg == nil {
+		reg, err := registry.Open(s.paths.Registry())
+		if err != nil {
+			return nil, err
+		}
+		s.reg = reg
+	}
+	return s.reg, nil
+}
+
+// Serve answers clients on l until nothing is left to do or ctx ends; then it
+// stops the VM, if one runs, and returns. It closes l.
+func (s *Service) Serve(ctx context.Context, l *net.UnixListener) error {
+	s.mu.Lock()
+	s.listener = l
+	s.mu.Unlock()
+	s.touch()
+	failed := make(chan error, 1)
+	go func() {
+		for {
+			c, err := l.AcceptUnix()
+			if err != nil {
+				failed <- err
+				return
+			}
+			s.mu.Lock()
+			if s.stopping {
+				s.mu.Unlock()
+				c.Close() // unanswered: the client starts a new service
+				continue
+			}
+			s.clients++
+			s.conns.Add(1)
+			s.mu.Unlock()
+			go s.serve(c)
+		}
+	}()
+	var err error
+	select {
+	case <-s.stop:
+	case <-ctx.Done():
+	case err = <-failed:
+	}
+	s.shutdown()
+	s.m.Close()
+	s.conns.Wait()
+	return err
+}
+
+func (s *Service) shutdown() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.shutdownLocked()
+}
+
+// shutdownLocked refuses further requests. The socket goes first: a client that
+// finds its connection closed without an answer tries again and must not find us.
+// Preconditions: s.mu is held.
+func (s *Service) shutdownLocked() {
+	if s.stopping {
+		return
+	}
+	s.stopping = true
+	if s.listener != nil {
+		s.listener.Close()
+	}
+	close(s.stop)
+}
+
+// touch arms or stops the timer that ends an idle service.
+func (s *Service) touch() {
+	idle := s.m.Idle()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	stopTimer(&s.timer)
+	if !idle || s.clients > 0 || s.stopping {
+		return
+	}
+	var t *time.Timer
+	t = time.AfterFunc(s.linger, func() {
+		idle := s.m.Idle()
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if s.timer == t && s.clients == 0 && idle {
+			s.shutdownLocked()
+		}
+	})
+	s.timer = t
+}
+
+// peerUID is who is at the other end (SO_PEERCRED, unix(7)).
+func peerUID(c *net.UnixConn) (uint32, error) {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return 0, err
+	}
+	var cred *unix.Ucred
+	var cerr error
+	err = raw.Control(func(fd uintptr) { cred, cerr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) })
+	if err = errors.Join(err, cerr); err != nil {
+		return 0, err
+	}
+	return cred.Uid, nil
+}
+
+// serve handles one connection: one request and its answer.
+func (s *Service) serve(c *net.UnixConn) {
+	defer func() {
+		c.Close()
+		s.mu.Lock()
+		s.clients--
+		s.mu.Unlock()
+		s.touch()
+		s.conns.Done()
+	}()
+	// The directory's and the socket's mode keep others out already.
+	if uid, err := peerUID(c); err != nil || uid != s.uid {
+		s.log.Warn("connection refused", "uid", uid, "err", err)
+		return
+	}
+	c.SetReadDeadline(time.Now().Add(firstRequest))
+	kind, body, err := api.Read(c)
+	if err != nil {
+		if err != io.EOF {
+			s.log.Warn("request not read", "err", err)
+		}
+		return
+	}
+	c.SetReadDeadline(time.Time{})
+	p := &peer{c: c}
+	id, rest, err := api.DecodeRequest(body)
+	if err != nil {
+		p.fail(api.Errorf(api.CodeBadRequest, "", "the service cannot read the request (%v)", err))
+		return
+	}
+	var call api.Call
+	var open api.Open
+	switch kind {
+	case api.KindOpen:
+		if id.Protocol == api.Protocol {
+			open, err = api.DecodeOpen(rest)
+		}
+	case api.KindCall:
+		err = json.Unmarshal(rest, &call)
+	default:
+		err = fmt.Errorf("unknown kind %d", kind)
+	}
+	if err != nil {
+		p.fail(api.Errorf(api.CodeBadRequest, "", "the service cannot read the request (%v)", err))
+		return
+	}
+	any := call.Verb == api.VerbShutdown || call.Verb == api.VerbStatus // good for every build
+	if id != s.self && !any && !s.otherBuild(p, id) {
+		return
+	}
+	if kind == api.KindOpen {
+		s.open(p, open)
+		return
+	}
+	result, err := s.call(p, call)
+	if err != nil {
+		p.fail(err)
+		return
+	}
+	if call.Verb == api.VerbShutdown {
+		s.shutdown() // before the answer: the next command finds no service
+	}
+	p.json(api.KindResult, result)
+}
+
+// otherBuild decides about a client of another build: if nothing is in use this
+// service ends and the client starts its own. It tells whether to serve it.
+func (s *Service) otherBuild(p *peer, id api.Identity) bool {
+	if s.m.TryStopIdle() {
+		s.mu.Lock()
+		last := s.clients == 1
+		if last {
+			s.shutdownLocked()
+		}
+		s.mu.Unlock()
+		if last {
+			s.log.Info("making way for another build", "version", id.Version)
+			p.send(api.KindReplaced, nil)
+			return false
+		}
+	}
+	if id.Protocol != s.self.Protocol {
+		p.fail(api.Errorf(api.CodeVersion, "end the sessions, or run `wsl2 --shutdown`",
+			"wsl2 %s cannot speak with the service of wsl2 %s, which still has something running", id.Version, s.self.Version))
+		return false
+	}
+	p.notice(fmt.Sprintf("the VM still runs under an earlier build of wsl2 (%s); `wsl2 --shutdown` ends that", s.self.Version))
+	return true
+}
+
+// peer writes to a client. Its methods may be called concurrently.
+type peer struct {
+	c  *net.UnixConn
+	mu sync.Mutex
+}
+
+// writeTimeout bounds what a client that does not read can hold up.
+const writeTimeout = 10 * time.Second
+
+func (p *peer) raw(b []byte) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.c.SetWriteDeadline(time.Now().Add(writeTimeout))
+	_, err := p.c.Write(b)
+	return err
+}
+
+func (p *peer) send(k api.Kind, body []byte) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.c.SetWriteDeadline(time.Now().Add(writeTimeout))
+	return api.Write(p.c, k, body)
+}
+
+func (p *peer) json(k api.Kind, v any) error {
+	body, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	return p.send(k, body)
+}
+
+func (p *peer) fail(err error)     { p.json(api.KindError, api.AsError(err)) }
+func (p *peer) notice(text string) { p.send(api.KindNotice, []byte(text)) }
+
+// gone returns a context that ends when the client closes its connection, and
+// what waits for that. Nothing else may read from the connection.
+func (p *peer) gone() (context.Context, func()) {
+	ctx, cancel := context.WithCancelCause(context.Background())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		var b [1]byte
+		p.c.Read(b[:])
+		cancel(errClientGone)
+	}()
+	return ctx, func() {
+		p.c.SetReadDeadline(time.Unix(1, 0))
+		<-done
+	}
+}
+
+var errClientGone = errors.New("the client has gone")
+
+// open handles a session: the connection is its lease.
+func (s *Service) open(p *peer, o api.Open) {
+	spec, user, err := s.resolve(o)
+	if err != nil {
+		p.fail(err)
+		return
+	}
+	ctx, wait := p.gone()
+	defer wait()
+	lease, session, err := s.m.Open(ctx, spec, o.VM, func(err error) { p.json(api.KindEnded, api.AsError(err)) })
+	if err != nil {
+		if ctx.Err() == nil {
+			p.fail(err)
+		}
+		return
+	}
+	defer lease.Release()
+	s.mu.Lock()
+	s.leases++
+	s.mu.Unlock()
+	defer func() {
+		s.mu.Lock()
+		s.leases--
+		s.mu.Unlock()
+	}()
+	for _, n := range session.Notices {
+		p.notice(n)
+	}
+	if p.raw(api.AppendOpened(nil, &api.Opened{Distro: spec.Name, VsockPath: session.VsockPath, Port: session.Port, DefaultUser: user})) != nil {
+		return
+	}
+	<-ctx.Done()
+}
+
+// resolve finds the distro that a session is asked for.
+func (s *Service) resolve(o api.Open) (DistroSpec, string, error) {
+	if o.System {
+		return DistroSpec{Name: SystemDistro}, "", nil
+	}
+	reg, err := s.registry()
+	if err != nil {
+		return DistroSpec{}, "", err
+	}
+	name := o.Distro
+	if name == "" {
+		if name = reg.Default(); name == "" {
+			return DistroSpec{}, "", api.Errorf(api.CodeNoDefault, "import one: wsl2 --import NAME FILE.tar (`wsl2 --system` needs none)", "no distro is installed")
+		}
+	}
+	d, err := reg.Get(name)
+	if err != nil {
+		return DistroSpec{}, "", notFound(name)
+	}
+	if _, err := os.Stat(d.Disk); err != nil {
+		return DistroSpec{}, "", api.Errorf(api.CodeFailed, "put it back, or give the distro up: wsl2 --unregister "+d.Name, "the disk of %s is missing: %v", d.Name, err)
+	}
+	return DistroSpec{Name: d.Name, Disk: d.Disk}, d.DefaultUser, nil
+}
+
+func notFound(name string) error {
+	return api.Errorf(api.CodeNotFound, "`wsl2 --list` shows those that exist", "there is no distro %q", name)
+}
+
+// call handles every other request.
+func (s *Service) call(p *peer, c api.Call) (any, error) {
+	switch c.Verb {
+	case api.VerbShutdown:
+		s.m.Shutdown(c.Force)
+		return struct{}{}, nil
+	case api.VerbStatus:
+		return s.status(), nil
+	}
+	reg, err := s.registry()
+	if err != nil {
+		return nil, err
+	}
+	switch c.Verb {
+	case api.VerbList:
+		return s.list(reg), nil
+	case api.VerbImport:
+		return s.importDistro(p, reg, c)
+	}
+	d, err := reg.Get(c.Name)
+	if err != nil {
+		return nil, notFound(c.Name)
+	}
+	switch c.Verb {
+	case api.VerbTerminate:
+		return struct{}{}, s.m.Terminate(context.Background(), d.Name)
+	case api.VerbSetDefault:
+		return struct{}{}, reg.SetDefault(d.Name)
+	case api.VerbUnregister:
+		return struct{}{}, s.unregister(reg, d)
+	}
+	return nil, api.Errorf(api.CodeBadRequest, "", "unknown request %q", c.Verb)
+}
+
+func (s *Service) list(reg *registry.Registry) api.List {
+	l := api.List{Distros: []api.Distro{}}
+	states := s.m.States()
+	def := reg.Default()
+	for _, d := range reg.List() {
+		row := api.Distro{Name: d.Name, Default: d.Name == def, State: api.StateStopped, Version: 2, Disk: d.Disk}
+		if st, ok := states[strings.ToLower(d.Name)]; ok {
+			row.State, row.Sessions = st.State, st.Sessions
+		}
+		l.Distros = append(l.Distros, row)
+	}
+	return l
+}
+
+func (s *Service) status() api.Status {
+	st := api.Status{Version: s.self.Version, PID: os.Getpid(), Running: len(s.m.States()), VM: s.m.VM()}
+	if reg, err := s.registry(); err == nil {
+		st.Default, st.Distros = reg.Default(), len(reg.List())
+	}
+	s.mu.Lock()
+	st.Sessions = s.leases
+	s.mu.Unlock()
+	return st
+}
