@@ -627,22 +627,29 @@ func TestAssembly(t *testing.T) {
 	})
 }
 
-// TestAssemblyTimesOut uses a server with a deadline that has passed when the
-// guest looks at it.
+// TestAssemblyTimesOut: connections that never become a session are closed.
 func TestAssemblyTimesOut(t *testing.T) {
-	r := newRigTimeout(t, time.Millisecond)
-	c := r.open(&wire.Start{Argv: []string{"true"}})
-	_ = c
-	id := newID()
-	out := r.dial(wire.RoleStdout, id)
-	if b, err := io.ReadAll(out); len(b) > 0 && err != nil {
-		t.Errorf("%q, %v", b, err)
-	}
-	ctl := r.dial(wire.RoleControl, newID())
-	if m, err := wire.Read(ctl); err == nil {
-		if f, ok := m.(*wire.Failed); !ok || f.Code != wire.CodeRefused {
-			t.Errorf("%+v", m)
+	r := newRigTimeout(t, 100*time.Millisecond)
+	silent, err := net.Dial("unix", r.path)
+	must(t, err)
+	defer silent.Close()
+	for name, c := range map[string]net.Conn{
+		"no Hello":          silent,
+		"data alone":        r.dial(wire.RoleStdout, newID()),
+		"control, no Start": r.dial(wire.RoleControl, newID()),
+	} {
+		c.SetDeadline(time.Now().Add(limit))
+		b, err := io.ReadAll(c)
+		if err != nil {
+			t.Errorf("%s: %v after %q", name, err, b)
 		}
+	}
+	id := newID()
+	c := r.dial(wire.RoleControl, id)
+	must(t, wire.Write(c, &wire.Start{Argv: []string{"true"}, Streams: wire.StreamStdout}))
+	m, err := wire.Read(c)
+	if f, ok := m.(*wire.Failed); !ok || f.Code != wire.CodeRefused || !strings.Contains(f.Text, "did not come") {
+		t.Errorf("%+v, %v", m, err)
 	}
 }
 

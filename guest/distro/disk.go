@@ -1,0 +1,121 @@
+package distro
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/wsl2/wsl2/guest/kmsg"
+)
+
+// maxSlot is the last block slot with a one-letter name, /dev/vdz.
+const maxSlot = 25
+
+// Device returns the block device of a slot.
+func Device(slot int32) (string, error) {
+	if slot < 0 || slot > maxSlot {
+		return "", fmt.Errorf("disk slot %d: there are slots 0 to %d", slot, maxSlot)
+	}
+	return fmt.Sprintf("/dev/vd%c", 'a'+rune(slot)), nil
+}
+
+// probing serialises rebinds: a device keeps its letter only if no other one
+// is unbound at the same moment.
+var probing sync.Mutex
+
+// AttachedDisk makes sure that the kernel knows the size of the disk that the
+// host attached to device.
+//
+// A slot without a disk is a device of capacity 0. When the capacity changes to
+// or from 0 the kernel sends no uevent (set_capacity_and_notify: "Historically we
+// did not send a uevent for changes to/from an empty device"), and the work that
+// reads the new capacity runs whenever it is scheduled. So there is nothing to wait for;
+// but binding the driver anew reads the capacity synchronously. That is only
+// needed if we come before that work.
+func AttachedDisk(device string) error {
+	size, err := diskSize(device)
+	if err != nil || size > 0 {
+		return err
+	}
+	if err := Reprobe(device); err != nil {
+		return err
+	}
+	if size, err = diskSize(device); err == nil && size == 0 {
+		err = fmt.Errorf("%s: no disk is attached to the slot; attach it before it is used", device)
+	}
+	return err
+}
+
+// Reprobe binds the driver of a device anew, which reads its capacity again.
+// Nothing may have the device open.
+func Reprobe(device string) error {
+	probing.Lock()
+	defer probing.Unlock()
+	link, err := os.Readlink("/sys/block/" + filepath.Base(device) + "/device")
+	if err != nil {
+		return fmt.Errorf("find the device of %s: %w", device, err)
+	}
+	const driver = "/sys/bus/virtio/drivers/virtio_blk/"
+	for _, step := range []string{"unbind", "bind"} {
+		if err := os.WriteFile(driver+step, []byte(filepath.Base(link)), 0); err != nil {
+			return fmt.Errorf("%s %s: %w", step, device, err)
+		}
+	}
+	return nil
+}
+
+// diskSize returns a block device's size in bytes.
+func diskSize(device string) (uint64, error) {
+	fd, err := unix.Open(device, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		if errors.Is(err, unix.ENOENT) {
+			return 0, fmt.Errorf("%s: the VM has no such disk slot", device)
+		}
+		return 0, fmt.Errorf("open %s: %w", device, err)
+	}
+	defer unix.Close(fd)
+	sectors, err := unix.IoctlGetInt(fd, unix.BLKGETSIZE) // unsigned long, in 512-byte sectors
+	if err != nil {
+		return 0, fmt.Errorf("size of %s: %w", device, err)
+	}
+	return uint64(sectors) * 512, nil
+}
+
+// Released reports an error if anything in the VM still uses the device: a
+// mounted file system holds it exclusively.
+func Released(device string) error {
+	fd, err := unix.Open(device, unix.O_RDONLY|unix.O_EXCL|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("%s is still in use: %w", device, err)
+	}
+	return unix.Close(fd)
+}
+
+// diskOptions: discard returns freed blocks to the host's sparse file at once;
+// errors=remount-ro keeps a damaged disk from being damaged further.
+const diskOptions = "discard,errors=remount-ro"
+
+// MountDisk mounts the ext4 file system of device on target, replaying its
+// journal if need be. The error carries what the kernel had to say.
+func MountDisk(device, target string) error {
+	tail, tailErr := kmsg.NewTail()
+	if tailErr == nil {
+		defer tail.Close()
+	}
+	err := unix.Mount(device, target, "ext4", unix.MS_NOATIME, diskOptions)
+	if err == nil {
+		return nil
+	}
+	err = fmt.Errorf("mount %s (ext4): %w", device, err)
+	if tailErr == nil {
+		if lines := tail.Lines(4, filepath.Base(device)); len(lines) > 0 {
+			err = fmt.Errorf("%w: the kernel says: %s", err, strings.Join(lines, "; "))
+		}
+	}
+	return err
+}

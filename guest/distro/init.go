@@ -1,0 +1,299 @@
+// Package distro runs a distro: a root file system with namespaces of its own.
+//
+// PID 1 of the VM (package pid1) starts /init again, as Argv0, in new pid, mount,
+// uts, ipc and cgroup namespaces. That process mounts the disk in its own
+// mount namespace, moves into it, and stays: it is the parent and reaper of every process
+// of the distro, and serves the sessions. Because no other namespace has the mount, the disk is unmounted
+// when the distro's last process is gone, however it went.
+//
+// Between the two runs a stream socket (descriptor 3 of the distro's init) with
+// the frames of internal/wire: StartDistro once, then StopDistro; Reply and
+// DistroIdle come back. Its end means that the VM is going down.
+package distro
+
+import (
+	"bufio"
+	"compress/gzip"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"strconv"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/mdlayher/vsock"
+	"golang.org/x/sys/unix"
+
+	"github.com/wsl2/wsl2/guest/kmsg"
+	"github.com/wsl2/wsl2/guest/mounts"
+	"github.com/wsl2/wsl2/guest/reaper"
+	"github.com/wsl2/wsl2/guest/session"
+	"github.com/wsl2/wsl2/guest/untar"
+	"github.com/wsl2/wsl2/internal/wire"
+)
+
+// Argv0 is the name under which /init is a distro's init; os.Args[1] is the
+// vsock port of its sessions, os.Args[2] the distro's name (for ps).
+const Argv0 = "wsl2-distro"
+
+// ChannelFD is the descriptor of the channel to PID 1 of the VM.
+const ChannelFD = 3
+
+// Places in the VM's own root.
+const (
+	// MountPoint is where a new root is mounted before it becomes the root.
+	MountPoint = "/distro"
+	// SystemArchive is the system distro's root, a gzipped tar.
+	SystemArchive = "/system.tar.gz"
+)
+
+// settle bounds waits for what should take no time: processes to vanish after
+// SIGKILL, clients to take their last message.
+const settle = 5 * time.Second
+
+type distro struct {
+	log *kmsg.Logger
+	rp  *reaper.Reaper
+	srv *session.Server
+	l   *vsock.Listener
+
+	mu      sync.Mutex // guards writes to channel
+	channel *os.File
+	name    string
+}
+
+// Run is the main function of a distro's init. It returns the exit status.
+func Run(args []string) int {
+	log := kmsg.New("wsl2-distro")
+	// Signals from inside the distro (kill 1) must not end it; with a handler
+	// they are delivered, with SIG_IGN every session would inherit that.
+	signal.Notify(make(chan os.Signal, 1), unix.SIGHUP, unix.SIGINT, unix.SIGQUIT, unix.SIGTERM,
+		unix.SIGUSR1, unix.SIGUSR2, unix.SIGALRM, unix.SIGPIPE, unix.SIGPWR)
+	d := &distro{log: log}
+	unix.CloseOnExec(ChannelFD)
+	if err := unix.SetNonblock(ChannelFD, true); err != nil {
+		log.Errorf("no channel to the VM's init: %v", err)
+		return 1
+	}
+	d.channel = os.NewFile(ChannelFD, "channel")
+	r := bufio.NewReader(d.channel)
+	m, err := wire.Read(r)
+	start, ok := m.(*wire.StartDistro)
+	if err != nil || !ok || len(args) < 2 {
+		log.Errorf("expected StartDistro and a port: %v %v %v", m, err, args)
+		return 1
+	}
+	d.name = start.Name
+	port, err := strconv.ParseUint(args[1], 10, 32)
+	if err == nil {
+		err = d.start(start, uint32(port))
+	}
+	if err != nil {
+		d.send(&wire.Reply{ID: start.ID, Code: codeOf(err), Text: fmt.Sprintf("start distro %s: %v", start.Name, err)})
+		return 1
+	}
+	d.send(&wire.Reply{ID: start.ID, Port: uint32(port)})
+	return d.serve(r)
+}
+
+// diskError marks errors that are the disk's fault.
+type diskError struct{ error }
+
+func (e diskError) Unwrap() error { return e.error }
+
+func codeOf(err error) wire.Code {
+	if errors.As(err, new(diskError)) {
+		return wire.CodeDisk
+	}
+	return wire.CodeInternal
+}
+
+func (d *distro) send(m wire.Message) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if err := wire.Write(d.channel, m); err != nil {
+		d.log.Errorf("%s: %v", d.name, err)
+	}
+}
+
+// start makes the root, moves into it and listens.
+func (d *distro) start(m *wire.StartDistro, port uint32) error {
+	unix.Umask(0o022)
+	if err := unix.Sethostname([]byte(m.Hostname)); err != nil {
+		return fmt.Errorf("set the host name %q: %w", m.Hostname, err)
+	}
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+		return fmt.Errorf("make mounts private: %w", err)
+	}
+	if m.Slot == wire.SystemSlot {
+		if err := mountSystem(); err != nil {
+			return err
+		}
+	} else {
+		device, err := Device(m.Slot)
+		if err == nil {
+			err = MountDisk(device, MountPoint)
+		}
+		if err != nil {
+			return diskError{err}
+		}
+	}
+	if err := enter(); err != nil {
+		return err
+	}
+	// One thing that cannot be mounted must not lock the user out of the rest.
+	if err := mounts.All(root); err != nil {
+		d.log.Errorf("%s: %v", d.name, err)
+	}
+	for _, l := range limits {
+		// syscall's, not unix's: it also stops Go from restoring the old limit in children.
+		if err := syscall.Setrlimit(l.resource, &syscall.Rlimit{Cur: l.rlimit.Cur, Max: l.rlimit.Max}); err != nil {
+			d.log.Errorf("%s: set resource limit %d: %v", d.name, l.resource, err)
+		}
+	}
+	l, err := vsock.ListenContextID(unix.VMADDR_CID_ANY, port, nil)
+	if err != nil {
+		return fmt.Errorf("listen on vsock port %d: %w", port, err)
+	}
+	d.l = l
+	d.rp = reaper.New(func() { d.send(&wire.DistroIdle{Name: d.name}) })
+	d.srv = session.NewServer(session.Config{
+		Reaper:   d.rp,
+		Distro:   m.Name,
+		Hostname: m.Hostname,
+		Logf:     d.log.Printf,
+	})
+	go func() {
+		if err := d.srv.Serve(l); err != nil {
+			d.log.Errorf("%s: %v", d.name, err)
+		}
+	}()
+	return nil
+}
+
+// mountSystem unpacks the system distro into a tmpfs: a root of its own, which
+// a user may damage without damaging the VM's.
+func mountSystem() error {
+	if err := unix.Mount("tmpfs", MountPoint, "tmpfs", 0, "mode=755"); err != nil {
+		return fmt.Errorf("mount a tmpfs for the system distro: %w", err)
+	}
+	f, err := os.Open(SystemArchive)
+	if err != nil {
+		return fmt.Errorf("the initramfs holds no system distro: %w", err)
+	}
+	defer f.Close()
+	z, err := gzip.NewReader(f)
+	if err != nil {
+		return fmt.Errorf("%s: %w", SystemArchive, err)
+	}
+	if err := untar.Unpack(context.Background(), MountPoint, z, nil); err != nil {
+		return fmt.Errorf("%s: %w", SystemArchive, err)
+	}
+	return nil
+}
+
+// enter makes MountPoint the root. pivot_root(2) refuses when the current root
+// is the initramfs ("The rootfs cannot be pivoted"), so it is covered instead, as switch_root(8) does.
+func enter() error {
+	for _, target := range outer {
+		// EINVAL: not mounted, which is as good.
+		if err := unix.Unmount(target, unix.MNT_DETACH); err != nil && err != unix.EINVAL && err != unix.ENOENT {
+			return fmt.Errorf("detach %s: %w", target, err)
+		}
+	}
+	if err := unix.Chdir(MountPoint); err != nil {
+		return fmt.Errorf("enter the new root: %w", err)
+	}
+	if err := unix.Mount(".", "/", "", unix.MS_MOVE, ""); err != nil {
+		return fmt.Errorf("move the new root: %w", err)
+	}
+	if err := unix.Chroot("."); err != nil {
+		return fmt.Errorf("change root: %w", err)
+	}
+	if err := unix.Chdir("/"); err != nil {
+		return fmt.Errorf("enter the new root: %w", err)
+	}
+	// Container engines bind-mount with propagation and need a shared root.
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_SHARED, ""); err != nil {
+		return fmt.Errorf("share the new root: %w", err)
+	}
+	return nil
+}
+
+// serve answers PID 1 of the VM until it says to stop.
+func (d *distro) serve(r io.Reader) int {
+	for {
+		m, err := wire.Read(r)
+		if err != nil {
+			d.log.Errorf("%s: channel to the VM's init: %v; stopping", d.name, err)
+			return d.stop(&wire.StopDistro{})
+		}
+		stop, ok := m.(*wire.StopDistro)
+		if !ok {
+			d.log.Errorf("%s: unexpected %v", d.name, m.Type())
+			continue
+		}
+		if stop.IfIdle && !(d.rp.Empty() && d.srv.CloseIfIdle()) {
+			d.send(&wire.Reply{ID: stop.ID, Code: wire.CodeBusy, Text: "the distro has running processes"})
+			continue
+		}
+		return d.stop(stop)
+	}
+}
+
+// stop ends every process and makes the disk clean. The process' end, which
+// follows, is the news that it is done; a Reply comes only with an error.
+func (d *distro) stop(m *wire.StopDistro) int {
+	d.srv.Close()
+	d.l.Close()
+	if !d.rp.Empty() {
+		// SIGHUP as well: an interactive shell ignores SIGTERM.
+		for _, sig := range []syscall.Signal{unix.SIGTERM, unix.SIGHUP, unix.SIGCONT} {
+			syscall.Kill(-1, sig) //nolint:errcheck // ESRCH: they are all gone
+		}
+		if !d.waitEmpty(time.Duration(m.GraceMillis) * time.Millisecond) {
+			syscall.Kill(-1, unix.SIGKILL) //nolint:errcheck // ESRCH: they are all gone
+			if !d.waitEmpty(settle) {
+				d.send(&wire.Reply{ID: m.ID, Code: wire.CodeBusy,
+					Text: "processes do not end although killed: they wait for I/O that does not come"})
+				return 1
+			}
+		}
+	}
+	d.srv.Wait(settle)
+	if err := cleanRoot(); err != nil {
+		d.send(&wire.Reply{ID: m.ID, Code: wire.CodeDisk, Text: err.Error()})
+		return 1
+	}
+	return 0
+}
+
+func (d *distro) waitEmpty(timeout time.Duration) bool {
+	ctx, cancel := context.WithTimeout(context.Background(), timeout)
+	defer cancel()
+	return d.rp.WaitEmpty(ctx) == nil
+}
+
+// cleanRoot writes everything back and makes the root read-only, while errors
+// can still be told. The unmounting itself follows with the namespace's end.
+func cleanRoot() error {
+	fd, err := unix.Open("/", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("open the root: %w", err)
+	}
+	err = unix.Syncfs(fd)
+	unix.Close(fd)
+	if err != nil {
+		return fmt.Errorf("write back the disk: %w", err)
+	}
+	// EBUSY: something inside is mounted from files of the disk (loop, swap). It
+	// goes with the namespace, and the journal covers it.
+	if err := unix.Mount("", "/", "", unix.MS_REMOUNT|unix.MS_RDONLY, ""); err != nil && err != unix.EBUSY {
+		return fmt.Errorf("make the disk read-only: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,56 @@
+package distro
+
+import (
+	"golang.org/x/sys/unix"
+
+	m "github.com/wsl2/wsl2/guest/mounts"
+)
+
+// outer are the mounts of the VM's own root that a distro's namespace inherits
+// and must not keep, deepest first.
+var outer = []string{"/sys/fs/cgroup", "/sys", "/proc", "/dev"}
+
+// root is what a distro's programs expect to find, made inside its root. /dev is
+// a tmpfs and not the VM's devtmpfs: that one holds every distro's disk, and what one
+// distro does to it would happen to all. /tmp stays on the disk: where
+// it lives is the distro's own decision.
+var root = []m.Item{
+	m.Mount{FSType: "proc", Target: "/proc", Flags: m.NoSuidDevExec, Why: "its own pid namespace"},
+	m.Mount{FSType: "sysfs", Target: "/sys", Flags: m.NoSuidDevExec, Why: "udev, docker, lscpu"},
+	m.Mount{FSType: "cgroup2", Target: "/sys/fs/cgroup", Flags: m.NoSuidDevExec, Data: "nsdelegate", Optional: true, Why: "the distro's subtree, delegated"},
+	m.Mount{FSType: "tmpfs", Target: "/dev", Flags: unix.MS_NOSUID, Data: "mode=755,size=1m", Why: "nodes of its own"},
+	m.Mount{FSType: "devpts", Target: "/dev/pts", Flags: unix.MS_NOSUID | unix.MS_NOEXEC, Data: "newinstance,ptmxmode=0666,mode=620,gid=5", Why: "terminals of its own; gid 5 is tty"},
+	m.Mount{FSType: "tmpfs", Target: "/dev/shm", Flags: m.NoSuidDev, Data: "mode=1777", Why: "shm_open(3)"},
+	m.Mount{FSType: "mqueue", Target: "/dev/mqueue", Flags: m.NoSuidDevExec, Optional: true, Why: "its own ipc namespace"},
+	m.Mount{FSType: "tmpfs", Target: "/run", Flags: m.NoSuidDev, Data: "mode=755", Why: "hier(7): empty at each start"},
+	m.Dir{Path: "/run/lock", Mode: 0o1777, Why: "/var/lock points here"},
+	m.Dir{Path: "/run/user", Mode: 0o755, Why: "XDG_RUNTIME_DIR"},
+	m.Dir{Path: "/tmp", Mode: 0o1777, Why: "some images lack it"},
+
+	m.Node{Path: "/dev/null", Mode: 0o666, Major: 1, Minor: 3},
+	m.Node{Path: "/dev/zero", Mode: 0o666, Major: 1, Minor: 5},
+	m.Node{Path: "/dev/full", Mode: 0o666, Major: 1, Minor: 7},
+	m.Node{Path: "/dev/random", Mode: 0o666, Major: 1, Minor: 8},
+	m.Node{Path: "/dev/urandom", Mode: 0o666, Major: 1, Minor: 9},
+	m.Node{Path: "/dev/kmsg", Mode: 0o644, Major: 1, Minor: 11, Why: "dmesg, journald"},
+	m.Node{Path: "/dev/tty", Mode: 0o666, Major: 5, Minor: 0},
+	m.Node{Path: "/dev/fuse", Mode: 0o666, Major: 10, Minor: 229, Why: "sshfs, AppImage"},
+	m.Node{Path: "/dev/net/tun", Mode: 0o666, Major: 10, Minor: 200, Why: "VPNs"},
+	m.Node{Path: "/dev/loop-control", Mode: 0o660, Major: 10, Minor: 237, Why: "mount -o loop"},
+	m.Link{Path: "/dev/ptmx", To: "pts/ptmx", Why: "the instance above"},
+	m.Link{Path: "/dev/fd", To: "/proc/self/fd"},
+	m.Link{Path: "/dev/stdin", To: "/proc/self/fd/0"},
+	m.Link{Path: "/dev/stdout", To: "/proc/self/fd/1"},
+	m.Link{Path: "/dev/stderr", To: "/proc/self/fd/2"},
+}
+
+// limits are the sessions' resource limits where the kernel's defaults are too
+// small for development work (WSL has the same).
+var limits = []struct {
+	resource int
+	rlimit   unix.Rlimit
+	why      string
+}{
+	{unix.RLIMIT_NOFILE, unix.Rlimit{Cur: 10240, Max: 1 << 20}, "watchers, databases, browsers"},
+	{unix.RLIMIT_MEMLOCK, unix.Rlimit{Cur: 64 << 20, Max: 64 << 20}, "io_uring, bpf"},
+}

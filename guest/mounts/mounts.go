@@ -1,0 +1,149 @@
+// Package mounts describes file systems, device nodes and links as tables of
+// values that can make and print themselves, each with its reason.
+package mounts
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+)
+
+// Item is one entry of a table.
+type Item interface {
+	// Make creates the item. It does not replace what is there.
+	Make() error
+	String() string
+}
+
+// Mount is a file system. Its target is created if it is not there.
+type Mount struct {
+	FSType, Target string
+	Flags          uintptr
+	Data           string
+	// Optional: the kernel may lack the file system.
+	Optional bool
+	Why      string
+}
+
+// Flags that most kernel file systems are mounted with.
+const (
+	NoSuidDevExec = unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC
+	NoSuidDev     = unix.MS_NOSUID | unix.MS_NODEV
+)
+
+// Make mounts the file system.
+func (m Mount) Make() error {
+	err := unix.Mount(m.FSType, m.Target, m.FSType, m.Flags, m.Data)
+	if err == unix.ENOENT {
+		if err := os.MkdirAll(m.Target, 0o755); err != nil {
+			return err
+		}
+		err = unix.Mount(m.FSType, m.Target, m.FSType, m.Flags, m.Data)
+	}
+	if err == unix.ENODEV && m.Optional {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("%v: %w", m, err)
+	}
+	return nil
+}
+
+func (m Mount) String() string { return fmt.Sprintf("mount %s on %s", m.FSType, m.Target) }
+
+// Node is a character device.
+type Node struct {
+	Path         string
+	Mode         uint32
+	Major, Minor uint32
+	Why          string
+}
+
+// Make creates the node; the mode is exact whatever the umask.
+func (n Node) Make() error {
+	err := unix.Mknod(n.Path, unix.S_IFCHR|n.Mode, int(unix.Mkdev(n.Major, n.Minor)))
+	if err == unix.ENOENT {
+		if err = os.MkdirAll(filepath.Dir(n.Path), 0o755); err == nil {
+			err = unix.Mknod(n.Path, unix.S_IFCHR|n.Mode, int(unix.Mkdev(n.Major, n.Minor)))
+		}
+	}
+	if err == nil {
+		err = unix.Chmod(n.Path, n.Mode)
+	}
+	if err != nil && !errors.Is(err, unix.EEXIST) {
+		return fmt.Errorf("%v: %w", n, err)
+	}
+	return nil
+}
+
+func (n Node) String() string { return fmt.Sprintf("node %s (%d:%d)", n.Path, n.Major, n.Minor) }
+
+// Link is a symbolic link.
+type Link struct{ Path, To, Why string }
+
+// Make creates the link.
+func (l Link) Make() error {
+	if err := unix.Symlink(l.To, l.Path); err != nil && err != unix.EEXIST {
+		return fmt.Errorf("%v: %w", l, err)
+	}
+	return nil
+}
+
+func (l Link) String() string { return fmt.Sprintf("link %s to %s", l.Path, l.To) }
+
+// Dir is a directory.
+type Dir struct {
+	Path string
+	Mode uint32
+	Why  string
+}
+
+// Make creates the directory; the mode is exact whatever the umask.
+func (d Dir) Make() error {
+	err := unix.Mkdir(d.Path, d.Mode)
+	if err == unix.EEXIST {
+		return nil
+	}
+	if err == nil {
+		err = unix.Chmod(d.Path, d.Mode)
+	}
+	if err != nil {
+		return fmt.Errorf("%v: %w", d, err)
+	}
+	return nil
+}
+
+func (d Dir) String() string { return fmt.Sprintf("directory %s", d.Path) }
+
+// Value is a number or word written to a file of /proc or /sys.
+type Value struct{ Path, Value, Why string }
+
+// Make writes the value.
+func (v Value) Make() error {
+	fd, err := unix.Open(v.Path, unix.O_WRONLY|unix.O_CLOEXEC, 0)
+	if err == nil {
+		_, err = unix.Write(fd, []byte(v.Value))
+		unix.Close(fd)
+	}
+	if err != nil {
+		return fmt.Errorf("%v: %w", v, err)
+	}
+	return nil
+}
+
+func (v Value) String() string { return fmt.Sprintf("write %q to %s", v.Value, v.Path) }
+
+// All makes every item of the table, in order. A failure does not keep it from
+// making the rest; all failures are returned together.
+func All(table []Item) error {
+	var errs []error
+	for _, i := range table {
+		if err := i.Make(); err != nil {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,353 @@
+package pid1
+
+import (
+	"errors"
+	"fmt"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/wsl2/wsl2/guest/distro"
+	"github.com/wsl2/wsl2/guest/importer"
+	"github.com/wsl2/wsl2/guest/mounts"
+	"github.com/wsl2/wsl2/internal/wire"
+)
+
+const (
+	// startTimeout bounds a distro's start; replaying a large journal takes seconds.
+	startTimeout = 60 * time.Second
+	// killTimeout bounds what follows SIGKILL to a distro's init.
+	killTimeout = 10 * time.Second
+	// settleTimeout is what a distro's init gets to stop beyond the grace it gives
+	// its processes: its own waits for killed processes and for clients, and the writing back.
+	settleTimeout = 60 * time.Second
+)
+
+// distroNamespaces are a distro's own, beside cgroup (see spawn). Network and
+// users are shared by all distros, as in WSL.
+const distroNamespaces = unix.CLONE_NEWPID | unix.CLONE_NEWNS | unix.CLONE_NEWUTS | unix.CLONE_NEWIPC
+
+// distroProc is a distro that starts, runs or stops. It is in vm.distros from
+// before its process starts until that has been reaped and cleaned up after.
+type distroProc struct {
+	name   string
+	slot   int32
+	port   uint32
+	cgroup string // path; "" without
+
+	ready chan struct{} // closed when start is decided; startErr is valid then
+	start *wire.Reply   // immutable once ready is closed
+	done  chan struct{} // closed when it is gone
+
+	// Immutable once ready is closed.
+	c *child
+
+	// Guarded by vm.mu.
+	stopping bool
+	stopErr  *wire.Reply                 // what its init said on its way out
+	waiting  map[uint32]chan *wire.Reply // StopDistro{IfIdle} that may be refused
+}
+
+// validName is what the launcher allows (wsl.md §1.4).
+func validName(name string) bool {
+	if name == "" || name == "." || name == ".." || len(name) > 256 {
+		return false
+	}
+	for _, c := range []byte(name) {
+		switch {
+		case c >= 'a' && c <= 'z', c >= 'A' && c <= 'Z', c >= '0' && c <= '9', c == '.', c == '_', c == '-':
+		default:
+			return false
+		}
+	}
+	return true
+}
+
+// startDistro starts a distro or finds it running.
+func (v *vm) startDistro(m *wire.StartDistro) *wire.Reply {
+	if !validName(m.Name) {
+		return refused("distro name %q: letters, digits, '.', '_' and '-' only, at most 256", m.Name)
+	}
+	if m.Slot != wire.SystemSlot {
+		if _, err := distro.Device(m.Slot); err != nil {
+			return refused("%v", err)
+		}
+	}
+	v.mu.Lock()
+	if v.stopping {
+		v.mu.Unlock()
+		return refused("the VM is shutting down")
+	}
+	if d := v.distros[m.Name]; d != nil {
+		stopping := d.stopping
+		v.mu.Unlock()
+		if stopping {
+			return &wire.Reply{Code: wire.CodeBusy, Text: fmt.Sprintf("distro %s is stopping", m.Name)}
+		}
+		<-d.ready
+		if d.start.Code == wire.CodeOK && d.slot != m.Slot {
+			return refused("distro %s runs from disk slot %d, not %d", m.Name, d.slot, m.Slot)
+		}
+		return &wire.Reply{Code: d.start.Code, Text: d.start.Text, Port: d.start.Port}
+	}
+	d := &distroProc{
+		name: m.Name, slot: m.Slot, port: v.portLocked(),
+		ready: make(chan struct{}), done: make(chan struct{}),
+		waiting: map[uint32]chan *wire.Reply{},
+	}
+	v.distros[m.Name] = d
+	v.mu.Unlock()
+
+	d.start = v.launch(d, m)
+	close(d.ready)
+	if d.c == nil {
+		v.forget(d)
+	}
+	return &wire.Reply{Code: d.start.Code, Text: d.start.Text, Port: d.start.Port}
+}
+
+// launch starts the distro's init and waits until it serves or fails. d.c stays
+// nil if there is no process that watch looks after.
+func (v *vm) launch(d *distroProc, m *wire.StartDistro) *wire.Reply {
+	v.setup.Do(func() {
+		if err := mounts.All(forDistros); err != nil {
+			v.log.Errorf("%v", err)
+		}
+	})
+	if d.slot != wire.SystemSlot {
+		device, _ := distro.Device(d.slot)
+		if err := distro.AttachedDisk(device); err != nil {
+			return failed(wire.CodeDisk, err)
+		}
+	}
+	fd := -1
+	var err error
+	if d.cgroup, fd, err = makeCgroup(d.name); err != nil {
+		v.log.Errorf("distro %s runs without a cgroup of its own: %v", d.name, err)
+	} else {
+		defer unix.Close(fd)
+	}
+	c, err := v.spawn(distro.Argv0, d.port, d.name, distroNamespaces, fd)
+	if err != nil {
+		removeCgroup(d.cgroup)
+		return failed(wire.CodeInternal, err)
+	}
+	// The clock is a safety net: the init reports or dies.
+	timer := time.AfterFunc(startTimeout, func() { c.proc.Signal(unix.SIGKILL) })
+	defer timer.Stop()
+	answer := make(chan *wire.Reply, 1)
+	d.c = c
+	go v.read(d, answer)
+	go v.watch(d)
+	if err := c.send(m); err != nil {
+		c.proc.Signal(unix.SIGKILL) //nolint:errcheck // it is gone already
+	}
+	select {
+	case r := <-answer:
+		return r
+	case <-d.done:
+		select {
+		case r := <-answer:
+			return r
+		default:
+		}
+		return failed(wire.CodeInternal, fmt.Errorf("distro %s: its init ended while starting (see `dmesg` of the VM)", d.name))
+	}
+}
+
+// read takes the frames of a distro's init until its channel ends. They are
+// checked like any input: the distro's root can trace its init.
+func (v *vm) read(d *distroProc, answer chan<- *wire.Reply) {
+	started := false
+	for {
+		m, err := wire.Read(d.c.r)
+		if err != nil {
+			return
+		}
+		switch m := m.(type) {
+		case *wire.Reply:
+			switch {
+			case !started:
+				started = true
+				m.Port = d.port
+				if m.Code != wire.CodeOK {
+					m.Port = 0
+				}
+				answer <- m
+			default:
+				v.stopReply(d, m)
+			}
+		case *wire.DistroIdle:
+			// Also while it stops: a stop that is refused must not swallow it.
+			v.send(&wire.DistroIdle{Name: d.name})
+		default:
+			v.log.Errorf("distro %s: unexpected %v", d.name, m.Type())
+		}
+	}
+}
+
+// stopReply hands an answer to StopDistro to whoever asked.
+func (v *vm) stopReply(d *distroProc, m *wire.Reply) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if ch := d.waiting[m.ID]; ch != nil {
+		delete(d.waiting, m.ID)
+		d.stopping = false
+		ch <- m // has room for one
+		return
+	}
+	d.stopErr = m
+}
+
+// watch waits for the end of a distro's init, cleans up, and tells the host if
+// nobody had asked for it.
+func (v *vm) watch(d *distroProc) {
+	status := <-d.c.proc.Exited
+	if d.cgroup != "" {
+		removeCgroup(d.cgroup)
+	}
+	v.mu.Lock()
+	asked := d.stopping
+	v.mu.Unlock()
+	v.forget(d)
+	d.c.channel.Close()
+	<-d.ready // launch has seen the end, or the start before it
+	if !asked && d.start.Code == wire.CodeOK {
+		v.send(&wire.DistroExited{Name: d.name, Text: exitText(status)})
+	}
+}
+
+// exitText explains the end of a distro's init. The kernel reports reboot(2)
+// inside a pid namespace as a signal (reboot(2), "Behavior inside PID namespaces").
+func exitText(status syscall.WaitStatus) string {
+	if status.Signaled() {
+		switch status.Signal() {
+		case unix.SIGHUP:
+			return "the distro was rebooted from inside"
+		case unix.SIGINT:
+			return "the distro was powered off from inside"
+		}
+	}
+	return "the distro's init ended: " + describe(status)
+}
+
+// forget takes a distro that is gone off the list.
+func (v *vm) forget(d *distroProc) {
+	v.mu.Lock()
+	delete(v.distros, d.name)
+	v.mu.Unlock()
+	close(d.done)
+}
+
+// stopDistro stops a distro. Its Reply means that the disk may be detached.
+func (v *vm) stopDistro(m *wire.StopDistro) *wire.Reply {
+	v.mu.Lock()
+	d := v.distros[m.Name]
+	v.mu.Unlock()
+	if d == nil {
+		return &wire.Reply{Code: wire.CodeUnknownDistro, Text: fmt.Sprintf("distro %q is not running", m.Name)}
+	}
+	<-d.ready
+	if d.c == nil {
+		return &wire.Reply{}
+	}
+	refusal := make(chan *wire.Reply, 1)
+	v.mu.Lock()
+	if m.IfIdle {
+		d.waiting[m.ID] = refusal
+	}
+	asked := d.stopping
+	d.stopping = true
+	v.mu.Unlock()
+	if !asked {
+		if err := d.c.send(m); err != nil {
+			v.log.Errorf("distro %s: %v; killing it", d.name, err)
+			d.c.proc.Signal(unix.SIGKILL) //nolint:errcheck // it is gone already
+		}
+	}
+	timer := time.NewTimer(time.Duration(m.GraceMillis)*time.Millisecond + settleTimeout)
+	defer timer.Stop()
+	select {
+	case <-d.done:
+	case r := <-refusal:
+		return r
+	case <-timer.C:
+		v.log.Errorf("distro %s does not stop; killing it", d.name)
+		d.c.proc.Signal(unix.SIGKILL) //nolint:errcheck // it may just have ended
+		kill := time.NewTimer(killTimeout)
+		defer kill.Stop()
+		select {
+		case <-d.done:
+		case <-kill.C:
+			return &wire.Reply{Code: wire.CodeBusy, Text: fmt.Sprintf("distro %s does not end although killed: a process waits for I/O that does not come; shut the VM down", d.name)}
+		}
+	}
+	v.mu.Lock()
+	stopErr := d.stopErr
+	v.mu.Unlock()
+	if stopErr != nil {
+		return &wire.Reply{Code: stopErr.Code, Text: stopErr.Text}
+	}
+	if d.slot != wire.SystemSlot {
+		device, _ := distro.Device(d.slot)
+		if err := distro.Released(device); err != nil {
+			return failed(wire.CodeBusy, err)
+		}
+	}
+	return &wire.Reply{}
+}
+
+// importDisk runs an import and passes its messages on.
+func (v *vm) importDisk(m *wire.Import) *wire.Reply {
+	device, err := distro.Device(m.Slot)
+	if err != nil {
+		return refused("%v", err)
+	}
+	v.mu.Lock()
+	stopping := v.stopping
+	port := v.portLocked()
+	v.mu.Unlock()
+	if stopping {
+		return refused("the VM is shutting down")
+	}
+	if err := distro.AttachedDisk(device); err != nil {
+		return failed(wire.CodeDisk, err)
+	}
+	c, err := v.spawn(importer.Argv0, port, fmt.Sprint(m.Slot), unix.CLONE_NEWNS, -1)
+	if err != nil {
+		return failed(wire.CodeInternal, err)
+	}
+	defer c.channel.Close()
+	reply := &wire.Reply{Code: wire.CodeInternal, Text: "the import ended without a result (see `dmesg` of the VM)"}
+	if err := c.send(m); err == nil {
+		reply = v.relayImport(c, m.ID, port, reply)
+	}
+	// The disk is unmounted when the process is gone.
+	status := <-c.proc.Exited
+	if reply.Code == wire.CodeOK && (!status.Exited() || status.ExitStatus() != 0) {
+		return failed(wire.CodeInternal, errors.New("the import ended: "+describe(status)))
+	}
+	if reply.Code == wire.CodeOK {
+		if err := distro.Released(device); err != nil {
+			return failed(wire.CodeBusy, err)
+		}
+	}
+	return reply
+}
+
+// relayImport passes ImportReady on and returns the import's reply.
+func (v *vm) relayImport(c *child, id, port uint32, otherwise *wire.Reply) *wire.Reply {
+	for {
+		m, err := wire.Read(c.r)
+		if err != nil {
+			return otherwise
+		}
+		switch m := m.(type) {
+		case *wire.ImportReady:
+			v.send(&wire.ImportReady{ID: id, Port: port})
+		case *wire.Reply:
+			return m
+		}
+	}
+}

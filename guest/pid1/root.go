@@ -1,0 +1,46 @@
+package pid1
+
+import (
+	"fmt"
+
+	"golang.org/x/sys/unix"
+
+	m "github.com/wsl2/wsl2/guest/mounts"
+)
+
+// base is the VM's own root. Distros do not see it; they make their own.
+var base = []m.Item{
+	m.Mount{FSType: "devtmpfs", Target: "/dev", Flags: unix.MS_NOSUID, Data: "mode=755", Why: "disks, /dev/port, /dev/kmsg"},
+	m.Mount{FSType: "proc", Target: "/proc", Flags: m.NoSuidDevExec, Why: "/proc/self/exe starts the distros' inits"},
+	m.Mount{FSType: "sysfs", Target: "/sys", Flags: m.NoSuidDevExec, Why: "disk slots, cgroups' mount point"},
+}
+
+// forDistros is made when the first distro starts. Each controller by itself:
+// one that the kernel lacks must not cost the others.
+var forDistros = []m.Item{
+	m.Mount{FSType: "cgroup2", Target: cgroupRoot, Flags: m.NoSuidDevExec, Data: "nsdelegate", Why: "a subtree for each distro"},
+	m.Value{Path: cgroupRoot + "/cgroup.subtree_control", Value: "+cpu", Why: "limits of containers in distros"},
+	m.Value{Path: cgroupRoot + "/cgroup.subtree_control", Value: "+memory"},
+	m.Value{Path: cgroupRoot + "/cgroup.subtree_control", Value: "+io"},
+	m.Value{Path: cgroupRoot + "/cgroup.subtree_control", Value: "+pids"},
+	m.Value{Path: "/proc/sys/kernel/dmesg_restrict", Value: "0", Why: "dmesg for users, as in WSL"},
+	m.Value{Path: "/proc/sys/fs/inotify/max_user_watches", Value: "524288", Why: "editors watch whole trees"},
+}
+
+// loopbackUp brings up lo, which every distro shares.
+func loopbackUp() error {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("bring up lo: %w", err)
+	}
+	defer unix.Close(fd)
+	req, err := unix.NewIfreq("lo")
+	if err != nil {
+		return err
+	}
+	req.SetUint16(unix.IFF_UP | unix.IFF_RUNNING)
+	if err := unix.IoctlIfreq(fd, unix.SIOCSIFFLAGS, req); err != nil {
+		return fmt.Errorf("bring up lo: %w", err)
+	}
+	return nil
+}
