@@ -61,14 +61,25 @@ type Backend struct {
 
 	// Owned by Serve's goroutine.
 	features uint64 // as negotiated, featureProtocol included
-	protocol uint64 // protocol features as negotiated
 	table    *memTable
 	rings    []*ring
 	running  bool
 	seen     []byte // the configuration space as the front end last read it
 
-	mu      sync.Mutex
-	channel *backendChannel // nil until the front end made one; guarded by mu
+	mu       sync.Mutex
+	protocol uint64          // protocol features as negotiated; written by Serve's goroutine only
+	channel  *backendChannel // nil until the front end made one; guarded by mu
+	session  *session        // nil while the device is stopped; guarded by mu
+	// reread is closed when the front end has read the configuration, or will
+	// not for this session; nil while nobody waits for that. Guarded by mu.
+	reread chan struct{}
+}
+
+// session is one life of the device.
+type session struct {
+	b *Backend
+	// started: Device.Start has returned. Guarded by Backend.mu.
+	started bool
 }
 
 // New offers dev on c, which it owns from now on. failed, which may be nil, is
@@ -169,7 +180,9 @@ func (b *Backend) handle(m *message) (reply []byte, err error) {
 		if x := m.u64 &^ b.offeredProtocol(); x != 0 {
 			return nil, fmt.Errorf("%w: protocol features %#x were not offered", ErrProtocol, x)
 		}
+		b.mu.Lock()
 		b.protocol = m.u64
+		b.mu.Unlock()
 		return nil, nil
 	case reqGetQueueNum:
 		return m.replyU64(uint64(len(b.rings))), nil
@@ -317,10 +330,20 @@ func (b *Backend) setChannel(fd int) error {
 }
 
 func (b *Backend) getConfig(m *message) []byte {
+	// Whoever waits by now has made its change before the configuration is read.
+	b.mu.Lock()
+	reread := b.reread
+	b.reread = nil
+	b.mu.Unlock()
 	data := make([]byte, len(m.config.data))
 	b.dev.ReadConfig(m.config.offset, data)
 	if m.config.offset == 0 {
 		b.seen = data
+	}
+	if reread != nil {
+		// QEMU holds its global lock until it has the reply: no vCPU reads the
+		// old copy any more.
+		close(reread)
 	}
 	return m.replyConfig(data)
 }
@@ -354,9 +377,10 @@ func (b *Backend) start() error {
 		return fmt.Errorf("%w: the driver did not accept VIRTIO_F_VERSION_1; legacy devices are not offered (QEMU: -global virtio-mmio.force-legacy=false)", ErrProtocol)
 	}
 	features := b.features &^ featureProtocol
+	life := &session{b: b}
 	s := virtio.Session{
 		Features: features, Memory: b.table.memory, Queues: make([]*virtio.Queue, len(b.rings)),
-		ConfigChanged: b.configChanged, Failed: b.deviceFailed,
+		ConfigChanged: life.configChanged, Failed: b.deviceFailed,
 	}
 	for i, r := range b.rings {
 		if !r.ready() || named && r.enable != enableYes {
@@ -369,13 +393,31 @@ func (b *Backend) start() error {
 		}
 		r.queue, s.Queues[i] = q, q
 	}
+	b.mu.Lock()
+	b.session = life
+	b.mu.Unlock()
 	if err := b.dev.Start(s); err != nil {
+		b.endSession()
 		b.detachQueues()
 		return fmt.Errorf("start the device: %w", err)
 	}
 	b.running = true
+	b.mu.Lock()
+	life.started = true
+	b.mu.Unlock()
 	b.announceConfig()
 	return nil
+}
+
+// endSession lets nobody wait for the front end any more.
+func (b *Backend) endSession() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.session = nil
+	if b.reread != nil {
+		close(b.reread)
+		b.reread = nil
+	}
 }
 
 // stop stops the device and notes where its rings would go on.
@@ -384,6 +426,7 @@ func (b *Backend) stop() {
 		return
 	}
 	b.running = false
+	b.endSession()
 	b.dev.Stop()
 	b.detachQueues()
 }
@@ -417,20 +460,44 @@ func (b *Backend) announceConfig() {
 	now := make([]byte, len(b.seen))
 	b.dev.ReadConfig(0, now)
 	if !bytes.Equal(now, b.seen) {
-		b.configChanged()
+		b.mu.Lock()
+		b.sendConfigChange()
+		b.mu.Unlock()
 	}
 }
 
-// configChanged tells the front end to read the configuration space again. The
-// device calls it from its own goroutines.
-func (b *Backend) configChanged() {
+// sendConfigChange tells the front end to read the configuration space again.
+// b.mu is held.
+func (b *Backend) sendConfigChange() {
+	if b.channel != nil {
+		// A front end that closed its end is going away: Serve will see it.
+		_ = b.channel.configChanged()
+	}
+}
+
+// configChanged is Session.ConfigChanged. It waits until the front end has read
+// the new configuration: QEMU answers the guest from a copy, and what is told
+// to the guest by another way afterwards must not meet the old one. It waits
+// for the front end's main loop only, not for the guest, and not beyond the
+// session; nor within Device.Start, which keeps Serve from answering.
+func (l *session) configChanged() {
+	b := l.b
 	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.channel == nil {
+	if b.session != l || b.channel == nil {
+		b.mu.Unlock()
+		return // the next start announces the change
+	}
+	b.sendConfigChange()
+	if !l.started || b.protocol&protocolConfig == 0 {
+		b.mu.Unlock()
 		return
 	}
-	// A front end that closed its end is going away: Serve will see it.
-	_ = b.channel.configChanged()
+	if b.reread == nil {
+		b.reread = make(chan struct{})
+	}
+	reread := b.reread
+	b.mu.Unlock()
+	<-reread
 }
 
 // deviceFailed signals the rings' error doorbells, the nearest that vhost-user

@@ -136,18 +136,60 @@ func TestConfig(t *testing.T) {
 	if v := read(); v != 8 {
 		t.Errorf("configuration = %d, want 8", v)
 	}
-	dev.set(9)
+	// While it runs, the device's side waits until the front end has the new value.
+	done := make(chan struct{})
+	go func() {
+		dev.set(9)
+		close(done)
+	}()
 	changed()
+	select {
+	case <-done:
+		t.Error("ConfigChanged returned before the front end read the configuration")
+	default:
+	}
 	if v := read(); v != 9 {
 		t.Errorf("configuration = %d, want 9", v)
 	}
+	<-done
 	f.do(reqSetConfig, append(u32s(0, 8, 0), u64s(10)...))
 	if v := read(); v != 10 {
 		t.Errorf("configuration = %d, want 10", v)
 	}
-	// Nobody reads: the device must not be held up.
-	for i := range uint64(10000) {
-		dev.set(i)
+	// A front end that stops the device instead lets the device's side go.
+	done = make(chan struct{})
+	go func() {
+		dev.set(11)
+		close(done)
+	}()
+	changed()
+	f.enable(0, 0)
+	<-done
+	// And so does one that dies.
+	f.enable(0, 1)
+	changed()
+	done = make(chan struct{})
+	go func() {
+		dev.set(12)
+		close(done)
+	}()
+	changed()
+	f.c.Close()
+	<-done
+}
+
+// A front end that never reads its channel does not hold up a device that starts.
+func TestConfigChannelFull(t *testing.T) {
+	dev := &echoDevice{queues: 1}
+	f := serve(t, dev, nil)
+	f.negotiate()
+	f.memory()
+	f.setRing(0, 0)
+	f.ask(reqGetConfig, append(u32s(0, 60, 0), make([]byte, 60)...))
+	for i := range uint64(2000) {
+		dev.set(i + 1)
+		f.enable(0, 1)
+		f.enable(0, 0)
 	}
 }
 
