@@ -23,7 +23,6 @@ var (
 	kvmSetSregs            = gokvm.IIOW(0x84, unsafe.Sizeof(Sregs{}))
 	kvmSetMSRs             = gokvm.IIOW(0x89, 8) // struct kvm_msrs without its entries
 	kvmSetCPUID2           = gokvm.IIOW(0x90, 8) // struct kvm_cpuid2 without its entries
-	kvmGetMPState          = gokvm.IIOR(0x98, unsafe.Sizeof(gokvm.MPState{}))
 )
 
 // irqLevel is struct kvm_irq_level.

@@ -10,7 +10,6 @@ import (
 	"syscall"
 	"unsafe"
 
-	gokvm "github.com/bobuhiro11/gokvm/kvm"
 	"golang.org/x/sys/unix"
 )
 
@@ -183,15 +182,6 @@ func (v *VCPU) SetMSRs(entries ...MSREntry) error {
 		}
 		return nil
 	}
-}
-
-// mpState is KVM_GET_MP_STATE (0x98, api.rst §4.38).
-func (v *VCPU) mpState() (uint32, error) {
-	var s gokvm.MPState
-	if err := ioctl(v.fd, kvmGetMPState, &s); err != nil {
-		return 0, fmt.Errorf("kvm: KVM_GET_MP_STATE: vCPU %d: %w", v.id, err)
-	}
-	return s.State, nil
 }
 
 // Run is the page that KVM shares with the monitor, struct kvm_run (api.rst §5),
