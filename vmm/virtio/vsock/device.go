@@ -281,7 +281,7 @@ func Dial(ctx context.Context, path string, port uint32) (net.Conn, error) {
 
 func handshake(c net.Conn, port uint32) error {
 	if _, err := c.Write(appendConnect(nil, port)); err != nil {
-		return err
+		return fmt.Errorf("%w (%w)", ErrRefused, err)
 	}
 	// One byte at a time: what follows the line belongs to the caller.
 	var line []byte

@@ -74,20 +74,21 @@ type guest struct {
 	replies   []func()
 	replyCond sync.Cond
 	port      uint32
-	resets    int                 // RSTs received
-	requested int                 // CREDIT_REQUESTs received
-	stray     int                 // packets for no connection
-	onPacket  func(h header) bool // called first; true: handled
+	resets    int // RSTs received
+	requested int // CREDIT_REQUESTs received
+	stray     int // packets for no connection
+	onPacket  func(h header) bool
 }
 
 type guestOptions struct {
 	virtiotest.Options
-	rxBufs int // 0: all
+	rxBufs   int                 // 0: all
+	onPacket func(h header) bool // called first for every packet; true: handled
 }
 
 func startGuest(t testing.TB, d *Device, o guestOptions) *guest {
 	t.Helper()
-	g := &guest{t: t, d: d, quit: make(chan struct{}), conns: map[key]*guestConn{}, listeners: map[uint32]chan *guestConn{}, port: 1000}
+	g := &guest{t: t, d: d, quit: make(chan struct{}), conns: map[key]*guestConn{}, listeners: map[uint32]chan *guestConn{}, port: 1000, onPacket: o.onPacket}
 	g.replyCond.L = &g.mu
 	g.Guest = virtiotest.Start(t, d, o.Options)
 	tx, rx := g.Ring(queueTX), g.Ring(queueRX)
@@ -170,6 +171,13 @@ func (g *guest) reply(f func()) {
 	g.replies = append(g.replies, f)
 	g.replyCond.Signal()
 	g.mu.Unlock()
+}
+
+// settle waits until all replies so far are in the tx queue.
+func (g *guest) settle() {
+	done := make(chan struct{})
+	g.reply(func() { close(done) })
+	<-done
 }
 
 func (g *guest) replyWork() {
@@ -367,7 +375,7 @@ func (c *guestConn) receive(h *header, data []byte) {
 
 func (c *guestConn) Read(p []byte) (int, error) {
 	c.mu.Lock()
-	for len(c.buf) == 0 && !c.done && c.peerShut&shutdownSend == 0 {
+	for len(c.buf) == 0 && !c.done && c.peerShut&shutdownSend == 0 && c.shut&shutdownReceive == 0 {
 		c.cond.Wait()
 	}
 	n := copy(p, c.buf)
