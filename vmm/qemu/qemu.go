@@ -71,6 +71,9 @@ func New(s engine.Spec, c Config) (engine.Engine, error) {
 			return nil, fmt.Errorf("qemu: device %d: no vhost-user front end for virtio device type %d", i, d.ID())
 		}
 	}
+	if err := checkMemory(s); err != nil {
+		return nil, err
+	}
 	if c.Program == "" {
 		c.Program = Program
 	}
@@ -79,6 +82,33 @@ func New(s engine.Spec, c Config) (engine.Engine, error) {
 		return nil, fmt.Errorf("%w (%w): apt-get install qemu-system-x86", ErrNotInstalled, err)
 	}
 	return &machine{spec: s, path: path, done: make(chan struct{})}, nil
+}
+
+// headroom is what a guest needs besides its kernel, its initramfs and the
+// bounce buffer to come up.
+const headroom = 24 << 20
+
+// checkMemory refuses a machine in which nothing would come up, or that QEMU's
+// firmware could not load.
+func checkMemory(s engine.Spec) error {
+	need := uint64(headroom + bounceMB<<20)
+	for _, f := range []*os.File{s.Kernel, s.Initramfs} {
+		if f == nil {
+			continue
+		}
+		st, err := f.Stat()
+		if err != nil {
+			return fmt.Errorf("qemu: %w", err)
+		}
+		need += uint64(st.Size())
+		if f == s.Initramfs {
+			need += uint64(st.Size()) // it is there twice while it is unpacked
+		}
+	}
+	if s.MemoryBytes < need {
+		return fmt.Errorf("qemu: guest memory is too small: %d MiB, but this kernel and initramfs need at least %d MiB", s.MemoryBytes>>20, need>>20+1)
+	}
+	return nil
 }
 
 // Start implements engine.Engine. The vCPUs run when it returns.
