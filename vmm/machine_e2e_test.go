@@ -230,7 +230,7 @@ func TestDisks(t *testing.T) {
 		if err != nil || slot != 2 {
 			t.Fatalf("attach: slot %d, %v", slot, err)
 		}
-		do("ok", "waitsize vdc 8192")
+		do("ok", "size vdc 8192")
 		do(hex("third disk"), "read vdc 0 10")
 		word := fmt.Sprintf("round %d", round)
 		do("ok", "write vdc 8192 %s", hex(word))
@@ -246,7 +246,7 @@ func TestDisks(t *testing.T) {
 			t.Fatal(err)
 		}
 		d.Close()
-		do("ok", "waitsize vdc 0")
+		do("ok", "size vdc 0")
 	}
 	if err := m.DetachDisk(t.Context(), 2); !errors.Is(err, blk.ErrNoDisk) {
 		t.Errorf("detach of an empty slot: %v", err)
@@ -282,7 +282,7 @@ func TestManySlots(t *testing.T) {
 		if err != nil || slot != i {
 			t.Fatalf("attach %d: slot %d, %v", i, slot, err)
 		}
-		if got := vmmtest.Do(t, c.VsockPath, "waitsize vd%c %d", 'a'+i, (i+1)<<11); got != "ok" {
+		if got := vmmtest.Do(t, c.VsockPath, "size vd%c %d", 'a'+i, (i+1)<<11); got != "ok" {
 			t.Errorf("slot %d: %s", i, got)
 		}
 	}

@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"runtime"
 	"strconv"
 	"strings"
@@ -120,8 +121,8 @@ func command(name string, args []string, c io.ReadWriter) error {
 	case "echo": // echoes until end of file
 		_, err := io.Copy(c, c)
 		return err
-	case "waitsize": // DISK SECTORS: answers "ok" once the disk has that size
-		if err := waitSize(arg(0), arg(1)); err != nil {
+	case "size": // DISK SECTORS: answers "ok" if the disk has that size
+		if err := expectSize(arg(0), arg(1)); err != nil {
 			return err
 		}
 		fmt.Fprintln(c, "ok")
@@ -183,29 +184,31 @@ func panicKernel() {
 	os.Exit(1) // the end of PID 1 is a panic, too
 }
 
-// waitSize waits for the kernel's event that a disk has changed its size.
-func waitSize(disk, sectors string) error {
-	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, unix.NETLINK_KOBJECT_UEVENT)
+// expectSize checks a disk's size. The kernel learns of a new one by a work item
+// of which nobody is told when the old or the new size is 0; if that has not run
+// yet the driver is bound anew, which reads the size at once.
+func expectSize(disk, sectors string) error {
+	size := func() (string, error) {
+		b, err := os.ReadFile("/sys/class/block/" + disk + "/size")
+		return strings.TrimSpace(string(b)), err
+	}
+	got, err := size()
+	if err != nil || got == sectors {
+		return err
+	}
+	dev, err := os.Readlink("/sys/class/block/" + disk + "/device")
 	if err != nil {
 		return err
 	}
-	defer unix.Close(fd)
-	if err := unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK, Groups: 1}); err != nil {
-		return err
-	}
-	buf := make([]byte, 8<<10)
-	for {
-		b, err := os.ReadFile("/sys/class/block/" + disk + "/size")
-		if err != nil {
-			return err
-		}
-		if strings.TrimSpace(string(b)) == sectors {
-			return nil
-		}
-		if _, _, err := unix.Recvfrom(fd, buf, 0); err != nil && err != unix.ENOBUFS {
+	for _, step := range []string{"unbind", "bind"} {
+		if err := os.WriteFile("/sys/bus/virtio/drivers/virtio_blk/"+step, []byte(filepath.Base(dev)), 0); err != nil {
 			return err
 		}
 	}
+	if got, err = size(); err == nil && got != sectors {
+		err = fmt.Errorf("%s has %s sectors", disk, got)
+	}
+	return err
 }
 
 // runCode reads each page of machine code from the disk straight into the same
