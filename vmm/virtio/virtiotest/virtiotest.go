@@ -16,6 +16,7 @@ import (
 	"sync"
 	"testing"
 	"time"
+	"unsafe"
 
 	"github.com/wsl2/wsl2/vmm/guestmem"
 	"github.com/wsl2/wsl2/vmm/virtio"
@@ -34,6 +35,9 @@ type Options struct {
 	Features uint64
 	// MemoryBytes is the size of guest memory, 16 MiB if 0.
 	MemoryBytes int
+	// Backing is the guest's memory, instead of MemoryBytes of the Go heap. It is
+	// the caller's and must be zero.
+	Backing []byte
 	// QueueSize bounds every queue's size; 0 takes what the device offers.
 	QueueSize uint16
 	// Disabled lists the virtqueues that the driver does not enable.
@@ -64,7 +68,10 @@ func Start(t testing.TB, dev virtio.Device, o Options) *Guest {
 	if o.MemoryBytes == 0 {
 		o.MemoryBytes = 16 << 20
 	}
-	mem, err := guestmem.New(guestmem.Region{Start: base, Bytes: make([]byte, o.MemoryBytes)})
+	if o.Backing == nil {
+		o.Backing = make([]byte, o.MemoryBytes)
+	}
+	mem, err := guestmem.New(guestmem.Region{Start: base, Bytes: o.Backing})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -82,7 +89,7 @@ func Start(t testing.TB, dev virtio.Device, o Options) *Guest {
 	g := &Guest{
 		Memory: mem, Features: features, ConfigChanged: changed, Failed: failed,
 		dev:   dev,
-		alloc: &allocator{mem: mem, next: base, end: base + guestmem.Addr(o.MemoryBytes)},
+		alloc: &allocator{mem: mem, next: base, end: base + guestmem.Addr(len(o.Backing))},
 	}
 	disabled := map[int]bool{}
 	for _, i := range o.Disabled {
@@ -124,6 +131,17 @@ func (g *Guest) Stop() {
 			}
 		}
 	})
+}
+
+// Addr returns the guest physical address of b, which lies in guest memory.
+func (g *Guest) Addr(t testing.TB, b []byte) guestmem.Addr {
+	t.Helper()
+	r := g.Memory.Regions()[0]
+	off := uintptr(unsafe.Pointer(unsafe.SliceData(b))) - uintptr(unsafe.Pointer(unsafe.SliceData(r.Bytes)))
+	if off >= uintptr(len(r.Bytes)) {
+		t.Fatal("virtiotest: not in guest memory")
+	}
+	return r.Start + guestmem.Addr(off)
 }
 
 // Ring returns virtqueue i; nil if it is disabled.
