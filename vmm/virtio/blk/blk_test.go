@@ -699,10 +699,10 @@ func TestDetachReportsFailedSync(t *testing.T) {
 	}
 }
 
-// load keeps n requests of all kinds going until stop is closed; it returns when
-// all have been answered. Every answer is statusOK or statusIOErr.
-func load(t *testing.T, g *virtiotest.Guest, n int, stop chan struct{}, answered *atomic.Int64) *sync.WaitGroup {
-	var wg sync.WaitGroup
+// load keeps n requests of all kinds going until stop is closed. Every answer is
+// statusOK or statusIOErr; answered tells of some of them to whoever listens.
+func load(t *testing.T, g *virtiotest.Guest, n int, stop chan struct{}) (answered chan struct{}, wg *sync.WaitGroup) {
+	answered, wg = make(chan struct{}), new(sync.WaitGroup)
 	for w := range n {
 		wg.Add(1)
 		reqs := []*virtiotest.Request{
@@ -728,7 +728,10 @@ func load(t *testing.T, g *virtiotest.Guest, n int, stop chan struct{}, answered
 						if s := last[len(last)-1]; s > statusIOErr {
 							t.Errorf("status %d", s)
 						}
-						answered.Add(1)
+						select {
+						case answered <- struct{}{}:
+						default:
+						}
 					case <-stop:
 						return
 					case <-time.After(virtiotest.Timeout):
@@ -739,21 +742,20 @@ func load(t *testing.T, g *virtiotest.Guest, n int, stop chan struct{}, answered
 			}
 		}()
 	}
-	return &wg
+	return answered, wg
 }
 
 func TestDetachUnderLoad(t *testing.T) {
 	path, disk := image(t, 1<<20)
 	d, g := start(t, Config{}, virtiotest.Options{})
 	stop := make(chan struct{})
-	var answered atomic.Int64
-	wg := load(t, g, 8, stop, &answered)
+	answered, wg := load(t, g, 8, stop)
 	for range 20 {
 		if err := d.Attach(disk); err != nil {
 			t.Fatal(err)
 		}
-		for n := answered.Load() + 50; answered.Load() < n; {
-			runtime.Gosched()
+		for range 50 {
+			<-answered
 		}
 		ctx, cancel := context.WithTimeout(t.Context(), virtiotest.Timeout)
 		if err := d.Detach(ctx); err != nil {
@@ -781,10 +783,9 @@ func TestStopUnderLoad(t *testing.T) {
 	for range 10 {
 		g := virtiotest.Start(t, d, virtiotest.Options{})
 		stop := make(chan struct{})
-		var answered atomic.Int64
-		wg := load(t, g, 8, stop, &answered)
-		for answered.Load() < 50 {
-			runtime.Gosched()
+		answered, wg := load(t, g, 8, stop)
+		for range 50 {
+			<-answered
 		}
 		d.Stop() // while the guest goes on
 		used := g.Ring(0).UsedIdx()
