@@ -46,6 +46,7 @@ type Kind uint8
 const (
 	KindOpen     Kind = 1
 	KindCall     Kind = 2
+	KindSent     Kind = 3
 	KindOpened   Kind = 16
 	KindResult   Kind = 17
 	KindError    Kind = 18

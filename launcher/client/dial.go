@@ -161,7 +161,7 @@ func (c *Client) startService() error {
 
 // answer reads frames until one that ends the request, handing notices on. A
 // Ready is handed to ready.
-func (c *Client) answer(conn net.Conn, kind api.Kind, body []byte, ready func(api.Ready) error) (api.Kind, []byte, error) {
+func (c *Client) answer(conn net.Conn, kind api.Kind, body []byte, ready func(net.Conn, api.Ready) error) (api.Kind, []byte, error) {
 	for {
 		switch kind {
 		case api.KindNotice:
@@ -171,7 +171,7 @@ func (c *Client) answer(conn net.Conn, kind api.Kind, body []byte, ready func(ap
 			if err := json.Unmarshal(body, &r); err != nil || ready == nil {
 				return 0, nil, fmt.Errorf("unexpected answer of the service (%v)", err)
 			}
-			if err := ready(r); err != nil {
+			if err := ready(conn, r); err != nil {
 				return 0, nil, err
 			}
 		case api.KindError:
@@ -192,7 +192,7 @@ func (c *Client) Call(call api.Call, result any, start bool) error {
 	return c.call(call, result, start, nil)
 }
 
-func (c *Client) call(call api.Call, result any, start bool, ready func(api.Ready) error) error {
+func (c *Client) call(call api.Call, result any, start bool, ready func(net.Conn, api.Ready) error) error {
 	request, err := api.AppendCall(nil, c.Self, &call)
 	if err != nil {
 		return err
@@ -236,4 +236,3 @@ func (c *Client) open(o *api.Open) (*net.UnixConn, api.Opened, error) {
 	conn.Close()
 	return nil, api.Opened{}, err
 }
-

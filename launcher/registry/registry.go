@@ -121,6 +121,9 @@ func (f *file) find(name string) int {
 	return slices.IndexFunc(f.Distros, func(d Distro) bool { return strings.EqualFold(d.Name, name) })
 }
 
+// System is the name of the system distro, which is in no registry.
+const System = "system"
+
 // maxName is the length that fits a directory's name.
 const maxName = 255
 
@@ -135,7 +138,7 @@ func CheckName(name string) error {
 		return bad(fmt.Sprintf("longer than %d characters", maxName))
 	case name == "." || name == ".." || name[0] == '-':
 		return bad("it may not be . or .. or begin with -")
-	case strings.EqualFold(name, "Legacy"):
+	case strings.EqualFold(name, "Legacy"), strings.EqualFold(name, System):
 		return bad("it is reserved")
 	}
 	for _, c := range []byte(name) {

@@ -24,17 +24,26 @@ const guestCID = 3
 // diskSlots is how many distros can run at once.
 const diskSlots = 16
 
-// baseCmdline: a panic ends the VM at once; the triple fault is what a VM
-// without ACPI knows of a reset.
-const baseCmdline = "panic=-1 reboot=t quiet"
+// Process is a VM's process (*vmproc.Process, but for tests).
+type Process interface {
+	Attach(ctx context.Context, path string) (slot int, err error)
+	Detach(ctx context.Context, slot int) error
+	Kill()
+	Done() <-chan struct{}
+	Exit() error
+	Started() vmproc.Started
+}
 
-// Booter starts VMs as processes of this executable.
+// StartFunc starts a VM's process, which takes over the lock, and returns when
+// its vCPUs run. diskError must not block.
+type StartFunc func(ctx context.Context, c vmproc.Config, lock *os.File, diskError func(slot int, err error)) (Process, error)
+
+// Booter starts VMs.
 type Booter struct {
-	Paths   config.Paths
-	Command vmproc.Command
-	Getenv  func(string) string
-	Log     *slog.Logger
-	LogFile *os.File // the process's stderr
+	Paths  config.Paths
+	Start  StartFunc
+	Getenv func(string) string
+	Log    *slog.Logger
 }
 
 // Boot is a BootFunc.
@@ -59,19 +68,15 @@ func (b *Booter) Boot(ctx context.Context, r BootRequest) (Machine, error) {
 		return nil, err
 	}
 	defer listener.Close()
-	cmdline := baseCmdline
-	if extra := r.Settings.KernelCommandLine; extra != "" {
-		cmdline += " " + extra
-	}
 	c := vmproc.Config{
-		Accel: r.Settings.Accel, Kernel: kernel, Initramfs: initramfs, Cmdline: cmdline,
+		Accel: r.Settings.Accel, Kernel: kernel, Initramfs: initramfs, Cmdline: r.Settings.KernelCommandLine,
 		MemoryBytes: r.Settings.MemoryBytes, CPUs: r.Settings.Processors,
 		DiskSlots: diskSlots, GuestCID: guestCID, VsockPath: b.Paths.VsockPath(), ConsoleLog: b.Paths.ConsoleLog(),
 	}
 	if r.Disk != "" {
 		c.Disks = []string{r.Disk}
 	}
-	p, err := vmproc.Start(ctx, b.Command, c, lock, b.LogFile, func(slot int, err error) {
+	p, err := b.Start(ctx, c, lock, func(slot int, err error) {
 		b.Log.Error("disk", "slot", slot, "err", err)
 	})
 	if err != nil {
@@ -83,8 +88,9 @@ func (b *Booter) Boot(ctx context.Context, r BootRequest) (Machine, error) {
 		<-p.Done()
 		return nil, bootFailure(err)
 	}
+	started := p.Started()
 	m := &machine{control: ctl, Process: p, path: b.Paths.VsockPath(), log: b.Log, info: api.VM{
-		PID: p.PID, Accel: p.Accel, AccelReason: p.AccelReason, Kernel: kernel, KernelRelease: ctl.ready.KernelRelease,
+		PID: started.PID, Accel: started.Accel, AccelReason: started.AccelReason, Kernel: kernel, KernelRelease: ctl.ready.KernelRelease,
 		MemoryBytes: c.MemoryBytes, CPUs: c.CPUs, BootMillis: time.Since(began).Milliseconds(),
 	}}
 	go m.guard()
@@ -114,7 +120,7 @@ const controlGrace = 5 * time.Second
 // machine joins a VM's process and its control channel.
 type machine struct {
 	*control
-	*vmproc.Process
+	Process
 	path string
 	info api.VM
 	log  *slog.Logger

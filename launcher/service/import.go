@@ -63,8 +63,8 @@ func (s *Service) importDistro(p *peer, reg *registry.Registry, c api.Call) (_ a
 	if err := images.CheckSpace(note.Dir, c.ArchiveBytes); err != nil {
 		return nil, importFailure(err)
 	}
-	ctx, wait := p.gone()
-	defer wait()
+	ctx, sent, end := p.watch()
+	defer end()
 	undo, err := s.begin(&note)
 	if err != nil {
 		return nil, err
@@ -111,7 +111,11 @@ func (s *Service) importDistro(p *peer, reg *registry.Registry, c api.Call) (_ a
 	if err != nil {
 		return nil, err
 	}
-	if ctx.Err() != nil {
+	// The guest has seen the end of a tar; only the client knows whether that
+	// was all of the file (a checksum may have failed behind it).
+	select {
+	case <-sent:
+	case <-ctx.Done():
 		return nil, errClientGone
 	}
 	disk := filepath.Join(note.Dir, diskName)

@@ -71,7 +71,14 @@ func Main(paths config.Paths) error {
 		l.Close()
 		return err
 	}
-	boot := &Booter{Paths: paths, Command: vmproc.Command{Path: "/proc/self/exe", Args: []string{"vm"}}, Getenv: os.Getenv, Log: log, LogFile: os.Stderr}
+	start := func(ctx context.Context, c vmproc.Config, lock *os.File, diskError func(int, error)) (Process, error) {
+		p, err := vmproc.Start(ctx, vmproc.Command{Path: "/proc/self/exe", Args: []string{"vm"}}, c, lock, os.Stderr, diskError)
+		if err != nil {
+			return nil, err
+		}
+		return p, nil
+	}
+	boot := &Booter{Paths: paths, Start: start, Getenv: os.Getenv, Log: log}
 	log.Info("service started", "version", api.Version)
 	err = New(Config{Paths: paths, Boot: boot.Boot, Log: log, Self: api.Self()}).Serve(ctx, l)
 	log.Info("service ends", "err", err)

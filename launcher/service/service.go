@@ -30,8 +30,8 @@ import (
 )
 
 // SystemDistro is the name of the system distro, which is always there and in
-// no registry. The parentheses keep it apart from any distro's name.
-const SystemDistro = "(system)"
+// no registry, where the name is reserved.
+const SystemDistro = registry.System
 
 // linger is how long a service without VM and clients stays: the next command
 // often comes soon.
@@ -132,6 +132,9 @@ func (s *Service) Serve(ctx context.Context, l *net.UnixListener) error {
 	case <-s.stop:
 	case <-ctx.Done():
 	case err = <-failed:
+		if errors.Is(err, net.ErrClosed) {
+			err = nil // by shutdown
+		}
 	}
 	s.shutdown()
 	s.m.Close()
@@ -320,18 +323,22 @@ func (p *peer) json(k api.Kind, v any) error {
 func (p *peer) fail(err error)     { p.json(api.KindError, api.AsError(err)) }
 func (p *peer) notice(text string) { p.send(api.KindNotice, []byte(text)) }
 
-// gone returns a context that ends when the client closes its connection, and
-// what waits for that. Nothing else may read from the connection.
-func (p *peer) gone() (context.Context, func()) {
+// watch returns a context that ends when the client closes its connection, a
+// channel that is closed when it says that it has sent its archive, and what ends
+// the watch. Nothing else may read from the connection.
+func (p *peer) watch() (ctx context.Context, sent <-chan struct{}, end func()) {
 	ctx, cancel := context.WithCancelCause(context.Background())
-	done := make(chan struct{})
+	done, told := make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(done)
-		var b [1]byte
-		p.c.Read(b[:])
+		if kind, _, err := api.Read(p.c); err == nil && kind == api.KindSent {
+			close(told)
+			var b [1]byte
+			p.c.Read(b[:])
+		}
 		cancel(errClientGone)
 	}()
-	return ctx, func() {
+	return ctx, told, func() {
 		p.c.SetReadDeadline(time.Unix(1, 0))
 		<-done
 	}
@@ -346,8 +353,8 @@ func (s *Service) open(p *peer, o api.Open) {
 		p.fail(err)
 		return
 	}
-	ctx, wait := p.gone()
-	defer wait()
+	ctx, _, end := p.watch()
+	defer end()
 	lease, session, err := s.m.Open(ctx, spec, o.VM, func(err error) { p.json(api.KindEnded, api.AsError(err)) })
 	if err != nil {
 		if ctx.Err() == nil {

@@ -16,8 +16,7 @@ import (
 
 // Process is a running `wsl2 vm`, seen from the service.
 type Process struct {
-	Accel, AccelReason string // immutable after Start
-	PID                int
+	started Started // immutable after Start
 
 	conn      net.Conn
 	diskError func(slot int, err error)
@@ -29,13 +28,23 @@ type Process struct {
 	nextID  uint64                  // guarded by mu
 	pending map[uint64]chan message // guarded by mu
 
-	started chan message  // capacity 1: started or failed
-	done    chan struct{} // closed when the process has ended
-	exit    error         // set before done is closed
+	first chan message  // capacity 1: started or failed
+	done  chan struct{} // closed when the process has ended
+	exit  error         // set before done is closed
 }
 
 // ErrEnded says that the VM's process has ended.
 var ErrEnded = errors.New("the VM has ended")
+
+// Started describes a VM that runs.
+type Started struct {
+	PID         int
+	Accel       string // kvm or tcg
+	AccelReason string // why tcg, if KVM is unusable
+}
+
+// Started describes the VM.
+func (p *Process) Started() Started { return p.started }
 
 // Command is how to run `wsl2 vm`: the executable and its arguments.
 type Command struct {
@@ -86,7 +95,7 @@ func Start(ctx context.Context, command Command, c Config, lock, logFile *os.Fil
 		return nil, fmt.Errorf("start the VM's process: %w", err)
 	}
 	p := newProcess(conn, diskError, func() error { return cmd.Wait() })
-	p.PID = cmd.Process.Pid
+	p.started.PID = cmd.Process.Pid
 	return p.awaitStart(ctx, func() { cmd.Process.Kill() })
 }
 
@@ -94,7 +103,7 @@ func Start(ctx context.Context, command Command, c Config, lock, logFile *os.Fil
 // when it has ended.
 func newProcess(conn net.Conn, diskError func(int, error), wait func() error) *Process {
 	p := &Process{conn: conn, diskError: diskError, enc: json.NewEncoder(conn), pending: map[uint64]chan message{},
-		started: make(chan message, 1), done: make(chan struct{})}
+		first: make(chan message, 1), done: make(chan struct{})}
 	go p.read(wait)
 	return p
 }
@@ -102,11 +111,11 @@ func newProcess(conn net.Conn, diskError func(int, error), wait func() error) *P
 // awaitStart waits for the first event and kills the process if ctx ends first.
 func (p *Process) awaitStart(ctx context.Context, kill func()) (*Process, error) {
 	select {
-	case m := <-p.started:
+	case m := <-p.first:
 		return p.onStart(m)
 	case <-p.done:
 		select {
-		case m := <-p.started: // it was told just before the end
+		case m := <-p.first: // it was told just before the end
 			return p.onStart(m)
 		default:
 		}
@@ -123,7 +132,7 @@ func (p *Process) onStart(m message) (*Process, error) {
 		<-p.done
 		return nil, &ExitError{Reason: m.Error, Tail: m.Tail}
 	}
-	p.Accel, p.AccelReason = m.Accel, m.Reason
+	p.started.Accel, p.started.AccelReason = m.Accel, m.Reason
 	return p, nil
 }
 
@@ -148,7 +157,7 @@ func (p *Process) read(wait func() error) {
 			}
 		case m.Event == eventStarted, m.Event == eventFailed:
 			select {
-			case p.started <- m:
+			case p.first <- m:
 			default:
 			}
 		case m.Event == eventDiskError:
@@ -224,11 +233,11 @@ func (p *Process) Detach(ctx context.Context, slot int) error {
 // Kill ends the VM without asking the guest. A process that does not even do
 // that is killed itself.
 func (p *Process) Kill() {
-	if p.send(request{Op: opKill}) != nil && p.PID > 0 {
+	if p.send(request{Op: opKill}) != nil && p.started.PID > 0 {
 		select {
 		case <-p.done:
 		default:
-			unix.Kill(p.PID, unix.SIGKILL)
+			unix.Kill(p.started.PID, unix.SIGKILL)
 		}
 	}
 }

@@ -1,0 +1,157 @@
+package main
+
+import (
+	"fmt"
+	"strings"
+)
+
+// completion prints a script for a shell. Distros are asked for when they are
+// completed; everything else stands in the script.
+func completion(c *command) error {
+	var script string
+	switch shell := c.Args().First(); shell {
+	case "bash":
+		script = bashCompletion()
+	case "zsh":
+		script = zshCompletion()
+	case "fish":
+		script = fishCompletion()
+	default:
+		return usagef("completion %s: want bash, zsh or fish", shell)
+	}
+	_, err := fmt.Fprint(c.app.out, script)
+	return err
+}
+
+// takesDistro are the options and verbs whose value is a distro's name.
+var takesDistro = []string{"-d", "--distribution", "-t", "--terminate", "-s", "--set-default", "--unregister"}
+
+// topWords are what a command line may begin with.
+func topWords() []string {
+	var words []string
+	for _, o := range runOptionList {
+		words = append(words, o.names...)
+	}
+	for _, v := range verbs {
+		if !v.hidden {
+			words = append(append(words, v.long), v.also...)
+		}
+	}
+	return words
+}
+
+// optionWords are a verb's options.
+func optionWords(v *verb) []string {
+	words := []string{"--help"}
+	for _, o := range v.options {
+		words = append(words, "--"+o.long)
+		if o.short != "" {
+			words = append(words, "-"+o.short)
+		}
+	}
+	return words
+}
+
+func bashCompletion() string {
+	var cases strings.Builder
+	for i := range verbs {
+		if v := &verbs[i]; !v.hidden && len(v.options) > 0 {
+			fmt.Fprintf(&cases, "        %s) words=%q ;;\n", strings.Join(append([]string{v.long}, v.also...), "|"), strings.Join(optionWords(v), " "))
+		}
+	}
+	return fmt.Sprintf(`# bash completion for wsl2: eval "$(wsl2 completion bash)"
+_wsl2() {
+  local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD-1]} words=
+  COMPREPLY=()
+  case $prev in
+    %s) words=$(wsl2 --list --quiet 2>/dev/null) ;;
+    --accel) words="auto kvm tcg" ;;
+    --shell-type) words="standard login none" ;;
+    --kernel) return ;; # file names
+    completion) words="bash zsh fish" ;;
+    *)
+      case ${COMP_WORDS[1]} in
+        --import) return ;;
+%s        *) words=%q ;;
+      esac ;;
+  esac
+  COMPREPLY=($(compgen -W "$words" -- "$cur"))
+}
+complete -o default -F _wsl2 wsl2
+`, strings.Join(takesDistro, "|"), cases.String(), strings.Join(topWords(), " "))
+}
+
+// zshCompletion is bash's script, which zsh reads: one table, one behaviour.
+func zshCompletion() string {
+	return "# zsh completion for wsl2: eval \"$(wsl2 completion zsh)\"\nautoload -U +X bashcompinit && bashcompinit\n" + bashCompletion()
+}
+
+func fishCompletion() string {
+	var b strings.Builder
+	b.WriteString("# fish completion for wsl2: wsl2 completion fish | source\n")
+	quote := func(s string) string {
+		return "'" + strings.NewReplacer(`\`, `\\`, "'", `\'`, "\n", " ").Replace(s) + "'"
+	}
+	add := func(names []string, value, help string) {
+		b.WriteString("complete -c wsl2")
+		for _, n := range names {
+			switch {
+			case strings.HasPrefix(n, "--"):
+				b.WriteString(" -l " + n[2:])
+			case strings.HasPrefix(n, "-"):
+				b.WriteString(" -s " + n[1:])
+			default:
+				b.WriteString(" -n __fish_use_subcommand -a " + n)
+			}
+		}
+		switch {
+		case value == "DISTRO":
+			b.WriteString(" -x -a '(wsl2 --list --quiet 2>/dev/null)'")
+		case value != "":
+			b.WriteString(" -x -a " + quote(value))
+		}
+		fmt.Fprintf(&b, " -d %s\n", quote(help))
+	}
+	distro := map[string]bool{}
+	for _, n := range takesDistro {
+		distro[n] = true
+	}
+	for _, o := range runOptionList {
+		value := map[string]string{"--accel": "auto kvm tcg", "--shell-type": "standard login none"}[o.long]
+		if distro[o.long] {
+			value = "DISTRO"
+		}
+		add(o.names, value, o.help)
+	}
+	for _, v := range verbs {
+		if v.hidden {
+			continue
+		}
+		value := ""
+		if distro[v.long] {
+			value = "DISTRO"
+		}
+		if v.long == "completion" {
+			add([]string{v.long}, "", v.help)
+			b.WriteString("complete -c wsl2 -n '__fish_seen_subcommand_from completion' -x -a 'bash zsh fish'\n")
+			continue
+		}
+		add(append([]string{v.long}, v.also...), value, v.help)
+		for _, o := range v.options {
+			names := []string{"--" + o.long}
+			if o.short != "" {
+				names = append(names, "-"+o.short)
+			}
+			b.WriteString("complete -c wsl2 -n '__fish_contains_opt " + strings.TrimLeft(v.long, "-") + "'")
+			for _, n := range names {
+				if strings.HasPrefix(n, "--") {
+					b.WriteString(" -l " + n[2:])
+				} else {
+					b.WriteString(" -s " + n[1:])
+				}
+			}
+			fmt.Fprintf(&b, " -d %s\n", quote(o.help))
+		}
+	}
+	return b.String()
+}

@@ -1,0 +1,62 @@
+package main
+
+import (
+	"fmt"
+	"strings"
+)
+
+// helpText is made of the tables that the parser works by.
+func helpText() string {
+	var b strings.Builder
+	b.WriteString(`wsl2 runs Linux distros in a lightweight VM of their own.
+
+Usage:
+  wsl2 [OPTIONS]                  the distro's login shell
+  wsl2 [OPTIONS] [--] COMMAND...  COMMAND, by the distro's shell
+  wsl2 [OPTIONS] -e PROGRAM...    PROGRAM with its arguments, without a shell
+  wsl2 VERB ...
+
+Options:
+`)
+	line := func(left, help string) {
+		lines := strings.Split(help, "\n")
+		fmt.Fprintf(&b, "  %-28s  %s\n", left, lines[0])
+		for _, l := range lines[1:] {
+			fmt.Fprintf(&b, "  %-28s  %s\n", "", l)
+		}
+	}
+	for _, o := range runOptionList {
+		left := strings.Join(o.names, ", ")
+		if o.value != "" {
+			left += " " + o.value
+		}
+		line(left, o.help)
+	}
+	b.WriteString("\nVerbs:\n")
+	for _, v := range verbs {
+		if v.hidden {
+			continue
+		}
+		left := v.long
+		if len(v.also) > 0 && len(v.also[0]) == 2 {
+			left = v.also[0] + ", " + left
+		}
+		if v.args != "" {
+			left += " " + v.args
+		}
+		line(left, v.help)
+		for _, o := range v.options {
+			name := "--" + o.long
+			if o.short != "" {
+				name = "-" + o.short + ", " + name
+			}
+			line("    "+name, o.help)
+		}
+	}
+	b.WriteString(`
+Exit status: the program's own; 128+N if signal N ended it; 127 if it was not
+found, 126 if it could not be run, 125 if wsl2 itself failed.
+Settings: $XDG_CONFIG_HOME/wsl2/wslconfig. Distros: $XDG_DATA_HOME/wsl2.
+`)
+	return b.String()
+}

@@ -1,0 +1,371 @@
+package main
+
+import (
+	"bufio"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/urfave/cli/v2"
+	"golang.org/x/term"
+
+	"github.com/wsl2/wsl2/images"
+	"github.com/wsl2/wsl2/launcher/api"
+	"github.com/wsl2/wsl2/launcher/client"
+)
+
+// verbs in the order of the help.
+var verbs []verb
+
+func init() {
+	jsonOption := verbOption{long: "json", help: "as JSON, for programs"}
+	verbs = []verb{
+		{long: "--list", also: []string{"-l"}, help: "list the distros", action: list, options: []verbOption{
+			{long: "verbose", short: "v", help: "with state and version"},
+			{long: "quiet", short: "q", help: "names only"},
+			{long: "running", help: "only those that run"},
+			{long: "all", help: "those being installed as well (the same here)"},
+			jsonOption,
+		}},
+		{long: "--import", args: "NAME [DIR] FILE", min: 2, max: 3, help: "make a distro from FILE, a tar of its root\n(plain, gzip, bzip2, xz or zstd; - is stdin)", action: importDistro},
+		{long: "--set-default", also: []string{"-s", "--setdefault"}, args: "NAME", min: 1, max: 1, help: "make NAME the default distro", action: setDefault},
+		{long: "--terminate", also: []string{"-t"}, args: "NAME", min: 1, max: 1, help: "stop a distro and all that runs in it", action: terminate},
+		{long: "--unregister", args: "NAME", min: 1, max: 1, help: "delete a distro and its disk (asks on a terminal)", action: unregister, options: []verbOption{
+			{long: "yes", short: "y", help: "do not ask"},
+		}},
+		{long: "--shutdown", help: "stop all distros and the VM", action: shutdown, options: []verbOption{
+			{long: "force", short: "f", help: "at once, without asking the guest"},
+		}},
+		{long: "--status", help: "what runs, and how", action: status, options: []verbOption{jsonOption}},
+		{long: "doctor", help: "check what wsl2 needs on this host", action: doctor, options: []verbOption{
+			{long: "kvm", help: "only whether KVM is usable, as exit status"},
+			jsonOption,
+		}},
+		{long: "completion", args: "bash|zsh|fish", min: 1, max: 1, help: "print a completion script for a shell", action: completion},
+		{long: "--version", also: []string{"-v"}, help: "print the version", action: printVersion},
+		{long: "--help", also: []string{"-h"}, help: "print this help", action: printHelp},
+		{long: "service", hidden: true, action: runService},
+		{long: "vm", hidden: true, action: runVM},
+	}
+}
+
+// command is a verb under way.
+type command struct {
+	*cli.Context
+	app *app
+	vm  api.VMOptions
+}
+
+// runVerb parses the verb's options and runs it.
+func runVerb(a *app, inv *invocation) error {
+	v := inv.verb
+	name := strings.TrimLeft(v.long, "-") // the flag parser takes no command with dashes
+	c := &cli.Command{Name: name, HelpName: v.long, ArgsUsage: v.args, Usage: strings.ReplaceAll(v.help, "\n", " "),
+		HideHelpCommand: true,
+		Action: func(ctx *cli.Context) error {
+			return v.action(&command{Context: ctx, app: a, vm: inv.vm})
+		},
+		OnUsageError: func(_ *cli.Context, err error, _ bool) error { return &usageError{err.Error()} },
+	}
+	for _, o := range v.options {
+		var aliases []string
+		if o.short != "" {
+			aliases = []string{o.short}
+		}
+		if o.value == "" {
+			c.Flags = append(c.Flags, &cli.BoolFlag{Name: o.long, Aliases: aliases, Usage: o.help})
+		} else {
+			c.Flags = append(c.Flags, &cli.StringFlag{Name: o.long, Aliases: aliases, Usage: "`" + o.value + "`: " + o.help})
+		}
+	}
+	// Switches have no default worth naming.
+	for _, f := range c.Flags {
+		if b, ok := f.(*cli.BoolFlag); ok {
+			b.DisableDefaultText = true
+		}
+	}
+	x := &cli.App{Name: "wsl2", HelpName: "wsl2", Commands: []*cli.Command{c}, Writer: a.out, ErrWriter: a.err, HideHelp: true, HideVersion: true,
+		ExitErrHandler: func(*cli.Context, error) {}, // statuses are ours
+	}
+	return x.Run(append([]string{"wsl2", name}, inv.args...))
+}
+
+func (c *command) json(v any) error {
+	e := json.NewEncoder(c.app.out)
+	e.SetIndent("", "  ")
+	return e.Encode(v)
+}
+
+func list(c *command) error {
+	if c.Bool("quiet") && c.Bool("verbose") {
+		return usagef("--quiet and --verbose exclude each other")
+	}
+	if c.Bool("all") && c.Bool("running") {
+		return usagef("--all and --running exclude each other")
+	}
+	cl, err := c.app.client()
+	if err != nil {
+		return err
+	}
+	var l api.List
+	if err := cl.Call(api.Call{Verb: api.VerbList}, &l, true); err != nil {
+		return err
+	}
+	rows := l.Distros[:0]
+	for _, d := range l.Distros {
+		if !c.Bool("running") || d.State == api.StateRunning {
+			rows = append(rows, d)
+		}
+	}
+	w := c.app.out
+	switch {
+	case c.Bool("json"):
+		return c.json(api.List{Distros: rows})
+	case c.Bool("quiet"):
+		for _, d := range rows {
+			fmt.Fprintln(w, d.Name)
+		}
+	case len(rows) == 0 && c.Bool("running"):
+		fmt.Fprintln(w, "No distro is running.")
+	case len(rows) == 0:
+		fmt.Fprintln(w, "No distro is installed. Import one: wsl2 --import NAME FILE.tar (`wsl2 --system` needs none)")
+	case c.Bool("verbose"):
+		width := len("NAME")
+		for _, d := range rows {
+			width = max(width, len(d.Name))
+		}
+		fmt.Fprintf(w, "  %-*s  %-10s  %s\n", width, "NAME", "STATE", "VERSION")
+		for _, d := range rows {
+			mark := " "
+			if d.Default {
+				mark = "*"
+			}
+			fmt.Fprintf(w, "%s %-*s  %-10s  %d\n", mark, width, d.Name, d.State, d.Version)
+		}
+	default:
+		for _, d := range rows {
+			if d.Default {
+				fmt.Fprintf(w, "%s (Default)\n", d.Name)
+			} else {
+				fmt.Fprintln(w, d.Name)
+			}
+		}
+	}
+	return nil
+}
+
+func importDistro(c *command) error {
+	args := c.Args().Slice()
+	call := api.Call{Name: args[0], VM: c.vm}
+	if len(args) == 3 {
+		dir, err := filepath.Abs(args[1])
+		if err != nil {
+			return err
+		}
+		call.Dir = dir
+	}
+	if err := absKernel(&call.VM); err != nil {
+		return err
+	}
+	file := args[len(args)-1]
+	if file == images.Stdin && term.IsTerminal(int(os.Stdin.Fd())) {
+		return usagef("standard input is a terminal; give a file, or a pipe that a tar archive comes from")
+	}
+	a, err := images.Open(file, c.app.in)
+	if err != nil {
+		return err
+	}
+	defer a.Close()
+	cl, err := c.app.client()
+	if err != nil {
+		return err
+	}
+	bar := newBar(c.app.err, call.Name)
+	err = cl.Import(call, a, bar.start)
+	bar.finish(err == nil)
+	return err
+}
+
+func setDefault(c *command) error {
+	return c.call(api.Call{Verb: api.VerbSetDefault, Name: c.Args().First()}, true)
+}
+
+func terminate(c *command) error {
+	return c.call(api.Call{Verb: api.VerbTerminate, Name: c.Args().First()}, true)
+}
+
+func (c *command) call(call api.Call, start bool) error {
+	cl, err := c.app.client()
+	if err != nil {
+		return err
+	}
+	return cl.Call(call, nil, start)
+}
+
+func unregister(c *command) error {
+	name := c.Args().First()
+	if !c.Bool("yes") && term.IsTerminal(int(os.Stdin.Fd())) {
+		fmt.Fprintf(c.app.err, "This deletes the distro %s with all its files. Type its name to go on: ", name)
+		line, err := bufio.NewReader(c.app.in).ReadString('\n')
+		if err != nil && !errors.Is(err, io.EOF) {
+			return err
+		}
+		if !strings.EqualFold(strings.TrimSpace(line), name) {
+			return errors.New("nothing was deleted")
+		}
+	}
+	return c.call(api.Call{Verb: api.VerbUnregister, Name: name}, true)
+}
+
+func shutdown(c *command) error {
+	err := c.call(api.Call{Verb: api.VerbShutdown, Force: c.Bool("force")}, false)
+	if errors.Is(err, client.ErrNotRunning) {
+		return nil
+	}
+	return err
+}
+
+func status(c *command) error {
+	cl, err := c.app.client()
+	if err != nil {
+		return err
+	}
+	var st api.Status
+	if err := cl.Call(api.Call{Verb: api.VerbStatus}, &st, true); err != nil {
+		return err
+	}
+	accel := checkAccel(c.app.ctx)
+	if c.Bool("json") {
+		return c.json(struct {
+			api.Status
+			KVM check `json:"kvm"`
+		}{st, accel.kvm})
+	}
+	w := c.app.out
+	def := st.Default
+	if def == "" {
+		def = "none (wsl2 --import NAME FILE.tar)"
+	}
+	fmt.Fprintf(w, "Default distro:  %s\n", def)
+	fmt.Fprintf(w, "Distros:         %d, %d running, %d sessions\n", st.Distros, st.Running, st.Sessions)
+	if vm := st.VM; vm != nil {
+		fmt.Fprintf(w, "VM:              running on %s, pid %d, %d vCPUs, %d MiB\n", vm.Accel, vm.PID, vm.CPUs, vm.MemoryBytes>>20)
+		fmt.Fprintf(w, "Kernel:          Linux %s (%s), ready in %d ms\n", vm.KernelRelease, vm.Kernel, vm.BootMillis)
+	} else {
+		fmt.Fprintf(w, "VM:              not running\n")
+	}
+	if accel.kvm.OK {
+		fmt.Fprintf(w, "Accelerator:     kvm\n")
+	} else {
+		fmt.Fprintf(w, "Accelerator:     %s\n", tcgNotice(accel.kvm.Detail))
+	}
+	return nil
+}
+
+// tcgNotice is what is said wherever KVM would have been better.
+func tcgNotice(reason string) string {
+	return fmt.Sprintf("KVM unusable: %s; using QEMU TCG (slow)", reason)
+}
+
+func printVersion(c *command) error {
+	_, err := fmt.Fprintf(c.app.out, "wsl2 %s\n", api.Version)
+	return err
+}
+
+func printHelp(c *command) error {
+	_, err := io.WriteString(c.app.out, helpText())
+	return err
+}
+
+// absKernel makes --kernel absolute: the service has another directory.
+func absKernel(vm *api.VMOptions) error {
+	if vm.Kernel == "" {
+		return nil
+	}
+	path, err := filepath.Abs(vm.Kernel)
+	vm.Kernel = path
+	return err
+}
+
+// bar shows an import's progress: a line that is drawn over on a terminal,
+// sparse lines elsewhere.
+type bar struct {
+	w       io.Writer
+	name    string
+	term    bool
+	stop    chan struct{}
+	stopped chan struct{}
+}
+
+func newBar(w io.Writer, name string) *bar {
+	b := &bar{w: w, name: name}
+	if f, ok := w.(*os.File); ok {
+		b.term = term.IsTerminal(int(f.Fd()))
+	}
+	return b
+}
+
+// Intervals between updates.
+const (
+	barTerminal = 200 * time.Millisecond
+	barLines    = 10 * time.Second
+)
+
+func (b *bar) start(p *client.Progress) {
+	b.stop, b.stopped = make(chan struct{}), make(chan struct{})
+	every := barLines
+	if b.term {
+		every = barTerminal
+	}
+	go func() {
+		defer close(b.stopped)
+		t := time.NewTicker(every)
+		defer t.Stop()
+		for {
+			select {
+			case <-t.C:
+				b.draw(p)
+			case <-b.stop:
+				return
+			}
+		}
+	}()
+}
+
+func (b *bar) draw(p *client.Progress) {
+	read, size, sent := p.Read()
+	text := fmt.Sprintf("%d MiB unpacked", sent>>20)
+	if size > 0 {
+		percent := min(read*100/size, 100)
+		text = fmt.Sprintf("%3d %%, %s", percent, text)
+		if b.term {
+			const width = 30
+			n := int(percent) * width / 100
+			text = "[" + strings.Repeat("#", n) + strings.Repeat(".", width-n) + "] " + text
+		}
+	}
+	if b.term {
+		fmt.Fprintf(b.w, "\r\x1b[Kimporting %s %s", b.name, text)
+	} else {
+		fmt.Fprintf(b.w, "importing %s: %s\n", b.name, text)
+	}
+}
+
+func (b *bar) finish(ok bool) {
+	if b.stop == nil {
+		return
+	}
+	close(b.stop)
+	<-b.stopped
+	if b.term {
+		fmt.Fprint(b.w, "\r\x1b[K")
+		if ok {
+			fmt.Fprintf(b.w, "imported %s\n", b.name)
+		}
+	}
+}

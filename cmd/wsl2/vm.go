@@ -1,0 +1,53 @@
+package main
+
+import (
+	"context"
+	"io"
+	"strings"
+
+	"github.com/wsl2/wsl2/launcher/vmproc"
+	"github.com/wsl2/wsl2/vmm"
+)
+
+func runVM(*command) error { return vmproc.Main(newMachine) }
+
+// newMachine makes a VM of package vmm, which knows nothing of the launcher.
+func newMachine(c vmproc.Config, console io.Writer, diskError func(slot int, err error)) (vmproc.Machine, error) {
+	accel, err := vmm.ParseAccel(c.Accel)
+	if err != nil {
+		return nil, err
+	}
+	cfg := vmm.Config{
+		Accel: accel, Kernel: c.Kernel, Initramfs: c.Initramfs, Cmdline: c.Cmdline,
+		MemoryBytes: c.MemoryBytes, CPUs: c.CPUs, DiskSlots: c.DiskSlots,
+		GuestCID: c.GuestCID, VsockPath: c.VsockPath, ConsoleLog: console, OnDiskError: diskError,
+	}
+	for _, path := range c.Disks {
+		cfg.Disks = append(cfg.Disks, vmm.Disk{Path: path})
+	}
+	m, err := vmm.New(cfg)
+	if err != nil {
+		return nil, err
+	}
+	return machine{m}, nil
+}
+
+// machine is a vmproc.Machine.
+type machine struct{ *vmm.Machine }
+
+func (m machine) Wait(ctx context.Context) error {
+	exit, err := m.Machine.Wait(ctx)
+	if err != nil {
+		return err
+	}
+	return exit.Err()
+}
+
+func (m machine) AttachDisk(ctx context.Context, path string) (int, error) {
+	return m.Machine.AttachDisk(ctx, vmm.Disk{Path: path})
+}
+
+func (m machine) Accel() (name, reason string) {
+	accel, reason := m.Machine.Accel()
+	return accel.String(), strings.TrimPrefix(reason, "kvm: ")
+}
