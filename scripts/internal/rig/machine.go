@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/u-root/u-root/pkg/cpio"
@@ -237,10 +238,26 @@ func (m *machine) environment(t *tree) error {
 		}
 		vars = append(vars, f.env+"="+f.path)
 	}
-	m.spec.Env = append(vars, m.c.env...)
+	m.spec.Env = lastOfEach(append(vars, m.c.env...))
 	m.spec.Stdin = !m.c.noStdin
 	m.spec.Scratch = m.c.disk > 0
 	return nil
+}
+
+// lastOfEach drops the earlier ones of variables that are set twice: which of
+// them counts differs between C libraries and Go.
+func lastOfEach(env []string) []string {
+	seen := map[string]bool{}
+	var out []string
+	for _, kv := range slices.Backward(env) {
+		k, _, _ := strings.Cut(kv, "=")
+		if !seen[k] {
+			seen[k] = true
+			out = append(out, kv)
+		}
+	}
+	slices.Reverse(out)
+	return out
 }
 
 // system adds PID 1 and the modules.

@@ -13,6 +13,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"os/signal"
@@ -100,7 +101,7 @@ $WSL2_INITRAMFS) is /rig/initramfs.cpio, and these variables name them there.
 func parse(argv []string) (*config, error) {
 	c := &config{}
 	fl := flag.NewFlagSet("rig", flag.ContinueOnError)
-	fl.Usage = func() { fmt.Fprint(os.Stderr, usage) }
+	fl.SetOutput(io.Discard)
 	fl.StringVar(&c.root, "repository", "", "")
 	fl.Var((*list)(&c.files), "file", "")
 	fl.Var((*list)(&c.bins), "bin", "")
@@ -125,7 +126,7 @@ func parse(argv []string) (*config, error) {
 	}
 	c.args = fl.Args()
 	if len(c.args) == 0 {
-		return nil, errors.New("no command given; see scripts/rig --help")
+		return nil, errors.New("no command given")
 	}
 	if c.root == "" {
 		return nil, errors.New("start it as scripts/rig")
@@ -176,10 +177,11 @@ func size(s string) (int64, error) {
 func main() {
 	c, err := parse(os.Args[1:])
 	if errors.Is(err, flag.ErrHelp) {
+		fmt.Print(usage)
 		os.Exit(0)
 	}
 	if err != nil {
-		fmt.Fprintln(os.Stderr, "rig:", err)
+		fmt.Fprintln(os.Stderr, "rig:", err, "(scripts/rig --help)")
 		os.Exit(2)
 	}
 	code, err := run(c)
