@@ -35,7 +35,7 @@ func init() {
 		{long: "--import", args: "NAME [DIR] FILE", min: 2, max: 3, help: "make a distro from FILE, a tar of its root\n(plain, gzip, bzip2, xz or zstd; - is stdin)", action: importDistro},
 		{long: "--set-default", also: []string{"-s", "--setdefault"}, args: "NAME", min: 1, max: 1, help: "make NAME the default distro", action: setDefault},
 		{long: "--terminate", also: []string{"-t"}, args: "NAME", min: 1, max: 1, help: "stop a distro and all that runs in it", action: terminate},
-		{long: "--unregister", args: "NAME", min: 1, max: 1, help: "delete a distro and its disk (asks on a terminal)", action: unregister, options: []verbOption{
+		{long: "--unregister", args: "NAME", min: 1, max: 1, help: "delete a distro and its disk (asks first)", action: unregister, options: []verbOption{
 			{long: "yes", short: "y", help: "do not ask"},
 		}},
 		{long: "--shutdown", help: "stop all distros and the VM", action: shutdown, options: []verbOption{

@@ -1,0 +1,287 @@
+package main
+
+import (
+	"errors"
+	"io"
+	"os"
+	"os/exec"
+	"reflect"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/wsl2/wsl2/internal/wire"
+	"github.com/wsl2/wsl2/launcher/api"
+	"github.com/wsl2/wsl2/launcher/client"
+)
+
+// words splits at blanks; ” is an empty word.
+func words(line string) []string {
+	list := strings.Fields(line)
+	for i := range list {
+		if list[i] == "''" {
+			list[i] = ""
+		}
+	}
+	return list
+}
+
+func TestParseRun(t *testing.T) {
+	login := client.RunSpec{Cwd: "~", Shell: wire.ShellLogin}
+	shell := func(s string) client.RunSpec {
+		return client.RunSpec{Cwd: "~", Shell: wire.ShellStandard, Argv: []string{s}}
+	}
+	exec := func(a ...string) client.RunSpec { return client.RunSpec{Cwd: "~", Shell: wire.ShellNone, Argv: a} }
+	with := func(s client.RunSpec, f func(*client.RunSpec)) client.RunSpec { f(&s); return s }
+	debian := func(s client.RunSpec) client.RunSpec { s.Open.Distro = "debian"; return s }
+
+	for line, want := range map[string]client.RunSpec{
+		"":                                     login,
+		"~":                                    login,
+		"--":                                   login,
+		"-d debian":                            debian(login),
+		"~ -d debian":                          debian(login),
+		"--distribution debian":                debian(login),
+		"--distribution=debian":                debian(login),
+		"-d debian --":                         debian(login),
+		"-d debian -u me":                      with(debian(login), func(s *client.RunSpec) { s.User = "me" }),
+		"--user=0 -d debian":                   with(debian(login), func(s *client.RunSpec) { s.User = "0" }),
+		"--cd /srv":                            with(login, func(s *client.RunSpec) { s.Cwd = "/srv" }),
+		"--cd ~":                               login,
+		"--cd=/a=b":                            with(login, func(s *client.RunSpec) { s.Cwd = "/a=b" }),
+		"--system":                             with(login, func(s *client.RunSpec) { s.Open.System = true }),
+		"--accel tcg":                          with(login, func(s *client.RunSpec) { s.Open.VM.Accel = "tcg" }),
+		"--kernel ./k --accel=kvm":             with(login, func(s *client.RunSpec) { s.Open.VM = api.VMOptions{Accel: "kvm", Kernel: "./k"} }),
+		"ls":                                   shell("ls"),
+		"ls -la /":                             shell("ls -la /"),
+		"-d debian ls -la /":                   debian(shell("ls -la /")),
+		"-d debian -- ls -la /":                debian(shell("ls -la /")),
+		"-- ls -- x":                           shell("ls -- x"),
+		"-- ~":                                 shell("~"),
+		"echo a '' b":                          shell("echo a  b"), // as WSL: the shell sees one string
+		"-- --list":                            shell("--list"),
+		"echo --list":                          shell("echo --list"),
+		"-- -d debian":                         shell("-d debian"),
+		"-d debian doctor":                     debian(shell("doctor")), // a verb only as the first word
+		"-- doctor":                            shell("doctor"),
+		"-e ls":                                exec("ls"),
+		"--exec ls --color=auto -h":            exec("ls", "--color=auto", "-h"),
+		"-e echo a '' b":                       exec("echo", "a", "", "b"),
+		"-e -- ls":                             exec("--", "ls"),
+		"-d debian -e --list":                  debian(exec("--list")),
+		"-e doctor":                            exec("doctor"),
+		"--shell-type login":                   login,
+		"--shell-type login echo hi":           with(shell("echo hi"), func(s *client.RunSpec) { s.Shell = wire.ShellLogin }),
+		"--shell-type standard":                with(login, func(s *client.RunSpec) { s.Shell = wire.ShellStandard }),
+		"--shell-type=none echo a '' b":        exec("echo", "a", "", "b"),
+		"--shell-type none -- echo -n":         exec("echo", "-n"),
+		"echo --generate-bash-completion":      shell("echo --generate-bash-completion"),
+		"-u me -d debian --cd / -e sh -c true": with(debian(exec("sh", "-c", "true")), func(s *client.RunSpec) { s.User, s.Cwd = "me", "/" }),
+	} {
+		inv, err := parse(words(line))
+		if err != nil {
+			t.Errorf("%q: %v", line, err)
+			continue
+		}
+		if inv.run == nil || !reflect.DeepEqual(*inv.run, want) {
+			t.Errorf("%q:\ngot  %+v\nwant %+v", line, inv.run, want)
+		}
+	}
+}
+
+func TestParseVerbs(t *testing.T) {
+	for line, want := range map[string]string{
+		"--list":                   "--list: --",
+		"-l":                       "--list: --",
+		"-l -v":                    "--list: --verbose --",
+		"-lv":                      "--list: --verbose --",
+		"-lq":                      "--list: --quiet --",
+		"--list -q --running":      "--list: --quiet --running --",
+		"--list --json":            "--list: --json --",
+		"--import a b.tar":         "--import: -- a b.tar",
+		"--import a dir -":         "--import: -- a dir -",
+		"--import -- -a -b":        "--import: -- -a -b",
+		"--accel tcg --import a b": "--import: -- a b tcg",
+		"--import a b --accel tcg": "--import: -- a b tcg",
+		"--terminate a":            "--terminate: -- a",
+		"-t a":                     "--terminate: -- a",
+		"--terminate=a":            "--terminate: -- a",
+		"-s a":                     "--set-default: -- a",
+		"--setdefault a":           "--set-default: -- a",
+		"--unregister a --yes":     "--unregister: --yes -- a",
+		"--unregister -y a":        "--unregister: --yes -- a",
+		"--shutdown":               "--shutdown: --",
+		"--shutdown --force":       "--shutdown: --force --",
+		"--status --json":          "--status: --json --",
+		"-v":                       "--version: --",
+		"--version":                "--version: --",
+		"--help":                   "--help: --",
+		"-h":                       "--help: --",
+		"--list --help":            "--list: --help",
+		"--import -h":              "--import: --help",
+		"doctor":                   "doctor: --",
+		"doctor --kvm --json":      "doctor: --kvm --json --",
+		"completion zsh":           "completion: -- zsh",
+		"service":                  "service: --",
+		"vm":                       "vm: --",
+	} {
+		inv, err := parse(words(line))
+		if err != nil || inv.verb == nil {
+			t.Errorf("%q: %+v, %v", line, inv, err)
+			continue
+		}
+		got := inv.verb.long + ": " + strings.Join(inv.args, " ")
+		if inv.vm.Accel != "" {
+			got += " " + inv.vm.Accel
+		}
+		if got != want {
+			t.Errorf("%q: got %q, want %q", line, got, want)
+		}
+	}
+}
+
+func TestParseRefuses(t *testing.T) {
+	for line, want := range map[string]string{
+		"-x":                        "Invalid command line argument: -x",
+		"--nosuch":                  "--nosuch",
+		"-":                         "Invalid command line argument: -",
+		"-d":                        "needs a value",
+		"--distribution= ls":        "needs a name",
+		"-d a -d b":                 "twice",
+		"-d a --distribution b":     "twice",
+		"--system -d a":             "exclude",
+		"--system=yes":              "--system=yes",
+		"--cd relative":             "absolute",
+		"--cd":                      "needs a value",
+		"-e":                        "needs a program",
+		"-d a --exec":               "needs a program",
+		"--shell-type fancy":        "standard, login or none",
+		"--shell-type none":         "needs a program",
+		"--shell-type none -e ls":   "exclude",
+		"--accel hvf":               "auto, kvm or tcg",
+		"--kernel=":                 "needs a file",
+		"-d a --list":               "-d",
+		"-u me --shutdown":          "does not go with",
+		"--list extra":              "extra",
+		"--list --nosuch":           "--nosuch",
+		"--list -vx":                "-vx",
+		"-lx":                       "-lx",
+		"--list --verbose=1":        "--verbose=1",
+		"--list -v -v":              "twice",
+		"--import a":                "NAME [DIR] FILE",
+		"--import":                  "NAME [DIR] FILE",
+		"--import a b c d":          "d",
+		"--import a b --accel":      "needs a value",
+		"--import a b --accel fast": "auto, kvm or tcg",
+		"--terminate":               "NAME",
+		"--terminate a b":           "b",
+		"completion":                "bash|zsh|fish",
+		"doctor now":                "now",
+		"--help me":                 "me",
+	} {
+		inv, err := parse(words(line))
+		var usage *usageError
+		if !errors.As(err, &usage) || !strings.Contains(err.Error(), strings.TrimPrefix(want, "-d")) {
+			t.Errorf("%q: %+v, %v; want %q", line, inv, err, want)
+		}
+	}
+}
+
+// FuzzParse: every line is a command, a verb or an error that quotes it.
+func FuzzParse(f *testing.F) {
+	for _, line := range []string{"", "-d debian -- ls", "--import a b", "-lv", "--shell-type none x"} {
+		f.Add(line)
+	}
+	f.Fuzz(func(t *testing.T, line string) {
+		args := strings.Split(line, " ")
+		before := slices.Clone(args)
+		inv, err := parse(args)
+		if err == nil && (inv.run == nil) == (inv.verb == nil) {
+			t.Fatalf("%q is neither or both: %+v", line, inv)
+		}
+		if !slices.Equal(args, before) {
+			t.Fatalf("%q was changed to %q", before, args)
+		}
+	})
+}
+
+// verbApp runs a verb that asks no service.
+func verbApp(t *testing.T, args ...string) (string, error) {
+	t.Helper()
+	inv, err := parse(args)
+	if err != nil {
+		return "", err
+	}
+	var out strings.Builder
+	a := &app{ctx: t.Context(), in: os.Stdin, out: &out, err: io.Discard}
+	err = runVerb(a, inv)
+	return out.String(), err
+}
+
+func TestHelp(t *testing.T) {
+	help, err := verbApp(t, "--help")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, v := range verbs {
+		if strings.Contains(help, "\n  "+v.long) == v.hidden && len(v.also) == 0 {
+			t.Errorf("%s: hidden %v", v.long, v.hidden)
+		}
+		for _, o := range v.options {
+			if !strings.Contains(help, "--"+o.long) {
+				t.Errorf("%s of %s is not in the help", o.long, v.long)
+			}
+		}
+	}
+	for _, l := range strings.Split(help, "\n") {
+		if len(l) > 80 {
+			t.Errorf("a line of %d characters: %s", len(l), l)
+		}
+	}
+	one, err := verbApp(t, "--list", "--help")
+	if err != nil || !strings.Contains(one, "wsl2 --list") || !strings.Contains(one, "--verbose") {
+		t.Errorf("--list --help: %v\n%s", err, one)
+	}
+	version, err := verbApp(t, "--version")
+	if err != nil || version != "wsl2 "+api.Version+"\n" {
+		t.Errorf("--version: %q, %v", version, err)
+	}
+}
+
+// TestCompletion lets the shells that are here read their scripts.
+func TestCompletion(t *testing.T) {
+	for _, shell := range []string{"bash", "zsh", "fish"} {
+		script, err := verbApp(t, "completion", shell)
+		if err != nil || !strings.Contains(script, "terminate") || !strings.Contains(script, "wsl2 --list --quiet") {
+			t.Errorf("%s: %v\n%s", shell, err, script)
+		}
+	}
+	if _, err := verbApp(t, "completion", "tcsh"); err == nil {
+		t.Error("tcsh has a script")
+	}
+	script, _ := verbApp(t, "completion", "bash")
+	for line, want := range map[string]string{
+		"wsl2 --term":       "--terminate\n",
+		"wsl2 --accel t":    "tcg\n",
+		"wsl2 -d b":         "beta\n",
+		"wsl2 --list --qu":  "--quiet\n",
+		"wsl2 completion f": "fish\n",
+	} {
+		program := script + `
+wsl2() { printf 'alpha\nbeta\n'; }
+COMP_WORDS=(` + line + `); COMP_CWORD=$((${#COMP_WORDS[@]}-1)); _wsl2; printf '%s\n' "${COMPREPLY[@]}"`
+		out, err := exec.Command("bash", "-c", program).CombinedOutput()
+		if err != nil || string(out) != want {
+			t.Errorf("%q completes to %q, %v; want %q", line, out, err, want)
+		}
+	}
+}
+
+func TestListOptionsExclude(t *testing.T) {
+	if _, err := verbApp(t, "--list", "--quiet", "--verbose"); err == nil {
+		t.Error("--quiet --verbose")
+	}
+	if _, err := verbApp(t, "--list", "--all", "--running"); err == nil {
+		t.Error("--all --running")
+	}
+}
