@@ -4,7 +4,6 @@ package microvm_test
 
 import (
 	"bytes"
-	"context"
 	"fmt"
 	"io"
 	"os"
@@ -12,24 +11,32 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"time"
 
 	"github.com/u-root/u-root/pkg/cpio"
 	"golang.org/x/sys/unix"
 
 	"github.com/wsl2/wsl2/vmm/engine"
-	"github.com/wsl2/wsl2/vmm/microvm"
+	"github.com/wsl2/wsl2/vmm/virtio"
+	"github.com/wsl2/wsl2/vmm/virtio/blk"
+	"github.com/wsl2/wsl2/vmm/virtio/rng"
 )
 
 // These tests boot a real kernel. The test binary is also the guest's /init:
 // the command line says which guest half to run.
 
-// kernelPath is the guest kernel; the rig carries it there.
-func kernelPath() string {
-	if p := os.Getenv("WSL2_TEST_KERNEL"); p != "" {
-		return p
+// openKernel opens the guest kernel, which the rig carries in and names.
+func openKernel(t testing.TB) *os.File {
+	t.Helper()
+	p := os.Getenv("WSL2_KERNEL")
+	if p == "" {
+		t.Fatal("WSL2_KERNEL names no guest kernel: run this by scripts/rig, after make kernel")
 	}
-	return "../../out/vmlinux"
+	f, err := os.Open(p)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { f.Close() })
+	return f
 }
 
 func TestMain(m *testing.M) {
@@ -41,19 +48,38 @@ func TestMain(m *testing.M) {
 
 // guests are the guest halves, by the name that follows "guest=" on the command line.
 var guests = map[string]func() error{
-	"hello": func() error {
-		fmt.Println("hello from pid 1")
-		return nil
-	},
 	"cpus": func() error {
 		b, err := os.ReadFile("/sys/devices/system/cpu/online")
 		fmt.Printf("online: %s", b)
 		return err
 	},
-	"interrupts": func() error {
-		b, err := os.ReadFile("/proc/interrupts")
-		fmt.Printf("%s", b)
-		return err
+	"devices": func() error {
+		r, err := os.Open("/dev/hwrng")
+		if err != nil {
+			return err
+		}
+		random := make([]byte, 64)
+		if _, err := io.ReadFull(r, random); err != nil || bytes.Equal(random, make([]byte, 64)) {
+			return fmt.Errorf("hwrng: %x, %w", random, err)
+		}
+		fmt.Println("rng ok")
+		d, err := os.OpenFile("/dev/vda", os.O_RDWR|unix.O_DIRECT|unix.O_SYNC, 0)
+		if err != nil {
+			return err
+		}
+		page, err := unix.Mmap(-1, 0, 4096, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
+		if err != nil {
+			return err
+		}
+		if _, err := d.ReadAt(page, 0); err != nil || !bytes.HasPrefix(page, []byte("host ")) {
+			return fmt.Errorf("disk: %q, %w", page[:8], err)
+		}
+		copy(page, "guest")
+		if _, err := d.WriteAt(page, 0); err != nil {
+			return err
+		}
+		fmt.Println("disk ok")
+		return d.Close()
 	},
 	"spin": func() error {
 		fmt.Println("spinning")
@@ -163,56 +189,110 @@ func (s *screen) String() string {
 type guest struct {
 	engine.Engine
 	*screen
-	start time.Time
 }
 
 func boot(t testing.TB, name string, change func(*engine.Spec)) *guest {
 	t.Helper()
-	kernel, err := os.Open(kernelPath())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer kernel.Close()
-	rd := initramfs(t)
-	g := &guest{screen: &screen{}, start: time.Now()}
+	g := &guest{screen: &screen{}}
 	spec := engine.Spec{
-		Kernel:      kernel,
-		Initramfs:   rd,
-		Cmdline:     "panic=-1 reboot=t random.trust_cpu=on guest=" + name + " " + os.Getenv("WSL2_TEST_CMDLINE"),
+		Kernel:      openKernel(t),
+		Initramfs:   initramfs(t),
+		Cmdline:     "panic=-1 reboot=t random.trust_cpu=on guest=" + name,
 		MemoryBytes: 128 << 20,
 		CPUs:        1,
-		Console:     io.MultiWriter(g.screen, os.Stderr),
+		Console:     g.screen,
 	}
 	if change != nil {
 		change(&spec)
 	}
-	g.Engine = microvm.New(spec)
-	if err := g.Start(context.Background()); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		g.Kill()
-		g.Wait()
-	})
+	g.Engine = start(t, spec)
 	return g
+}
+
+// mustEnd waits for the guest and fails unless it ended as said.
+func (g *guest) mustEnd(t testing.TB, want engine.Reason) {
+	t.Helper()
+	if exit := g.Wait(); exit.Reason != want {
+		t.Fatalf("%v, want %v: %s; the guest's console:\n%s", exit.Reason, want, exit.Detail, g.screen)
+	}
+}
+
+// mustSay fails unless the console shows the text.
+func (g *guest) mustSay(t testing.TB, text string) {
+	t.Helper()
+	if !strings.Contains(strings.ReplaceAll(g.String(), "\r", ""), text) {
+		t.Fatalf("no %q on the guest's console:\n%s", text, g.screen)
+	}
 }
 
 func TestBootsToUserSpace(t *testing.T) {
 	for _, cpus := range []int{1, 2, 4} {
 		t.Run(fmt.Sprintf("%d vCPUs", cpus), func(t *testing.T) {
 			g := boot(t, "cpus", func(s *engine.Spec) { s.CPUs = cpus })
-			exit := g.Wait()
-			if exit.Reason != engine.ReasonPowerOff {
-				t.Fatalf("exit %+v, console:\n%s", exit, g.screen)
-			}
-			t.Logf("%v", time.Since(g.start))
+			g.mustEnd(t, engine.ReasonPowerOff)
 			want := "online: 0\n"
 			if cpus > 1 {
 				want = fmt.Sprintf("online: 0-%d\n", cpus-1)
 			}
-			if !strings.Contains(strings.ReplaceAll(g.String(), "\r", ""), want) {
-				t.Fatalf("no %q on the console:\n%s", want, g.screen)
+			g.mustSay(t, want)
+			for _, bad := range []string{"BIOS bug", "BUG:", "Call Trace", "Firmware Bug", "APIC id mismatch"} {
+				if strings.Contains(g.String(), bad) && !strings.Contains(g.String(), "XSAVE consistency") {
+					t.Errorf("the kernel complains (%s):\n%s", bad, g.screen)
+				}
 			}
 		})
 	}
+}
+
+// Devices' data and interrupts, on machines with one and with two vCPUs: rng,
+// and a disk that is read, written and flushed.
+func TestDevices(t *testing.T) {
+	for _, cpus := range []int{1, 2} {
+		image := filepath.Join(t.TempDir(), "disk.img")
+		if err := os.WriteFile(image, bytes.Repeat([]byte("host "), 1<<20/5), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Truncate(image, 1<<20); err != nil {
+			t.Fatal(err)
+		}
+		disk, err := blk.Open(image, false)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b, err := blk.New(blk.Config{Disk: disk, Serial: "test"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		g := boot(t, "devices", func(s *engine.Spec) {
+			s.CPUs = cpus
+			s.Devices = []virtio.Device{rng.New(), b}
+		})
+		g.mustEnd(t, engine.ReasonPowerOff)
+		g.mustSay(t, "rng ok\n")
+		g.mustSay(t, "disk ok\n")
+		if err := b.Close(); err != nil {
+			t.Error(err)
+		}
+		written, err := os.ReadFile(image)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !bytes.HasPrefix(written, []byte("guest")) {
+			t.Errorf("the image begins with %q", written[:16])
+		}
+	}
+}
+
+// A panic ends the machine at once, and its last words are on the console.
+func TestPanic(t *testing.T) {
+	g := boot(t, "panic", nil)
+	g.mustEnd(t, engine.ReasonReset)
+	g.mustSay(t, "Kernel panic - not syncing: Attempted to kill init!")
+}
+
+func TestKillRunningKernel(t *testing.T) {
+	g := boot(t, "spin", func(s *engine.Spec) { s.CPUs = 2 })
+	<-g.expect("spinning")
+	g.Kill()
+	g.mustEnd(t, engine.ReasonKilled)
 }
