@@ -211,6 +211,9 @@ func (u *unpacker) parentOf(name string) (fd int, base string, err error) {
 	return fd, base, nil
 }
 
+// errDangling: what should be a directory is a link to nothing inside the root.
+var errDangling = fmt.Errorf("%w: it is a link to what is not in the archive", ErrArchive)
+
 // makeParents makes the directories of dir that the archive did not bring.
 func (u *unpacker) makeParents(dir string) (int, error) {
 	fd := -1
@@ -224,6 +227,9 @@ func (u *unpacker) makeParents(dir string) (int, error) {
 			if upFD, err = u.in(up, unix.O_PATH|unix.O_DIRECTORY); err == nil {
 				err = unix.Mkdirat(upFD, part, 0o755)
 				unix.Close(upFD)
+				if err == unix.EEXIST { // it is there, and yet there is nothing
+					err = errDangling
+				}
 			}
 			if err == nil {
 				next, err = u.in(done, unix.O_PATH|unix.O_DIRECTORY)
@@ -254,6 +260,10 @@ func (u *unpacker) entry(h *tar.Header, r io.Reader) error {
 	name, err := clean(h.Name)
 	if err != nil {
 		return err
+	}
+	// The kernel takes the largest number for "leave it as it is".
+	if h.Uid < 0 || h.Gid < 0 || h.Uid >= 1<<32-1 || h.Gid >= 1<<32-1 {
+		return fmt.Errorf("%w: owner %d:%d", ErrArchive, h.Uid, h.Gid)
 	}
 	mode := uint32(h.Mode) & 0o7777
 	if name == "" {
@@ -456,9 +466,6 @@ func (u *unpacker) fileMeta(fd int, h *tar.Header, mode uint32) error {
 }
 
 func ownerError(h *tar.Header, err error) error {
-	if err == unix.EINVAL {
-		return fmt.Errorf("%w: owner %d:%d", ErrArchive, h.Uid, h.Gid)
-	}
 	return fmt.Errorf("set owner %d:%d: %w", h.Uid, h.Gid, err)
 }
 
