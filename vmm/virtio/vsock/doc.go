@@ -37,14 +37,14 @@
 //	                     │
 //	                connecting ── malformed line, end of file ──────► closed
 //	                     │ "CONNECT P\n": REQUEST
-//	                requested ── RST, requestTimeout (RST) ─────────► closed
+//	                requested ── RST, answerTimeout (RST) ──────────► closed
 //	REQUEST to an        │ RESPONSE: "OK N\n"
 //	open PATH_P:         │
 //	RESPONSE ───────► established ── RST ───────────────┐
 //	                     │       └── SHUTDOWN of both: RST ──► lingering ──► closed
 //	host closed:         │                                  (data for the host left)
 //	SHUTDOWN of both     │
-//	                  closing ── RST, closeTimeout (RST) ────────────► closed
+//	                  closing ── RST, answerTimeout (RST) ───────────► closed
 //
 // Half-close maps to the unix socket's: SHUTDOWN(send) to shutdown(SHUT_WR) once
 // all data is written, SHUTDOWN(receive) to SHUT_RD; end of file from the host
