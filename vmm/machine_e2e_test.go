@@ -277,6 +277,9 @@ func TestManySlots(t *testing.T) {
 	c := testConfig(t)
 	c.DiskSlots = 16
 	m, _ := startMachine(t, c)
+	if n := m.DiskSlots(); n != 16 {
+		t.Errorf("%d slots, want 16", n)
+	}
 	for i := range m.DiskSlots() {
 		slot, err := m.AttachDisk(t.Context(), Disk{Path: image(t, int64(i+1)<<20, "")})
 		if err != nil || slot != i {
@@ -286,7 +289,6 @@ func TestManySlots(t *testing.T) {
 			t.Errorf("slot %d: %s", i, got)
 		}
 	}
-	t.Logf("%d slots", m.DiskSlots())
 }
 
 func TestVsock(t *testing.T) {

@@ -9,21 +9,22 @@ import (
 	"github.com/wsl2/wsl2/vmm/virtio"
 )
 
-// Where microvm (QEMU's hw/i386/microvm.c) has its virtio-mmio transports.
-// Transport i is at mmioBase + i*mmioSize, interrupts by IRQ irqBase + i and
-// calls its bus virtio-mmio-bus.i.
+// Where microvm (QEMU's hw/i386/microvm.c), with its second I/O APIC, has its
+// virtio-mmio transports: transport i is at mmioBase + i*mmioSize, interrupts by
+// pin i of that I/O APIC and calls its bus virtio-mmio-bus.i.
 const (
-	transports = 8
-	mmioBase   = 0xfeb00000
-	mmioSize   = 512
-	irqBase    = 5
-
-	// consoleTransport carries QEMU's own virtio console.
-	consoleTransport = transports - 1
+	mmioBase = 0xfeb00000
+	mmioSize = 512
 )
 
-// MaxDevices is the number of virtio devices that the machine has room for.
-const MaxDevices = transports - 1
+// transports are those in use. The pins become Linux's IRQs of the same number;
+// left out are those that Linux has other uses for: 0 is the timer, 2 the
+// cascade, 4 the serial port, 8 the RTC.
+var transports = []int{1, 3, 5, 6, 7, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23}
+
+// MaxDevices is the number of virtio devices that the machine has room for: one
+// transport is the console's.
+const MaxDevices = 19
 
 // bounceMB is the size of the guest's bounce buffer for disk I/O; see
 // cmdline.
@@ -51,11 +52,12 @@ func (t *fdTable) path(f *os.File) string { return fmt.Sprintf("/proc/self/fd/%d
 type channels struct {
 	serial, console, monitor *os.File
 	devices                  []*os.File // as Spec.Devices
+	ram, rom                 *os.File
 }
 
 // args builds QEMU's command line and the table of what it inherits. Every
 // object is named by a descriptor: nothing lies in the file system.
-func args(s engine.Spec, ch channels, tscKHz uint64, sandbox bool) ([]string, *fdTable) {
+func args(s engine.Spec, ch channels, sandbox bool) ([]string, *fdTable) {
 	t := &fdTable{}
 	a := []string{
 		"-no-user-config", "-nodefaults", "-display", "none",
@@ -64,19 +66,23 @@ func args(s engine.Spec, ch channels, tscKHz uint64, sandbox bool) ([]string, *f
 		// No ACPI, no option ROMs: nothing is probed that the guest does not need.
 		// PIT and PIC stay: without KVM's clock the guest measures its timers
 		// against them; and so does the RTC, its only source of the date.
-		"-M", "microvm,acpi=off,rtc=on,x-option-roms=off,auto-kernel-cmdline=off,memory-backend=mem",
+		// acpi=on is what the second I/O APIC takes (see mptable.go). The tables
+		// stay where no guest finds them: there is no firmware to put them in place.
+		"-M", "microvm,acpi=on,ioapic2=on,pit=on,pic=on,rtc=on,x-option-roms=off,auto-kernel-cmdline=off,memory-backend=mem",
+		// The kernel is in memory already; all that is left to do is a jump.
+		"-bios", t.path(ch.rom),
 		"-accel", "tcg,thread=multi",
 		"-cpu", "max",
 		"-smp", fmt.Sprint(s.CPUs),
 		"-m", fmt.Sprintf("%dM", s.MemoryBytes>>20),
-		// Shared, for the devices; vmm/vhostuser wants it sealed against shrinking.
-		"-object", fmt.Sprintf("memory-backend-memfd,id=mem,size=%d,share=on,seal=on", s.MemoryBytes),
+		// A memfd: QEMU passes it on to the devices.
+		"-object", fmt.Sprintf("memory-backend-file,id=mem,size=%d,share=on,mem-path=%s", s.MemoryBytes, t.path(ch.ram)),
 		"-global", "virtio-mmio.force-legacy=false",
 		"-device", fmt.Sprintf("isa-debug-exit,iobase=%#x,iosize=4", engine.ExitPort),
 		"-chardev", fmt.Sprintf("socket,id=serial,fd=%d", t.add(ch.serial)),
 		"-serial", "chardev:serial",
 		"-chardev", fmt.Sprintf("socket,id=console,fd=%d", t.add(ch.console)),
-		"-device", fmt.Sprintf("virtio-serial-device,max_ports=1,bus=virtio-mmio-bus.%d", consoleTransport),
+		"-device", fmt.Sprintf("virtio-serial-device,max_ports=1,bus=virtio-mmio-bus.%d", transports[MaxDevices]),
 		"-device", "virtconsole,chardev=console",
 		"-chardev", fmt.Sprintf("socket,id=monitor,fd=%d", t.add(ch.monitor)),
 		"-mon", "chardev=monitor,mode=control",
@@ -87,13 +93,9 @@ func args(s engine.Spec, ch channels, tscKHz uint64, sandbox bool) ([]string, *f
 	for i, d := range s.Devices {
 		a = append(a,
 			"-chardev", fmt.Sprintf("socket,id=vu%d,fd=%d", i, t.add(ch.devices[i])),
-			"-device", fmt.Sprintf("%s,chardev=vu%d,bus=virtio-mmio-bus.%d", deviceArg(d), i, i))
+			"-device", fmt.Sprintf("%s,chardev=vu%d,bus=virtio-mmio-bus.%d", deviceArg(d), i, transports[i]))
 	}
-	a = append(a, "-kernel", t.path(s.Kernel))
-	if s.Initramfs != nil {
-		a = append(a, "-initrd", t.path(s.Initramfs))
-	}
-	return append(a, "-append", cmdline(s, tscKHz)), t
+	return a, t
 }
 
 // deviceArg is the vhost-user front end for d, without its connection; empty
@@ -133,7 +135,7 @@ func cmdline(s engine.Spec, tscKHz uint64) string {
 		fmt.Fprintf(&b, format, a...)
 	}
 	transport := func(i int) {
-		add("virtio_mmio.device=%d@%#x:%d", mmioSize, mmioBase+i*mmioSize, irqBase+i)
+		add("virtio_mmio.device=%d@%#x:%d", mmioSize, mmioBase+i*mmioSize, i)
 	}
 	// The first words through the serial port; then the virtio console, or the
 	// serial port again for a kernel that has no driver for that.
@@ -141,10 +143,10 @@ func cmdline(s engine.Spec, tscKHz uint64) string {
 	add("earlyprintk=serial,0x3f8 console=ttyS0 console=hvc0")
 	bounce := false
 	for i, d := range s.Devices {
-		transport(i)
+		transport(transports[i])
 		bounce = bounce || d.ID() == virtio.IDBlock
 	}
-	transport(consoleTransport)
+	transport(transports[MaxDevices])
 	if bounce {
 		add("swiotlb=%d,force", bounceMB<<20/swiotlbSlab)
 	}

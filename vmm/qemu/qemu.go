@@ -4,9 +4,9 @@
 //
 // QEMU is a child in a process group of its own that dies with this process,
 // sandboxed by its own seccomp filter. It inherits all it works with as
-// descriptors: kernel, initramfs, one socket for each device, one for the serial
-// port and one for its monitor; nothing lies in the file system, where another
-// user could reach it.
+// descriptors: the guest's memory with kernel and initramfs in it, a ROM of a few
+// instructions, one socket for each device, two for the guest's output and one for
+// its monitor; nothing lies in the file system, where another user could reach it.
 package qemu
 
 import (
@@ -71,9 +71,6 @@ func New(s engine.Spec, c Config) (engine.Engine, error) {
 			return nil, fmt.Errorf("qemu: device %d: no vhost-user front end for virtio device type %d", i, d.ID())
 		}
 	}
-	if err := checkMemory(s); err != nil {
-		return nil, err
-	}
 	if c.Program == "" {
 		c.Program = Program
 	}
@@ -82,33 +79,6 @@ func New(s engine.Spec, c Config) (engine.Engine, error) {
 		return nil, fmt.Errorf("%w (%w): apt-get install qemu-system-x86", ErrNotInstalled, err)
 	}
 	return &machine{spec: s, path: path, done: make(chan struct{})}, nil
-}
-
-// headroom is what a guest needs besides its kernel, its initramfs and the
-// bounce buffer to come up.
-const headroom = 24 << 20
-
-// checkMemory refuses a machine in which nothing would come up, or that QEMU's
-// firmware could not load.
-func checkMemory(s engine.Spec) error {
-	need := uint64(headroom + bounceMB<<20)
-	for _, f := range []*os.File{s.Kernel, s.Initramfs} {
-		if f == nil {
-			continue
-		}
-		st, err := f.Stat()
-		if err != nil {
-			return fmt.Errorf("qemu: %w", err)
-		}
-		need += uint64(st.Size())
-		if f == s.Initramfs {
-			need += uint64(st.Size()) // it is there twice while it is unpacked
-		}
-	}
-	if s.MemoryBytes < need {
-		return fmt.Errorf("qemu: guest memory is too small: %d MiB, but this kernel and initramfs need at least %d MiB", s.MemoryBytes>>20, need>>20+1)
-	}
-	return nil
 }
 
 // Start implements engine.Engine. The vCPUs run when it returns.
@@ -218,7 +188,7 @@ type process struct {
 func (m *machine) launch(tscKHz uint64, sandbox bool) (_ *process, err error) {
 	p := &process{stderr: &tail{}, ended: make(chan struct{})}
 	var ch channels
-	theirs := func() []*os.File { return append(ch.devices, ch.serial, ch.console, ch.monitor) }
+	theirs := func() []*os.File { return append(ch.devices, ch.serial, ch.console, ch.monitor, ch.ram, ch.rom) }
 	defer func() {
 		for _, f := range theirs() {
 			f.Close() // QEMU has its own by now
@@ -240,6 +210,14 @@ func (m *machine) launch(tscKHz uint64, sandbox bool) (_ *process, err error) {
 		}
 		p.output = append(p.output, c)
 	}
+	img, err := newImage(m.spec, cmdline(m.spec, tscKHz))
+	if err != nil {
+		return nil, err
+	}
+	ch.ram = img.ram
+	if ch.rom, err = memfile("firmware", rom(img.entry)); err != nil {
+		return nil, err
+	}
 	mon, err := pair(&ch.monitor)
 	if err != nil {
 		return nil, err
@@ -257,7 +235,7 @@ func (m *machine) launch(tscKHz uint64, sandbox bool) (_ *process, err error) {
 		}))
 	}
 
-	argv, fds := args(m.spec, ch, tscKHz, sandbox)
+	argv, fds := args(m.spec, ch, sandbox)
 	p.cmd = &exec.Cmd{
 		Path: m.path, Args: append([]string{Program}, argv...),
 		Env: []string{"PATH=/usr/bin:/bin", "LC_ALL=C"}, Dir: "/",
@@ -435,4 +413,18 @@ func socketpair() (*net.UnixConn, *os.File, error) {
 		return nil, nil, fmt.Errorf("qemu: %w", err)
 	}
 	return c.(*net.UnixConn), theirs, nil
+}
+
+// memfile returns an anonymous file with the given contents.
+func memfile(name string, contents []byte) (*os.File, error) {
+	fd, err := unix.MemfdCreate(name, unix.MFD_CLOEXEC)
+	if err != nil {
+		return nil, fmt.Errorf("qemu: %w", os.NewSyscallError("memfd_create", err))
+	}
+	f := os.NewFile(uintptr(fd), name)
+	if _, err := f.Write(contents); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("qemu: %w", err)
+	}
+	return f, nil
 }

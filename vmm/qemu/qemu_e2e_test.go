@@ -20,8 +20,8 @@ import (
 	"github.com/wsl2/wsl2/vmm/vmmtest"
 )
 
-// boot starts the test guest; the machine is killed when the test ends.
-func boot(t *testing.T, cmdline string, devices ...virtio.Device) (engine.Engine, *vmmtest.Console) {
+// bootGuest starts the test guest; the machine is killed when the test ends.
+func bootGuest(t *testing.T, cmdline string, devices ...virtio.Device) (engine.Engine, *vmmtest.Console) {
 	t.Helper()
 	console := &vmmtest.Console{}
 	open := func(p string) *os.File {
@@ -79,7 +79,7 @@ func newVsock(t *testing.T) (*vsock.Device, string) {
 }
 
 func TestPowerOff(t *testing.T) {
-	m, console := boot(t, "quiet vmmtest=poweroff", rng.New(), newDisk(t, blk.Config{Serial: "slot0"}))
+	m, console := bootGuest(t, "quiet vmmtest=poweroff", rng.New(), newDisk(t, blk.Config{Serial: "slot0"}))
 	if e := m.Wait(); e.Reason != engine.ReasonPowerOff {
 		t.Errorf("ended by %v (%s)", e.Reason, e.Detail)
 	}
@@ -95,7 +95,7 @@ func TestPowerOff(t *testing.T) {
 func TestReset(t *testing.T) {
 	for action, want := range map[string]string{"reboot": "guest: reboot", "panic": "Kernel panic - not syncing"} {
 		t.Run(action, func(t *testing.T) {
-			m, console := boot(t, "quiet vmmtest="+action)
+			m, console := bootGuest(t, "quiet vmmtest="+action)
 			if e := m.Wait(); e.Reason != engine.ReasonReset {
 				t.Errorf("ended by %v (%s)", e.Reason, e.Detail)
 			}
@@ -107,7 +107,7 @@ func TestReset(t *testing.T) {
 }
 
 func TestKill(t *testing.T) {
-	m, console := boot(t, "quiet vmmtest=hang", newDisk(t, blk.Config{}))
+	m, console := bootGuest(t, "quiet vmmtest=hang", newDisk(t, blk.Config{}))
 	console.Wait(t, "guest: hang")
 	m.Kill()
 	if e := m.Wait(); e.Reason != engine.ReasonKilled {
@@ -117,7 +117,7 @@ func TestKill(t *testing.T) {
 
 // A panic before there is any driver: no root file system.
 func TestEarlyPanic(t *testing.T) {
-	m, console := boot(t, "quiet rdinit=/none root=/dev/none vmmtest=poweroff")
+	m, console := bootGuest(t, "quiet rdinit=/none root=/dev/none vmmtest=poweroff")
 	if e := m.Wait(); e.Reason != engine.ReasonReset {
 		t.Errorf("ended by %v (%s)", e.Reason, e.Detail)
 	}
@@ -148,7 +148,7 @@ func TestDiskReplacesTranslatedCode(t *testing.T) {
 		t.Fatal(err)
 	}
 	v, socket := newVsock(t)
-	_, console := boot(t, "quiet", v, newDisk(t, blk.Config{ReadOnly: true, Disk: disk}))
+	_, console := bootGuest(t, "quiet", v, newDisk(t, blk.Config{ReadOnly: true, Disk: disk}))
 	console.Wait(t, "guest: ready")
 	if got := vmmtest.Do(t, socket, "code vda %d", pages); got != fmt.Sprint(want) {
 		t.Errorf("the pages returned %s, want %v", got, want)
