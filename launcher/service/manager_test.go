@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -135,7 +136,7 @@ type setup struct {
 	m        *Manager
 	settings config.Settings
 	warnings []string
-	idle     int
+	idle     atomic.Int32
 
 	mu       sync.Mutex
 	machines []*memMachine
@@ -146,7 +147,7 @@ type setup struct {
 
 func newSetup(t *testing.T) *setup {
 	s := &setup{settings: config.Defaults(config.Host{MemoryBytes: 8 << 30, CPUs: 2})}
-	s.m = NewManager(s.boot, func() (config.Settings, []string) { return s.settings, s.warnings }, slog.New(slog.DiscardHandler), func() { s.idle++ })
+	s.m = NewManager(s.boot, func() (config.Settings, []string) { return s.settings, s.warnings }, slog.New(slog.DiscardHandler), func() { s.idle.Add(1) })
 	t.Cleanup(s.m.Close)
 	return s
 }
@@ -242,13 +243,13 @@ func TestIdle(t *testing.T) {
 		}
 		time.Sleep(58 * time.Second)
 		synctest.Wait()
-		if s.m.VM() == nil || s.idle != 0 {
+		if s.m.VM() == nil || s.idle.Load() != 0 {
 			t.Fatal("the VM stopped early")
 		}
 		time.Sleep(2 * time.Second)
 		synctest.Wait()
-		if s.m.VM() != nil || s.idle != 1 || !s.m.Idle() {
-			t.Fatalf("VM %v, idle %d", s.m.VM(), s.idle)
+		if s.m.VM() != nil || s.idle.Load() != 1 || !s.m.Idle() {
+			t.Fatalf("VM %v, idle %d", s.m.VM(), s.idle.Load())
 		}
 		// And again.
 		s.open(t, debian, nil).Release()
@@ -449,7 +450,7 @@ func TestBootFails(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		if !s.m.Idle() || s.idle == 0 {
+		if !s.m.Idle() || s.idle.Load() == 0 {
 			t.Fatal("something is left")
 		}
 		s.bootErr = nil

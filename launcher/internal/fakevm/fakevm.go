@@ -444,6 +444,9 @@ func (s *Session) kill(sig uint8) {
 	}
 }
 
+// HangUp is closed when the client is gone.
+func (s *Session) HangUp() <-chan struct{} { return s.hup }
+
 // Start is what the client asked for.
 func (s *Session) Start() *wire.Start { return s.start }
 
