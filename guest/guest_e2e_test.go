@@ -392,11 +392,22 @@ func (h *host) importTar(slot int32, archive []byte) *wire.Reply {
 	return h.reply(id)
 }
 
+// refusedImport asks for an import that does not come to its archive.
+func (h *host) refusedImport(slot int32) *wire.Reply {
+	h.t.Helper()
+	h.nextID++
+	must(h.t, wire.Write(h.control, &wire.Import{ID: h.nextID, Slot: slot}))
+	return h.reply(h.nextID)
+}
+
 func TestImportAndRun(t *testing.T) {
 	h := boot(t)
 	path := disk(t, 256)
 	slot := h.attach(path)
 	h.ok(h.importTar(slot, systemTar(t)))
+	if r := h.refusedImport(slot); r.Code != wire.CodeRefused || !strings.Contains(r.Text, "not empty") {
+		t.Errorf("import over a distro: %+v", r)
+	}
 	h.detach(slot)
 	fsck(t, path)
 
@@ -409,6 +420,14 @@ func TestImportAndRun(t *testing.T) {
 		}
 		if want := "012"[:round] + "box-mine\n"; !strings.Contains(out, want) || !strings.Contains(out, "ext4 rw,noatime") {
 			t.Errorf("round %d: %q", round, out)
+		}
+		if round == 0 { // a disk in use is not used twice
+			if r := h.start("again", slot); r.Code != wire.CodeBusy {
+				t.Errorf("a second distro from the same disk: %+v", r)
+			}
+			if r := h.refusedImport(slot); r.Code != wire.CodeBusy {
+				t.Errorf("import to a running distro's disk: %+v", r)
+			}
 		}
 		if round == 1 { // a second distro beside it, from another disk
 			other := disk(t, 128)

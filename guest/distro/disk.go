@@ -6,7 +6,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
 
 	"golang.org/x/sys/unix"
 
@@ -23,10 +22,6 @@ func Device(slot int32) (string, error) {
 	}
 	return fmt.Sprintf("/dev/vd%c", 'a'+rune(slot)), nil
 }
-
-// probing serialises rebinds: a device keeps its letter only if no other one
-// is unbound at the same moment.
-var probing sync.Mutex
 
 // AttachedDisk makes sure that the kernel knows the size of the disk that the
 // host attached to device.
@@ -54,8 +49,16 @@ func AttachedDisk(device string) error {
 // Reprobe binds the driver of a device anew, which reads its capacity again.
 // Nothing may have the device open.
 func Reprobe(device string) error {
-	probing.Lock()
-	defer probing.Unlock()
+	// A device keeps its letter only if no other one is unbound at the same
+	// moment, whichever of our processes does it.
+	lock, err := unix.Open(MountPoint, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("open %s: %w", MountPoint, err)
+	}
+	defer unix.Close(lock)
+	if err := unix.Flock(lock, unix.LOCK_EX); err != nil {
+		return fmt.Errorf("lock %s: %w", MountPoint, err)
+	}
 	link, err := os.Readlink("/sys/block/" + filepath.Base(device) + "/device")
 	if err != nil {
 		return fmt.Errorf("find the device of %s: %w", device, err)
@@ -86,12 +89,18 @@ func diskSize(device string) (uint64, error) {
 	return uint64(sectors) * 512, nil
 }
 
-// Released reports an error if anything in the VM still uses the device: a
+// ErrInUse means that a file system of the device is mounted.
+var ErrInUse = errors.New("the disk is in use in the VM")
+
+// Released reports an error, ErrInUse or another, if anything in the VM still uses the device: a
 // mounted file system holds it exclusively.
 func Released(device string) error {
 	fd, err := unix.Open(device, unix.O_RDONLY|unix.O_EXCL|unix.O_CLOEXEC, 0)
+	if err == unix.EBUSY {
+		return fmt.Errorf("%s: %w", device, ErrInUse)
+	}
 	if err != nil {
-		return fmt.Errorf("%s is still in use: %w", device, err)
+		return fmt.Errorf("open %s: %w", device, err)
 	}
 	return unix.Close(fd)
 }
@@ -107,7 +116,14 @@ func MountDisk(device, target string) error {
 	if tailErr == nil {
 		defer tail.Close()
 	}
-	err := unix.Mount(device, target, "ext4", unix.MS_NOATIME, diskOptions)
+	mount := func() error { return unix.Mount(device, target, "ext4", unix.MS_NOATIME, diskOptions) }
+	err := mount()
+	if err == unix.EINVAL {
+		// The slot may still have the size of the disk that was there before (see AttachedDisk).
+		if err = Reprobe(device); err == nil {
+			err = mount()
+		}
+	}
 	if err == nil {
 		return nil
 	}

@@ -160,7 +160,19 @@ func (d *distro) start(m *wire.StartDistro, port uint32) error {
 		return fmt.Errorf("listen on vsock port %d: %w", port, err)
 	}
 	d.l = l
-	d.rp = reaper.New(func() { d.send(&wire.DistroIdle{Name: d.name}) })
+	// On a goroutine of its own: the reaper must not wait for whoever reads the channel.
+	idle := make(chan struct{}, 1)
+	go func() {
+		for range idle {
+			d.send(&wire.DistroIdle{Name: d.name})
+		}
+	}()
+	d.rp = reaper.New(func() {
+		select {
+		case idle <- struct{}{}:
+		default: // one is on its way
+		}
+	})
 	d.srv = session.NewServer(session.Config{
 		Reaper:   d.rp,
 		Distro:   m.Name,

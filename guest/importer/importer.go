@@ -67,6 +67,9 @@ func run(m *wire.Import, port uint32, log *kmsg.Logger, send func(wire.Message) 
 	if err != nil {
 		return diskError{err}
 	}
+	if err := checkEmpty(distro.MountPoint); err != nil {
+		return err
+	}
 	l, err := vsock.ListenContextID(unix.VMADDR_CID_ANY, port, nil)
 	if err != nil {
 		return fmt.Errorf("listen on vsock port %d: %w", port, err)
@@ -89,6 +92,22 @@ func run(m *wire.Import, port uint32, log *kmsg.Logger, send func(wire.Message) 
 		return err
 	}
 	return finish()
+}
+
+// errNotEmpty: the disk of a distro must not be unpacked over.
+var errNotEmpty = errors.New("the disk is not empty; an import needs a fresh one")
+
+func checkEmpty(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return diskError{err}
+	}
+	for _, e := range entries {
+		if e.Name() != "lost+found" {
+			return fmt.Errorf("%w (it holds /%s)", errNotEmpty, e.Name())
+		}
+	}
+	return nil
 }
 
 // accept waits for the archive's connection and passes over any other.
@@ -166,6 +185,8 @@ func codeOf(err error) wire.Code {
 		return wire.CodeNoSpace
 	case errors.Is(err, untar.ErrArchive):
 		return wire.CodeArchive
+	case errors.Is(err, errNotEmpty):
+		return wire.CodeRefused
 	case errors.Is(err, untar.ErrNoShell):
 		return wire.CodeNoShell
 	case errors.As(err, new(diskError)), errors.Is(err, unix.EIO), errors.Is(err, unix.EROFS):

@@ -2,6 +2,7 @@ package pid1
 
 import (
 	"bufio"
+	"bytes"
 	"fmt"
 	"os"
 	"strconv"
@@ -35,10 +36,19 @@ func (v *vm) spawn(argv0 string, port uint32, name string, cloneFlags uintptr, c
 		return nil, fmt.Errorf("make a channel: %w", err)
 	}
 	defer unix.Close(pair[1])
+	// What it writes to its stderr, a panic say, goes to the kernel log.
+	var errPipe [2]int
+	if err := unix.Pipe2(errPipe[:], unix.O_CLOEXEC); err != nil {
+		unix.Close(pair[0])
+		return nil, fmt.Errorf("make a pipe: %w", err)
+	}
+	defer unix.Close(errPipe[1])
+	unix.SetNonblock(errPipe[0], true) //nolint:errcheck // it cannot fail on a pipe
+	stderr := os.NewFile(uintptr(errPipe[0]), "stderr")
 	attr := &syscall.ProcAttr{
 		Dir:   "/",
 		Env:   []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin"},
-		Files: []uintptr{0, 1, 2, uintptr(pair[1])},
+		Files: []uintptr{0, 1, uintptr(errPipe[1]), uintptr(pair[1])},
 		Sys:   &syscall.SysProcAttr{Cloneflags: cloneFlags, Setsid: true},
 	}
 	if cgroup >= 0 {
@@ -50,11 +60,28 @@ func (v *vm) spawn(argv0 string, port uint32, name string, cloneFlags uintptr, c
 	proc, err := v.rp.Start(self, []string{argv0, strconv.FormatUint(uint64(port), 10), name}, attr)
 	if err != nil {
 		unix.Close(pair[0])
+		stderr.Close()
 		return nil, fmt.Errorf("start %s: %w", argv0, err)
 	}
+	go v.logLines(argv0+" "+name, stderr)
 	unix.SetNonblock(pair[0], true) //nolint:errcheck // it cannot fail on a socket
 	f := os.NewFile(uintptr(pair[0]), "channel")
 	return &child{proc: proc, channel: f, r: bufio.NewReader(f)}, nil
+}
+
+// logLines logs what a child writes until it ends.
+func (v *vm) logLines(name string, stderr *os.File) {
+	defer stderr.Close()
+	r := bufio.NewReader(stderr)
+	for {
+		line, err := r.ReadSlice('\n') // longer lines come in pieces
+		if text := bytes.TrimSpace(line); len(text) > 0 {
+			v.log.Errorf("%s: %s", name, text)
+		}
+		if err != nil && err != bufio.ErrBufferFull {
+			return
+		}
+	}
 }
 
 // send writes one frame to the child.

@@ -117,8 +117,8 @@ func (v *vm) launch(d *distroProc, m *wire.StartDistro) *wire.Reply {
 	})
 	if d.slot != wire.SystemSlot {
 		device, _ := distro.Device(d.slot)
-		if err := distro.AttachedDisk(device); err != nil {
-			return failed(wire.CodeDisk, err)
+		if r := checkDisk(device); r != nil {
+			return r
 		}
 	}
 	fd := -1
@@ -154,6 +154,20 @@ func (v *vm) launch(d *distroProc, m *wire.StartDistro) *wire.Reply {
 		}
 		return failed(wire.CodeInternal, fmt.Errorf("distro %s: its init ended while starting (see `dmesg` of the VM)", d.name))
 	}
+}
+
+// checkDisk returns nil if a disk is attached to the device's slot and nothing
+// uses it, else the reply that says so.
+func checkDisk(device string) *wire.Reply {
+	if err := distro.AttachedDisk(device); err != nil {
+		return failed(wire.CodeDisk, err)
+	}
+	if err := distro.Released(device); errors.Is(err, distro.ErrInUse) {
+		return failed(wire.CodeBusy, err)
+	} else if err != nil {
+		return failed(wire.CodeDisk, err)
+	}
+	return nil
 }
 
 // read takes the frames of a distro's init until its channel ends. They are
@@ -311,8 +325,8 @@ func (v *vm) importDisk(m *wire.Import) *wire.Reply {
 	if stopping {
 		return refused("the VM is shutting down")
 	}
-	if err := distro.AttachedDisk(device); err != nil {
-		return failed(wire.CodeDisk, err)
+	if r := checkDisk(device); r != nil {
+		return r
 	}
 	c, err := v.spawn(importer.Argv0, port, fmt.Sprint(m.Slot), unix.CLONE_NEWNS, -1)
 	if err != nil {
