@@ -249,9 +249,9 @@ func (m *machine) launch(tscKHz uint64, sandbox bool) (_ *process, err error) {
 		return nil, fmt.Errorf("qemu: start %s: %w", m.path, err)
 	}
 	p.parts.Go(p.monitor.serve)
-	console := &console{w: m.spec.Console}
+	out := &output{w: m.spec.Console}
 	for _, c := range p.output {
-		p.parts.Go(func() { console.drain(c) })
+		p.parts.Go(func() { out.drain(c) })
 	}
 	for i, b := range p.backends {
 		p.parts.Go(func() {
@@ -374,15 +374,15 @@ func (p *process) account(fault error) string {
 	return strings.Join(parts, "; ")
 }
 
-// console joins the guest's two outputs.
-type console struct {
+// output joins the guest's two outputs.
+type output struct {
 	mu sync.Mutex
 	w  io.Writer // nil: nobody listens; guarded by mu
 }
 
 // drain passes on what c brings until QEMU closes it. It reads on whatever the
 // writer says: a full socket would hold up the guest.
-func (o *console) drain(c *net.UnixConn) {
+func (o *output) drain(c *net.UnixConn) {
 	buf := make([]byte, 4<<10)
 	for {
 		n, err := c.Read(buf)
