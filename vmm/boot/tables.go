@@ -124,9 +124,10 @@ const (
 
 // writeMPTable tells the kernel of n processors with APIC ids 0 to n-1. There is
 // no I/O APIC in it: programming one costs boot time (each register access is
-// an exit), and interrupts reach the boot processor through the PIC and LINT0,
-// which Linux leaves as they are. One interrupt entry stands for all, because
-// Linux invents (and complains of) what it does not find.
+// an exit). Interrupts reach the boot processor through the PIC and LINT0, which
+// Linux opens if its command line says noapic and masks otherwise. One interrupt
+// entry stands for all, because Linux invents (and complains of) what it does
+// not find.
 func writeMPTable(low []byte, n int) error {
 	if n < 1 || n > MaxCPUs {
 		return fmt.Errorf("boot: %d vCPUs asked for, 1 to %d are possible", n, MaxCPUs)

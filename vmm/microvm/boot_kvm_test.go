@@ -4,6 +4,7 @@ package microvm_test
 
 import (
 	"bytes"
+	"debug/elf"
 	"fmt"
 	"io"
 	"os"
@@ -124,6 +125,13 @@ func initramfs(t testing.TB) *os.File {
 	if err != nil {
 		t.Fatal(err)
 	}
+	image, err := elf.NewFile(bytes.NewReader(self))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if libs, err := image.ImportedLibraries(); err != nil || len(libs) > 0 {
+		t.Fatalf("the test binary is to be /init and needs %v, %v: build it with CGO_ENABLED=0", libs, err)
+	}
 	f, err := os.Create(filepath.Join(t.TempDir(), "initramfs.cpio"))
 	if err != nil {
 		t.Fatal(err)
@@ -197,13 +205,16 @@ func boot(t testing.TB, name string, change func(*engine.Spec)) *guest {
 	spec := engine.Spec{
 		Kernel:      openKernel(t),
 		Initramfs:   initramfs(t),
-		Cmdline:     "panic=-1 reboot=t random.trust_cpu=on guest=" + name,
+		Cmdline:     "panic=-1 reboot=t random.trust_cpu=on guest=" + name + " " + os.Getenv("WSL2_TEST_CMDLINE"),
 		MemoryBytes: 128 << 20,
 		CPUs:        1,
 		Console:     g.screen,
 	}
 	if change != nil {
 		change(&spec)
+	}
+	if os.Getenv("WSL2_TEST_VERBOSE") != "" {
+		spec.Console = io.MultiWriter(g.screen, os.Stderr)
 	}
 	g.Engine = start(t, spec)
 	return g

@@ -133,9 +133,11 @@ func (m *machine) devices(log io.Writer) []virtio.Device {
 	return append([]virtio.Device{console.New(log)}, m.spec.Devices...)
 }
 
-// cmdline returns the kernel command line with what this machine adds.
+// cmdline returns the kernel command line with what this machine adds. noapic
+// means the I/O APIC, of which the MP table does not tell: only with it does
+// Linux leave the PIC's way to the boot processor open (setup_local_APIC).
 func (m *machine) cmdline() string {
-	s := m.spec.Cmdline
+	s := m.spec.Cmdline + " noapic"
 	if m.spec.Console != nil {
 		s += " earlyprintk=serial,0x3f8 console=hvc0"
 	}
