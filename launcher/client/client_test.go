@@ -366,13 +366,12 @@ func TestSignalsAreForwarded(t *testing.T) {
 // A client that is killed ends its session and its lease.
 func TestClientKilled(t *testing.T) {
 	hup := make(chan struct{})
-	fakevm.Programs["untilhup"] = func(s *fakevm.Session, _ []string) (uint8, uint8) {
+	h := newHost(t, fakevm.Hooks{Programs: map[string]fakevm.Program{"untilhup": func(s *fakevm.Session, _ []string) (uint8, uint8) {
 		s.Write(wire.RoleStdout, []byte("waiting\n"))
 		<-s.HangUp()
 		close(hup)
 		return 0, 1
-	}
-	h := newHost(t, fakevm.Hooks{})
+	}}})
 	os.WriteFile(pathsIn(h.dir).ConfigFile, []byte("[general]\ninstanceIdleTimeout=0\n[wsl2]\nvmIdleTimeout=0\n"), 0o600)
 	cmd := h.process("untilhup")
 	out, _ := cmd.StdoutPipe()
@@ -454,7 +453,9 @@ func TestServiceEndsDuringSession(t *testing.T) {
 
 func TestTerminateEndsSession(t *testing.T) {
 	h := newHost(t, fakevm.Hooks{})
+	h.stop()
 	h.addDistro("debian")
+	h.serve()
 	s := pipes(t, nil)
 	pr, pw, _ := os.Pipe()
 	std := s.stdio()
@@ -807,7 +808,7 @@ func TestImportFails(t *testing.T) {
 
 	// No space, no mke2fs and such are the service's to find: a directory that
 	// cannot be made stands for them.
-	check("no directory", h.doImport("debian", "/dev/null/x", path), "/dev/null")
+	check("no directory", h.doImport("other", "/dev/null/x", path), "/dev/null")
 
 	// The name is free in the end.
 	for {
@@ -886,7 +887,13 @@ func TestSweep(t *testing.T) {
 }
 
 func TestTerminal(t *testing.T) {
-	h := newHost(t, fakevm.Hooks{})
+	hup := make(chan struct{})
+	h := newHost(t, fakevm.Hooks{Programs: map[string]fakevm.Program{"ttyhup": func(s *fakevm.Session, _ []string) (uint8, uint8) {
+		s.Write(wire.RolePTY, []byte("here\r\n"))
+		<-s.HangUp()
+		close(hup)
+		return 0, 1
+	}}})
 	master, tty, err := pty.Open()
 	if err != nil {
 		t.Fatal(err)
@@ -939,13 +946,6 @@ func TestTerminal(t *testing.T) {
 	}
 
 	// The terminal goes away.
-	hup := make(chan struct{})
-	fakevm.Programs["ttyhup"] = func(s *fakevm.Session, _ []string) (uint8, uint8) {
-		s.Write(wire.RolePTY, []byte("here\r\n"))
-		<-s.HangUp()
-		close(hup)
-		return 0, 1
-	}
 	cmd = h.process("ttyhup")
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = tty, tty, tty
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}

@@ -147,6 +147,7 @@ func (c *Client) startService() error {
 	}
 	defer log.Close()
 	cmd := exec.Command(c.Service.Path, c.Service.Args...)
+	cmd.Args[0] = "wsl2"
 	cmd.Env = c.Service.Env
 	cmd.Dir = "/" // keep no mount busy
 	cmd.Stderr, cmd.Stdout = log, log

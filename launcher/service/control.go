@@ -54,64 +54,76 @@ func listenControl(vsockPath string) (*net.UnixListener, error) {
 }
 
 // acceptControl waits for the guest's connection and its Ready. abort ends the
-// wait early with its error.
+// wait early with aborted's error.
 func acceptControl(ctx context.Context, l *net.UnixListener, req BootRequest, abort <-chan struct{}, aborted func() error) (*control, error) {
-	done := make(chan struct{})
-	defer close(done)
-	var conn net.Conn
-	var mu sync.Mutex // guards conn against the goroutine
-	go func() {
+	conn, r, ready, err := awaitReady(ctx, l, abort)
+	if err != nil {
 		select {
-		case <-ctx.Done():
 		case <-abort:
+			return nil, aborted()
+		default:
+		}
+		if ctx.Err() != nil {
+			err = context.Cause(ctx)
+		}
+		return nil, err
+	}
+	conn.SetReadDeadline(time.Time{})
+	c := &control{conn: conn, ready: ready, req: req, pending: map[uint32]*exchange{}, lost: make(chan struct{})}
+	go c.read(r)
+	return c, nil
+}
+
+// awaitReady accepts the connection and reads its first message. When it
+// returns nothing touches the connection's deadline any more.
+func awaitReady(ctx context.Context, l *net.UnixListener, abort <-chan struct{}) (net.Conn, *bufio.Reader, wire.Ready, error) {
+	var mu sync.Mutex
+	var conn net.Conn // guarded by mu while the goroutine lives
+	woken := false    // guarded by mu
+	done, exited := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(exited)
+		select {
 		case <-done:
 			return
+		case <-ctx.Done():
+		case <-abort:
 		}
 		// A deadline in the past wakes Accept and Read.
 		l.SetDeadline(time.Unix(1, 0))
 		mu.Lock()
 		defer mu.Unlock()
+		woken = true
 		if conn != nil {
 			conn.SetReadDeadline(time.Unix(1, 0))
 		}
 	}()
-	why := func(err error) error {
-		select {
-		case <-abort:
-			return aborted()
-		default:
-		}
-		if ctx.Err() != nil {
-			return context.Cause(ctx)
-		}
-		return err
-	}
+	defer func() {
+		close(done)
+		<-exited
+	}()
 	c, err := l.Accept()
 	if err != nil {
-		return nil, why(err)
+		return nil, nil, wire.Ready{}, err
 	}
 	mu.Lock()
 	conn = c
-	mu.Unlock()
-	if ctx.Err() != nil {
-		c.Close()
-		return nil, why(ctx.Err())
+	if woken {
+		c.SetReadDeadline(time.Unix(1, 0))
 	}
+	mu.Unlock()
 	r := bufio.NewReader(c)
 	m, err := wire.Read(r)
 	if err != nil {
 		c.Close()
-		return nil, why(fmt.Errorf("the guest's first message: %w", err))
+		return nil, nil, wire.Ready{}, fmt.Errorf("the guest's first message: %w", err)
 	}
 	ready, ok := m.(*wire.Ready)
 	if !ok {
 		c.Close()
-		return nil, fmt.Errorf("the guest's first message is %v, not Ready; the initramfs does not belong to this wsl2", m.Type())
+		return nil, nil, wire.Ready{}, fmt.Errorf("the guest's first message is %v, not Ready; the initramfs does not belong to this wsl2", m.Type())
 	}
-	c.SetReadDeadline(time.Time{})
-	ctl := &control{conn: c, ready: *ready, req: req, pending: map[uint32]*exchange{}, lost: make(chan struct{})}
-	go ctl.read(r)
-	return ctl, nil
+	return c, r, *ready, nil
 }
 
 // read handles what the guest says until the channel ends. It is the only

@@ -79,13 +79,14 @@ func Start(ctx context.Context, command Command, c Config, lock, logFile *os.Fil
 		return nil, os.NewSyscallError("socketpair", err)
 	}
 	ours, theirs := os.NewFile(uintptr(pair[0]), "control"), os.NewFile(uintptr(pair[1]), "control")
-	defer theirs.Close()
+	defer theirs.Close() // for the ways out before it is closed below
 	conn, err := net.FileConn(ours)
 	ours.Close()
 	if err != nil {
 		return nil, err
 	}
 	cmd := exec.Command(command.Path, command.Args...)
+	cmd.Args[0] = "wsl2"
 	cmd.Env = command.Env
 	cmd.Stdout, cmd.Stderr = logFile, logFile
 	cmd.ExtraFiles = []*os.File{cf, theirs, lock}
@@ -94,6 +95,7 @@ func Start(ctx context.Context, command Command, c Config, lock, logFile *os.Fil
 		conn.Close()
 		return nil, fmt.Errorf("start the VM's process: %w", err)
 	}
+	theirs.Close() // or its end would not be seen while we wait for the start
 	p := newProcess(conn, diskError, func() error { return cmd.Wait() })
 	p.started.PID = cmd.Process.Pid
 	return p.awaitStart(ctx, func() { cmd.Process.Kill() })

@@ -51,6 +51,8 @@ type Hooks struct {
 	StartDistro func(name string) *wire.Reply
 	// NoReady keeps /init from becoming ready.
 	NoReady bool
+	// Programs are there besides those of this package.
+	Programs map[string]Program
 	// Accel and Reason are what the VM says of itself.
 	Accel, Reason string
 }
@@ -486,7 +488,10 @@ func (s *Session) run() {
 	if len(argv) == 0 {
 		argv = []string{"shell"}
 	}
-	program := Programs[argv[0]]
+	program := s.vm.hook.Programs[argv[0]]
+	if program == nil {
+		program = programs[argv[0]]
+	}
 	if program == nil {
 		s.send(&wire.Failed{Code: wire.CodeNotFound, Text: argv[0] + ": not found"})
 		return
@@ -505,8 +510,7 @@ func (s *Session) run() {
 // Program is a guest program: it returns its status or the signal that ended it.
 type Program func(s *Session, args []string) (status, signal uint8)
 
-// Programs by name. Fixed before any VM starts.
-var Programs = map[string]Program{
+var programs = map[string]Program{
 	"true": func(*Session, []string) (uint8, uint8) { return 0, 0 },
 	"exit": func(s *Session, args []string) (uint8, uint8) { return number(args), 0 },
 	"die":  func(s *Session, args []string) (uint8, uint8) { return 0, number(args) },
