@@ -62,7 +62,7 @@ type StopDistro struct {
 }
 
 // Import unpacks a tar archive (uncompressed) onto the empty ext4 file system on
-// Slot. PID 1 mounts it and answers with a Progress event; the launcher's side
+// Slot. PID 1 mounts it and answers with an ImportReady event; the launcher's side
 // then sends the archive on a RoleArchive connection to Port and half-closes.
 // The Reply comes when all is unpacked, checked (it holds a shell), synced and
 // unmounted, or at the first error; then the archive connection is closed.
