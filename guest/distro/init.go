@@ -263,10 +263,10 @@ func (d *distro) stop(m *wire.StopDistro) int {
 	d.srv.Close()
 	d.l.Close()
 	if !d.rp.Empty() {
-		// SIGHUP as well: an interactive shell ignores SIGTERM.
-		for _, sig := range []syscall.Signal{unix.SIGTERM, unix.SIGHUP, unix.SIGCONT} {
+		for _, sig := range []syscall.Signal{unix.SIGTERM, unix.SIGCONT} {
 			syscall.Kill(-1, sig) //nolint:errcheck // ESRCH: they are all gone
 		}
+		session.HangupTerminals() // an interactive shell ignores SIGTERM
 		if !d.waitEmpty(time.Duration(m.GraceMillis) * time.Millisecond) {
 			syscall.Kill(-1, unix.SIGKILL) //nolint:errcheck // ESRCH: they are all gone
 			if !d.waitEmpty(settle) {

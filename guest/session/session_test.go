@@ -669,15 +669,16 @@ func TestCloseIfIdle(t *testing.T) {
 	}
 }
 
-func TestStatSession(t *testing.T) {
-	for stat, want := range map[string]int{
-		"12 (a) b) S 1 12 77 0":   77,
-		"12 (x) S 1 12":           0,
-		"":                        0,
-		"12 (x) S 1 12 bad 34816": 0,
+func TestParseStat(t *testing.T) {
+	for stat, want := range map[string]procStat{
+		"12 (a) b) S 1 12 77 34816 5": {77, 34816},
+		"12 (x) S 1 12 77 0":          {77, 0},
+		"12 (x) S 1 12 77":            {},
+		"":                            {},
+		"12 (x) S 1 12 bad 34816":     {0, 34816},
 	} {
-		if got := statSession([]byte(stat)); got != want {
-			t.Errorf("%q: %d, want %d", stat, got, want)
+		if got := parseStat([]byte(stat)); got != want {
+			t.Errorf("%q: %+v, want %+v", stat, got, want)
 		}
 	}
 }
