@@ -116,7 +116,8 @@ func deviceArg(d virtio.Device) string {
 // cmdline completes the kernel command line with what this machine needs.
 //
 // tsc_early_khz: see tscKHz. tsc=reliable: TCG hands out one counter to all
-// vCPUs, and the clock that would watch it is worse.
+// vCPUs, and the clock that would watch it is worse. no_timer_check: the kernel
+// would panic if a busy host delivers fewer than four ticks in 60 ms.
 //
 // swiotlb=force: TCG keeps translated code by guest physical page and notices
 // stores of the vCPUs, not of another process: a disk block of program text that
@@ -139,7 +140,7 @@ func cmdline(s engine.Spec, tscKHz uint64) string {
 	}
 	// The first words through the serial port; then the virtio console, or the
 	// serial port again for a kernel that has no driver for that.
-	add("tsc=reliable tsc_early_khz=%d", tscKHz)
+	add("tsc=reliable tsc_early_khz=%d no_timer_check", tscKHz)
 	add("earlyprintk=serial,0x3f8 console=ttyS0 console=hvc0")
 	bounce := false
 	for i, d := range s.Devices {
