@@ -336,11 +336,13 @@ func FuzzUnpack(f *testing.F) {
 	f.Add(archive(f, dir("d"), file("d/f", "x"), symlink("l", "/d"), hardlink("h", "d/f"), file("l/g", "y")))
 	f.Add(archive(f, symlink("l", "../outside"), file("l/secret", "x")))
 	f.Add(archive(f, item{tar.Header{Name: "p", Typeflag: tar.TypeFifo}, ""}, file("../outside/x", "")))
+	c := newCage(f)
 	f.Fuzz(func(t *testing.T, b []byte) {
 		if len(b) > 64<<10 {
 			return
 		}
-		c := newCage(t)
+		must(t, os.RemoveAll(c.root))
+		must(t, os.Mkdir(c.root, 0o755))
 		unpack(c, b) //nolint:errcheck // the property is below
 		c.intact(t)
 	})

@@ -101,8 +101,14 @@ func TestLookupHostileFiles(t *testing.T) {
 func FuzzLookup(f *testing.F) {
 	f.Add(passwd, group, "ann")
 	f.Add(passwd, group, "1000")
+	dir := root(f, "", "")
 	f.Fuzz(func(t *testing.T, p, g, who string) {
-		u, err := Lookup(root(t, p, g), who)
+		for name, text := range map[string]string{"passwd": p, "group": g} {
+			if err := os.WriteFile(dir+"/etc/"+name, []byte(text), 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+		u, err := Lookup(dir, who)
 		if err != nil {
 			return
 		}
