@@ -52,8 +52,8 @@ func (e elf) bytes() []byte {
 
 const base = 16 << 20
 
-// vmlinux has a large aligned segment, which can be mapped, with an odd end, and
-// a small one, which is copied; both have zeroes after them.
+// vmlinux has a segment with an odd end and one with an odd start; both have
+// zeroes after them.
 func vmlinux() elf {
 	return elf{entry: base, segments: []segment{
 		{addr: base, fileOff: 0x1000, fileSize: 0x20123, memSize: 0x30000},
@@ -128,8 +128,8 @@ func at(t testing.TB, m *guestmem.Memory, a guestmem.Addr, n uint64) []byte {
 
 func TestLoadELF(t *testing.T) {
 	m := memory(t, 64<<20)
-	kernel, initramfs := file(t, vmlinux().bytes()), file(t, bytes.Repeat([]byte("cpio"), 0x8001))
-	e, err := Load(Config{Kernel: kernel, Initramfs: initramfs, Cmdline: "console=hvc0 quiet", Memory: m, CPUs: 2})
+	initramfs := file(t, bytes.Repeat([]byte("cpio"), 0x8001))
+	e, err := Load(Config{Kernel: file(t, vmlinux().bytes()), Initramfs: initramfs, Cmdline: "console=hvc0 quiet", Memory: m, CPUs: 2})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -157,18 +157,6 @@ func TestLoadELF(t *testing.T) {
 	}
 	if bp[hdrTypeOfLoader] == 0 || bp[0x1ef] != 0 {
 		t.Error("Linux would ignore the initramfs, or take boot_params for damaged")
-	}
-	// What the guest writes must not reach the files.
-	at(t, m, base, 1)[0] = 0xff
-	at(t, m, guestmem.Addr(rd), 1)[0] = 0xff
-	for _, f := range []*os.File{kernel, initramfs} {
-		b, err := os.ReadFile(f.Name())
-		if err != nil {
-			t.Fatal(err)
-		}
-		if bytes.IndexByte(b, 0xff) >= 0 {
-			t.Errorf("the guest wrote to %s", f.Name())
-		}
 	}
 }
 

@@ -63,13 +63,11 @@ type Range struct {
 
 // Config is what to boot.
 type Config struct {
-	// Kernel is an ELF vmlinux or a bzImage; Initramfs may be nil. Where
-	// alignment allows they are mapped into Memory, so that nothing is copied
-	// and the page cache is shared between machines: changing the files in place
-	// changes the guest's memory. Replace them by rename.
+	// Kernel is an ELF vmlinux or a bzImage; Initramfs may be nil. They are read
+	// while Load runs.
 	Kernel, Initramfs *os.File
 	Cmdline           string
-	// Memory is laid out by Layout; its regions are page-aligned mappings.
+	// Memory is laid out by Layout, and zero.
 	Memory *guestmem.Memory
 	CPUs   int
 }
