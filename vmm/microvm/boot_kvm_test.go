@@ -205,16 +205,13 @@ func boot(t testing.TB, name string, change func(*engine.Spec)) *guest {
 	spec := engine.Spec{
 		Kernel:      openKernel(t),
 		Initramfs:   initramfs(t),
-		Cmdline:     "panic=-1 reboot=t random.trust_cpu=on guest=" + name + " " + os.Getenv("WSL2_TEST_CMDLINE"),
+		Cmdline:     "quiet panic=-1 reboot=t guest=" + name,
 		MemoryBytes: 128 << 20,
 		CPUs:        1,
 		Console:     g.screen,
 	}
 	if change != nil {
 		change(&spec)
-	}
-	if os.Getenv("WSL2_TEST_VERBOSE") != "" {
-		spec.Console = io.MultiWriter(g.screen, os.Stderr)
 	}
 	g.Engine = start(t, spec)
 	return g
