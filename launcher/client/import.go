@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"sync/atomic"
+	"time"
 
 	"github.com/wsl2/wsl2/images"
 	"github.com/wsl2/wsl2/internal/wire"
@@ -20,7 +21,7 @@ func (c *Client) Import(call api.Call, a *images.Archive, begun func(*Progress))
 	if a.Size > 0 {
 		call.ArchiveBytes = uint64(a.Size)
 	}
-	return c.call(call, nil, true, func(service net.Conn, r api.Ready) error {
+	err := c.call(call, nil, true, func(service net.Conn, r api.Ready) error {
 		g, err := dialGuest(r.VsockPath, r.Port, wire.Hello{Version: wire.Version, Role: wire.RoleArchive, Session: r.Archive}, nil)
 		if err != nil {
 			return fmt.Errorf("send the archive: %w", err)
@@ -33,11 +34,33 @@ func (c *Client) Import(call api.Call, a *images.Archive, begun func(*Progress))
 		// A file that cannot be read to its end fails the import: without the
 		// word that all is sent the service takes it back.
 		complete, err := send(g, p)
-		if err != nil || !complete {
+		switch {
+		case err != nil:
+			g.Close()
+			awaitUndone(service)
 			return err
+		case !complete:
+			return nil
 		}
 		return api.Write(service, api.KindSent, nil)
 	})
+	var told *api.Error
+	if errors.As(err, &told) && told.Code == api.CodeArchive {
+		told.Text = a.Name + ": " + told.Text
+	}
+	return err
+}
+
+// undoWait bounds the wait for the service to take back an import.
+const undoWait = 10 * time.Second
+
+// awaitUndone gives the import up and waits until the service has taken it back,
+// so that the next command does not meet its remains.
+func awaitUndone(service net.Conn) {
+	if c, ok := service.(interface{ CloseWrite() error }); ok && c.CloseWrite() == nil {
+		service.SetReadDeadline(time.Now().Add(undoWait))
+		io.Copy(io.Discard, service)
+	}
 }
 
 // Progress is how far an import is. Its methods may be called by any goroutine.
