@@ -109,7 +109,7 @@ func TestSettingsWarn(t *testing.T) {
 		"[wsl2":                            "Invalid section '[wsl2' in f:1",
 		"[wsl2]\nvmIdleTimeout=soon":       "Invalid integer value 'soon' for key 'vmIdleTimeout' in f:2",
 		"[wsl2]\nmemory=lots":              "Invalid memory size 'lots'",
-		"[wsl2]\nmemory=1MB":               "Memory below 64 MB",
+		"[wsl2]\nmemory=1MB":               "Memory below 128 MB",
 		"[wsl2]\nmemory=1TB":               "Memory above the host's",
 		"[wsl2]\nprocessors=0":             "Invalid number of processors",
 		"[wsl2]\nprocessors=1000":          "More processors than the 4",

@@ -31,7 +31,7 @@ type Settings struct {
 // Limits of what a VM can be asked for.
 const (
 	MaxProcessors  = 64
-	MinMemoryBytes = 64 << 20
+	MinMemoryBytes = 128 << 20 // the kernel, 16 disks and a distro; with less, /init or the first program dies
 	memoryStep     = 2 << 20
 	minDiskBytes   = 1 << 30
 	maxDiskBytes   = 16 << 40 // ext4 with 4 KiB blocks
