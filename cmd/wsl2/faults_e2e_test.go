@@ -38,7 +38,7 @@ func TestBadImages(t *testing.T) {
 		{"text", "text.tar", []byte(strings.Repeat("this is no archive\n", 100)), "tar"},
 		{"short text", "short.tar", []byte("no"), "tar"},
 		{"zeros", "zeros.tar", make([]byte, 1<<20), "tar"},
-		{"truncated", "truncated.tar", good[:len(good)/2], "truncated"},
+		{"truncated", "truncated.tar", good[:len(good)/2], "cut off"},
 		{"truncated gzip", "truncated.tar.gz", gz[:len(gz)/2], "truncated"},
 		{"truncated xz", "truncated.tar.xz", xz[:len(xz)/2], "truncated"},
 		{"truncated zstd", "truncated.tar.zst", zst[:len(zst)/2], "truncated"},
@@ -46,7 +46,7 @@ func TestBadImages(t *testing.T) {
 		{"compressed text", "text.tar.gz", testsys.Compress(t, ".gz", []byte(strings.Repeat("text\n", 1000))), "tar"},
 		{"damaged header", "header.tar", damage(good), "tar"},
 		{"no shell", "noshell.tar", testsys.Tar(t, testsys.Entry{Name: "etc/"}, testsys.Entry{Name: "etc/passwd", Content: []byte("root:x:0:0::/:/bin/sh\n")}), "shell"},
-		{"no root file system", "data.tar", testsys.Tar(t, testsys.Entry{Name: "README", Content: []byte("hello")}), "shell"},
+		{"no root file system", "data.tar", testsys.Tar(t, testsys.Entry{Name: "README", Content: []byte("hello")}), "/etc"},
 		{"..", "dotdot.tar", with(testsys.Entry{Name: "../evil", Content: []byte("evil")}), "../evil"},
 		{".. inside", "inside.tar", with(testsys.Entry{Name: "srv/../../../evil", Content: []byte("evil")}), "../evil"},
 		{"hard link out", "hardlink.tar", with(testsys.Entry{Name: "evil", Type: tar.TypeLink, Link: "../../init"}), "evil"},
@@ -184,7 +184,7 @@ func TestSizes(t *testing.T) {
 		{"processors=many", "processors"},
 		{"memory=0", "memory"},
 		{"memory=1MB", "memory"},
-		{"memory=32MB", "memory"},
+		{"memory=64MB", "memory"},
 		{"memory=9999TB", "memory"},
 		{"memory=much", "memory"},
 	} {
@@ -199,7 +199,7 @@ func TestSizes(t *testing.T) {
 	}
 	h.TB = t
 	// The smallest memory that is accepted is enough.
-	h.Config("[wsl2]", "memory=64MB", "processors=1")
+	h.Config("[wsl2]", "memory=128MB", "processors=1")
 	if got := h.OK("-d", "small", "-e", "nproc"); got != "1\n" {
 		t.Errorf("%q processors", got)
 	}
