@@ -180,9 +180,9 @@ func importDistro(c *command) error {
 	if err != nil {
 		return err
 	}
-	defer a.Close()
 	cl, err := c.app.client()
 	if err != nil {
+		a.Close()
 		return err
 	}
 	bar := newBar(c.app.err, call.Name)

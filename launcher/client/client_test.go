@@ -691,7 +691,6 @@ func (h *host) doImport(name, dir, path string) error {
 	if err != nil {
 		return err
 	}
-	defer a.Close()
 	return h.client().Import(api.Call{Name: name, Dir: dir}, a, nil)
 }
 
@@ -853,6 +852,40 @@ func TestImportClientDies(t *testing.T) {
 	}
 	conn.Close()
 	h.stop() // waits for the service's handlers
+	if l := h.left(); len(l) != 0 {
+		t.Errorf("left %v", l)
+	}
+}
+
+// An archive that comes from a pipe may never end: the client hears of the VM's
+// death nevertheless.
+func TestImportVMDies(t *testing.T) {
+	started := make(chan struct{})
+	h := newHost(t, fakevm.Hooks{Import: func(r io.Reader) error {
+		io.ReadFull(r, make([]byte, 1000))
+		close(started)
+		_, err := io.Copy(io.Discard, r)
+		return err
+	}})
+	pr, pw, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pw.Close()
+	text, _ := os.ReadFile(tarball(t, 8000))
+	pw.Write(text[:6000])
+	a, err := images.Open("-", pr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	result := make(chan error, 1)
+	go func() { result <- h.client().Import(api.Call{Name: "debian"}, a, nil) }()
+	<-started
+	h.fleet.VMs()[0].End(&vmproc.ExitError{Reason: "the guest's kernel crashed"})
+	if err := <-result; err == nil || !strings.Contains(err.Error(), "crashed") {
+		t.Error(err)
+	}
+	h.stop()
 	if l := h.left(); len(l) != 0 {
 		t.Errorf("left %v", l)
 	}

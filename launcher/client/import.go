@@ -15,35 +15,50 @@ import (
 
 // Import makes the distro named in call from an archive: the service prepares a
 // disk in the VM, and the archive is sent there, decompressed on the way. begun,
-// if not nil, is called once, before the first byte is sent.
+// if not nil, is called once, before the first byte is sent. Import closes the
+// archive, if need be after it has returned: reading it may block (a pipe) while
+// the service already knows that the import has failed.
 func (c *Client) Import(call api.Call, a *images.Archive, begun func(*Progress)) error {
 	call.Verb = api.VerbImport
 	if a.Size > 0 {
 		call.ArchiveBytes = uint64(a.Size)
 	}
-	err := c.call(call, nil, true, func(service net.Conn, r api.Ready) error {
-		g, err := dialGuest(r.VsockPath, r.Port, wire.Hello{Version: wire.Version, Role: wire.RoleArchive, Session: r.Archive}, nil)
+	var guest *guestConn
+	failed := make(chan error, 1)
+	err := c.call(call, nil, true, func(service net.Conn, r api.Ready) (err error) {
+		guest, err = dialGuest(r.VsockPath, r.Port, wire.Hello{Version: wire.Version, Role: wire.RoleArchive, Session: r.Archive}, nil)
 		if err != nil {
 			return fmt.Errorf("send the archive: %w", err)
 		}
-		defer g.Close()
 		p := &Progress{archive: a}
 		if begun != nil {
 			begun(p)
 		}
-		// A file that cannot be read to its end fails the import: without the
-		// word that all is sent the service takes it back.
-		complete, err := send(g, p)
-		switch {
-		case err != nil:
-			g.Close()
-			awaitUndone(service)
-			return err
-		case !complete:
-			return nil
-		}
-		return api.Write(service, api.KindSent, nil)
+		go func() {
+			defer a.Close()
+			// A file that cannot be read to its end fails the import: without
+			// the word that all is sent the service takes it back.
+			complete, err := send(guest, p)
+			switch {
+			case err != nil:
+				failed <- err
+				giveUp(guest, service)
+			case complete:
+				api.Write(service, api.KindSent, nil)
+			}
+		}()
+		return nil
 	})
+	if guest == nil {
+		a.Close()
+		return err
+	}
+	guest.Close() // ends send, unless it waits for the file
+	select {
+	case ferr := <-failed:
+		return ferr
+	default:
+	}
 	var told *api.Error
 	if errors.As(err, &told) && told.Code == api.CodeArchive {
 		told.Text = a.Name + ": " + told.Text
@@ -54,12 +69,14 @@ func (c *Client) Import(call api.Call, a *images.Archive, begun func(*Progress))
 // undoWait bounds the wait for the service to take back an import.
 const undoWait = 10 * time.Second
 
-// awaitUndone gives the import up and waits until the service has taken it back,
-// so that the next command does not meet its remains.
-func awaitUndone(service net.Conn) {
-	if c, ok := service.(interface{ CloseWrite() error }); ok && c.CloseWrite() == nil {
-		service.SetReadDeadline(time.Now().Add(undoWait))
-		io.Copy(io.Discard, service)
+// giveUp ends an import from this side. The service answers, or closes the
+// connection, once it has taken it back, so that the next command does not meet
+// its remains.
+func giveUp(guest *guestConn, service net.Conn) {
+	guest.Close()
+	service.SetReadDeadline(time.Now().Add(undoWait))
+	if c, ok := service.(interface{ CloseWrite() error }); !ok || c.CloseWrite() != nil {
+		service.Close()
 	}
 }
 
