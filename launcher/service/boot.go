@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"time"
 
@@ -80,13 +81,13 @@ func (b *Booter) Boot(ctx context.Context, r BootRequest) (Machine, error) {
 		b.Log.Error("disk", "slot", slot, "err", err)
 	})
 	if err != nil {
-		return nil, bootFailure(err)
+		return nil, bootFailure(err, r.Settings.Kernel)
 	}
 	ctl, err := acceptControl(ctx, listener, r, p.Done(), func() error { return earlyExit(p.Exit()) })
 	if err != nil {
 		p.Kill()
 		<-p.Done()
-		return nil, bootFailure(err)
+		return nil, bootFailure(err, r.Settings.Kernel)
 	}
 	started := p.Started()
 	m := &machine{control: ctl, Process: p, path: b.Paths.VsockPath(), log: b.Log, info: api.VM{
@@ -105,10 +106,15 @@ func earlyExit(exit error) error {
 	return fmt.Errorf("it ended before its guest was ready: %w", exit)
 }
 
-func bootFailure(err error) error {
+// bootFailure says that the VM did not start. kernel is the one that the user
+// chose, "" if none: a wrong one is the likeliest reason of an early crash.
+func bootFailure(err error, kernel string) error {
 	var told *api.Error
 	if errors.As(err, &told) {
 		return err
+	}
+	if kernel != "" && !strings.Contains(err.Error(), kernel) {
+		return api.Errorf(api.CodeVM, "is that a Linux kernel (vmlinux or bzImage) with what wsl2 needs?", "the VM did not start with the kernel %s: %v", kernel, err)
 	}
 	return api.Errorf(api.CodeVM, "", "the VM did not start: %v", err)
 }
