@@ -228,8 +228,8 @@ func TestNoKVM(t *testing.T) {
 		says      []string
 	}{
 		{"absent", "", 0, []string{"/dev/kvm", "modprobe"}},
-		{"not permitted", "mknod -m 600 $DIR/dev/kvm c 10 232", 65534, []string{"/dev/kvm", "permission", "kvm"}},
-		{"useless", "mknod -m 666 $DIR/dev/kvm c 1 3", 0, []string{"/dev/kvm"}},
+		{"not permitted", "mknod -m 600 $DIR/dev/kvm c 10 232", 65534, []string{"/dev/kvm", "permission", "usermod -aG kvm"}},
+		{"useless", "mknod -m 666 $DIR/dev/kvm c 1 3", 0, []string{"KVM_GET_API_VERSION"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			h := newHost(t)
@@ -266,6 +266,8 @@ func TestNoQEMU(t *testing.T) {
 	h.Setenv("PATH", bin)
 	h.Refused(h.Run("--accel", "tcg", "-d", "small", "-e", "true"), "qemu-system-x86")
 	// Neither KVM nor QEMU.
+	h.OK("--shutdown")
+	h.CheckNothingLeft() // a service that still runs is not in the namespace
 	h.MountNamespace(fmt.Sprintf(ownDev, "") + "\nmount --bind /dev/null $(readlink -f /sbin/mke2fs)")
 	h.Refused(h.Run("-d", "small", "-e", "true"), "qemu-system-x86", "/dev/kvm")
 	r := h.Run("doctor")
