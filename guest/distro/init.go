@@ -160,25 +160,31 @@ func (d *distro) start(m *wire.StartDistro, port uint32) error {
 		return fmt.Errorf("listen on vsock port %d: %w", port, err)
 	}
 	d.l = l
-	// On a goroutine of its own: the reaper must not wait for whoever reads the channel.
-	idle := make(chan struct{}, 1)
-	go func() {
-		for range idle {
-			d.send(&wire.DistroIdle{Name: d.name})
-		}
-	}()
-	d.rp = reaper.New(func() {
+	// Idle is neither process nor session, the same that StopDistro.IfIdle asks
+	// for; whichever ends last says so. Telling it is left to a goroutine: the
+	// reaper must not wait for whoever reads the channel.
+	quiet := make(chan struct{}, 1)
+	perhapsIdle := func() {
 		select {
-		case idle <- struct{}{}:
-		default: // one is on its way
+		case quiet <- struct{}{}:
+		default: // the goroutine has yet to look
 		}
-	})
+	}
+	d.rp = reaper.New(perhapsIdle)
 	d.srv = session.NewServer(session.Config{
 		Reaper:   d.rp,
 		Distro:   m.Name,
 		Hostname: m.Hostname,
 		Logf:     d.log.Printf,
+		OnQuiet:  perhapsIdle,
 	})
+	go func() {
+		for range quiet {
+			if d.rp.Empty() && d.srv.Quiet() {
+				d.send(&wire.DistroIdle{Name: d.name})
+			}
+		}
+	}()
 	go func() {
 		if err := d.srv.Serve(l); err != nil {
 			d.log.Errorf("%s: %v", d.name, err)

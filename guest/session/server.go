@@ -49,6 +49,9 @@ type Config struct {
 	// AssemblyTimeout bounds the wait for a Hello, for Start and for a session's
 	// connections; 0 means 10 s.
 	AssemblyTimeout time.Duration
+	// OnQuiet, if set, is called when the last session has been served. It must
+	// not block.
+	OnQuiet func()
 	// Logf, if set, is told what clients cannot be told.
 	Logf func(format string, args ...any)
 }
@@ -124,6 +127,13 @@ func (s *Server) CloseIfIdle() bool {
 	return s.closing
 }
 
+// Quiet reports whether no session is being served.
+func (s *Server) Quiet() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.active == 0
+}
+
 // Close makes the server refuse new sessions. Those that run are not touched.
 func (s *Server) Close() {
 	s.mu.Lock()
@@ -169,9 +179,14 @@ func (s *Server) enter() bool {
 
 func (s *Server) leave() {
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.active--; s.active == 0 {
+	s.active--
+	last := s.active == 0
+	if last {
 		close(s.quiet)
+	}
+	s.mu.Unlock()
+	if last && s.cfg.OnQuiet != nil {
+		s.cfg.OnQuiet()
 	}
 }
 

@@ -45,9 +45,10 @@ func TestMain(m *testing.M) {
 const limit = 60 * time.Second
 
 type rig struct {
-	t    testing.TB
-	srv  *Server
-	path string
+	quiet chan struct{}
+	t     testing.TB
+	srv   *Server
+	path  string
 }
 
 // newRig serves sessions on a unix socket, with a root whose etc is ours.
@@ -62,7 +63,14 @@ func newRigTimeout(t testing.TB, timeout time.Duration) *rig {
 	must(t, os.WriteFile(root+"/etc/group", []byte("root:x:0:\nann:x:4243:\nwheel:x:777:bob,ann\n"), 0o644))
 	must(t, os.WriteFile(root+"/etc/default/locale", []byte("LANG=\"de_DE.UTF-8\"\n"), 0o644))
 	r := &rig{t: t, path: root + "/sock"}
+	r.quiet = make(chan struct{}, 1)
 	r.srv = NewServer(Config{Reaper: theReaper, Distro: "debian", Hostname: "box", Root: root, AssemblyTimeout: timeout,
+		OnQuiet: func() {
+			select {
+			case r.quiet <- struct{}{}:
+			default:
+			}
+		},
 		Logf: func(f string, a ...any) { t.Logf(f, a...) }})
 	l, err := net.Listen("unix", r.path)
 	must(t, err)
@@ -660,10 +668,20 @@ func TestCloseIfIdle(t *testing.T) {
 	if r.srv.CloseIfIdle() {
 		t.Error("closed with a session running")
 	}
+	if r.srv.Quiet() {
+		t.Error("quiet with a session running")
+	}
 	c.stdin.CloseWrite()
 	c.exited()
-	io.Copy(io.Discard, c.control)
-	r.srv.Wait(limit)
+	// A launcher that asks too early must hear of it when asking would succeed:
+	// the program's end alone does not mean that.
+	for !r.srv.Quiet() {
+		select {
+		case <-r.quiet:
+		case <-time.After(limit):
+			t.Fatal("no word that the last session was served")
+		}
+	}
 	if !r.srv.CloseIfIdle() {
 		t.Error("not closed though idle")
 	}

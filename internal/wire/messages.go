@@ -99,7 +99,8 @@ type DistroExited struct {
 	Text string
 }
 
-// DistroIdle is sent when the last process of a distro besides its init ended.
+// DistroIdle is sent when a distro has neither a process besides its init nor a
+// session any more: from now on StopDistro.IfIdle succeeds.
 type DistroIdle struct{ Name string }
 
 // Shell says how Start's Argv becomes a program.
