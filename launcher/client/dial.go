@@ -55,7 +55,8 @@ func (c *Client) roundTrip(request []byte, start bool) (*net.UnixConn, api.Kind,
 		}
 		var kind api.Kind
 		var body []byte
-		if _, err = conn.Write(request); err == nil {
+		if _, err = conn.Write(request); err == nil || errors.Is(err, syscall.EPIPE) {
+			// Who closes before he is asked may have said something first.
 			kind, body, err = api.Read(conn)
 		}
 		if err == nil && kind == api.KindReplaced {

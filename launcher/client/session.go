@@ -295,10 +295,29 @@ func (s *session) exited(m *wire.Exited) (int, error) {
 	if lost != nil {
 		return StatusFailed, lost
 	}
+	if m.Signal != 0 && s.leaseOver() {
+		// The signal was the guest's, which had lost its service.
+		return StatusFailed, s.broken(io.EOF)
+	}
 	if m.Signal != 0 {
 		return statusSignal + int(m.Signal), nil
 	}
 	return int(m.Status), nil
+}
+
+// leaseOver tells, without waiting, whether the service has something to say, or
+// is gone.
+func (s *session) leaseOver() (over bool) {
+	raw, err := s.lease.SyscallConn()
+	if err != nil {
+		return true
+	}
+	raw.Control(func(fd uintptr) {
+		var b [1]byte
+		_, _, err := unix.Recvfrom(int(fd), b[:], unix.MSG_PEEK|unix.MSG_DONTWAIT)
+		over = err != unix.EAGAIN
+	})
+	return over
 }
 
 // broken explains a session that broke off: the service knows whether the VM or

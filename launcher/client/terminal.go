@@ -167,10 +167,9 @@ func (s *session) watchSignals() (stop func()) {
 			}
 		}
 	}()
-	return func() {
-		signal.Stop(ch)
-		close(done)
-	}
+	// The signals stay caught: one that comes between the session's end and the
+	// process's must not replace the exit status.
+	return func() { close(done) }
 }
 
 func (s *session) onSignal(sig unix.Signal) {
