@@ -41,11 +41,11 @@ const (
 	// indirect descriptors can use it, too (§5.2.4).
 	segMax = queueSize - 2
 
-	// maxRanges bounds the ranges of one discard or write-zeroes request.
-	maxRanges = 64
-	// Bounds of one range, in sectors. Zeroes may have to be written, and a
-	// request is not interrupted: 128 MiB is a fraction of a second.
+	// Bounds of one request: its ranges, and the sectors of each. Zeroes may have to
+	// be written, and a request is not interrupted: 128 MiB is a fraction of a second.
+	maxDiscardRanges      = 64
 	maxDiscardSectors     = 1 << 22 // 2 GiB
+	maxWriteZeroesRanges  = 1       // Linux sends no more
 	maxWriteZeroesSectors = 1 << 18 // 128 MiB
 	// Smaller holes than the host's usual block only zero, they free nothing.
 	discardAlignment = 4096 / SectorSize
@@ -321,10 +321,10 @@ func (d *Device) ReadConfig(off uint32, p []byte) {
 	le.PutUint16(c[configNumQueues:], 1)
 	if !d.cfg.ReadOnly {
 		le.PutUint32(c[configMaxDiscard:], maxDiscardSectors)
-		le.PutUint32(c[configMaxDiscardSeg:], maxRanges)
+		le.PutUint32(c[configMaxDiscardSeg:], maxDiscardRanges)
 		le.PutUint32(c[configDiscardAlignment:], discardAlignment)
 		le.PutUint32(c[configMaxWriteZeroes:], maxWriteZeroesSectors)
-		le.PutUint32(c[configMaxWriteZeroesSeg:], maxRanges)
+		le.PutUint32(c[configMaxWriteZeroesSeg:], maxWriteZeroesRanges)
 		c[configMayUnmap] = 1
 	}
 	clear(p)
@@ -362,7 +362,8 @@ func (d *Device) Start(s virtio.Session) error {
 	return nil
 }
 
-// Stop ends the session; requests in flight are completed first.
+// Stop ends the session; requests that are being carried out are completed first,
+// those that wait their turn are dropped.
 func (d *Device) Stop() {
 	d.mu.Lock()
 	run := d.run

@@ -180,7 +180,8 @@ func TestRefusals(t *testing.T) {
 		{"discard far out", [][]byte{header(typeDiscard, 0), ranges([3]uint64{1<<64 - 1, 1<<32 - 1, 0})}, nil, statusIOErr},
 		{"discard of too many", [][]byte{header(typeDiscard, 0), bytes.Repeat(ranges([3]uint64{0, 1, 0}), 65)}, nil, statusIOErr},
 		{"discard of many", [][]byte{header(typeDiscard, 0), bytes.Repeat(ranges([3]uint64{0, 1, 0}), 64)}, nil, statusOK},
-		{"write zeroes", [][]byte{header(typeWriteZeroes, 0), ranges([3]uint64{0, 8, 0}, [3]uint64{8, 8, 1})}, nil, statusOK},
+		{"write zeroes", [][]byte{header(typeWriteZeroes, 0), ranges([3]uint64{0, 8, 1})}, nil, statusOK},
+		{"write zeroes to two ranges", [][]byte{header(typeWriteZeroes, 0), ranges([3]uint64{0, 8, 0}, [3]uint64{8, 8, 1})}, nil, statusIOErr},
 		{"write zeroes with unknown flag", [][]byte{header(typeWriteZeroes, 0), ranges([3]uint64{0, 8, 2})}, nil, statusUnsupported},
 	} {
 		status, _ := do(t, g, tc.read, tc.data...)
@@ -325,9 +326,15 @@ func TestHolesArePunched(t *testing.T) {
 		t.Run(tc.name, func(t *testing.T) {
 			fill()
 			before := blocks()
-			// 4 MiB from 2 MiB, in two ranges.
-			status, _ := do(t, g, [][]byte{header(tc.typ, 0), ranges([3]uint64{2 << 11, 1 << 11, tc.flags}, [3]uint64{3 << 11, 3 << 11, tc.flags})})
-			wantStatus(t, tc.name, status, statusOK)
+			// 4 MiB from 2 MiB, in two ranges where one request may have them.
+			reqs := [][]byte{ranges([3]uint64{2 << 11, 1 << 11, tc.flags}), ranges([3]uint64{3 << 11, 3 << 11, tc.flags})}
+			if tc.typ == typeDiscard {
+				reqs = [][]byte{bytes.Join(reqs, nil)}
+			}
+			for _, r := range reqs {
+				status, _ := do(t, g, [][]byte{header(tc.typ, 0), r})
+				wantStatus(t, tc.name, status, statusOK)
+			}
 			zeroAt(2<<20, 4<<20)
 			freed := before - blocks()
 			if tc.frees && (freed != 4<<20 || hole(0) != 2<<20) {
@@ -367,9 +374,11 @@ func TestWriteZeroesWithoutHostSupport(t *testing.T) {
 			reported := make(chan error, 8)
 			_, g := start(t, Config{Disk: disk, OnError: func(err error) { reported <- err }}, virtiotest.Options{})
 			for range 2 {
-				status, _ := do(t, g, [][]byte{header(typeWriteZeroes, 0), ranges([3]uint64{1, 2000, flagUnmap}, [3]uint64{3001, 1, 0})})
-				wantStatus(t, "write zeroes", status, statusOK)
-				status, _ = do(t, g, [][]byte{header(typeDiscard, 0), ranges([3]uint64{0, 8, 0})})
+				for _, r := range [][3]uint64{{1, 2000, flagUnmap}, {3001, 1, 0}} {
+					status, _ := do(t, g, [][]byte{header(typeWriteZeroes, 0), ranges(r)})
+					wantStatus(t, "write zeroes", status, statusOK)
+				}
+				status, _ := do(t, g, [][]byte{header(typeDiscard, 0), ranges([3]uint64{0, 8, 0})})
 				wantStatus(t, "discard", status, tc.discard)
 			}
 			for i, b := range fake.data {
@@ -805,6 +814,40 @@ func TestStopUnderLoad(t *testing.T) {
 	}
 }
 
+// A device that stops, because the machine is killed, does not work off what
+// waits for a worker, and lets go of the disk.
+func TestStopDropsWhatWaits(t *testing.T) {
+	fake, disk := newFake(64)
+	entered, open := make(chan struct{}), make(chan struct{})
+	fake.onSync = func() error {
+		if fake.syncs.Load() == 1 {
+			close(entered)
+			<-open
+		}
+		return nil
+	}
+	d, g := start(t, Config{Disk: disk, Workers: 1}, virtiotest.Options{})
+	for range 10 {
+		g.Ring(0).Send(t, [][]byte{header(typeFlush, 0)}, 1)
+	}
+	<-entered
+	do(t, g, [][]byte{header(typeIn, 0)}, 512) // served behind the flushes: they wait for the worker
+	run, stopped := d.run, make(chan struct{})
+	go func() { d.Stop(); close(stopped) }()
+	<-run.stopping
+	close(open)
+	<-stopped
+	if n := fake.syncs.Load(); n != 1 {
+		t.Errorf("%d flushes were carried out", n)
+	}
+	if used := g.Ring(0).UsedIdx(); used != 2 {
+		t.Errorf("%d requests were completed, not the flush in flight and the read", used)
+	}
+	if err := d.Detach(t.Context()); err != nil {
+		t.Error(err)
+	}
+}
+
 // noGoroutines fails the test if a goroutine of a session lives on.
 func noGoroutines(t *testing.T) {
 	t.Helper()
@@ -843,7 +886,8 @@ func TestConfigSpace(t *testing.T) {
 		{"physical_block_exp", uint64(all[24]), 3},
 		{"writeback", uint64(all[32]), 1},
 		{"num_queues", uint64(le.Uint16(all[34:])), 1},
-		{"max_discard_seg", uint64(le.Uint32(all[40:])), maxRanges},
+		{"max_discard_seg", uint64(le.Uint32(all[40:])), maxDiscardRanges},
+		{"max_write_zeroes_seg", uint64(le.Uint32(all[52:])), 1},
 		{"write_zeroes_may_unmap", uint64(all[56]), 1},
 	} {
 		if f.got != f.want {

@@ -151,11 +151,11 @@ func (d *Device) access(r *request, disk *Disk, nowait bool) (op string, err err
 		}
 		return "flush", disk.sync()
 	case typeDiscard:
-		return "discard", d.eachRange(r, disk, maxDiscardSectors, 0, func(off, n int64, _ uint32) error {
+		return "discard", d.eachRange(r, disk, maxDiscardRanges, maxDiscardSectors, 0, func(off, n int64, _ uint32) error {
 			return disk.discard(off, n)
 		})
 	case typeWriteZeroes:
-		return "write zeroes to", d.eachRange(r, disk, maxWriteZeroesSectors, flagUnmap, func(off, n int64, flags uint32) error {
+		return "write zeroes to", d.eachRange(r, disk, maxWriteZeroesRanges, maxWriteZeroesSectors, flagUnmap, func(off, n int64, flags uint32) error {
 			return disk.writeZeroes(off, n, flags&flagUnmap != 0, r.writeThrough)
 		})
 	}
@@ -166,11 +166,11 @@ func (d *Device) readOnly(disk *Disk) bool { return d.cfg.ReadOnly || disk.readO
 
 // eachRange calls f for the ranges of a discard or write-zeroes request
 // (struct virtio_blk_discard_write_zeroes), after it has checked all of them.
-func (d *Device) eachRange(r *request, disk *Disk, maxSectors uint32, allowed uint32, f func(off, n int64, flags uint32) error) error {
+func (d *Device) eachRange(r *request, disk *Disk, maxRanges int, maxSectors, allowed uint32, f func(off, n int64, flags uint32) error) error {
 	if r.n == 0 || r.n%rangeSize != 0 || r.n > maxRanges*rangeSize || d.readOnly(disk) {
 		return errDriver
 	}
-	var raw [maxRanges * rangeSize]byte // the one copy that is judged
+	var raw [maxDiscardRanges * rangeSize]byte // the one copy that is judged
 	ranges := raw[:virtio.Gather(raw[:r.n], r.data)]
 	for pass := range 2 {
 		for b := ranges; len(b) > 0; b = b[rangeSize:] {

@@ -20,8 +20,9 @@ type session struct {
 	queue  *virtio.Queue
 	failed func(error)
 
-	work chan *request // holds every request the queue can have: sends never block
-	wg   sync.WaitGroup
+	work     chan *request // holds every request the queue can have: sends never block
+	stopping chan struct{} // closed by stop
+	wg       sync.WaitGroup
 
 	mu      sync.Mutex
 	free    []*request
@@ -31,14 +32,20 @@ type session struct {
 
 func startSession(d *Device, s virtio.Session) *session {
 	q := s.Queues[0]
-	n := &session{dev: d, queue: q, failed: s.Failed, work: make(chan *request, q.Size())}
+	n := &session{
+		dev: d, queue: q, failed: s.Failed,
+		work: make(chan *request, q.Size()), stopping: make(chan struct{}),
+	}
 	n.wg.Add(1)
 	go n.serve()
 	return n
 }
 
-// stop returns when all requests in flight are completed.
+// stop returns when the requests that are being carried out are completed. Those
+// that wait for a worker are dropped: they can be hundreds of slow ones, and a
+// machine that is killed must end.
 func (s *session) stop() {
+	close(s.stopping)
 	s.queue.Close()
 	s.wg.Wait()
 }
@@ -107,13 +114,18 @@ func (s *session) finish(r *request, nowait bool) bool {
 	}
 	r.status[0] = status
 	head := r.chain.Head
+	s.forget(r)
+	s.queue.Push(head, written)
+	return true
+}
+
+// forget lets go of r and its disk.
+func (s *session) forget(r *request) {
 	if r.att != nil {
 		s.dev.release(r.att)
 		r.att = nil
 	}
 	s.put(r)
-	s.queue.Push(head, written)
-	return true
 }
 
 // hand gives r to an idle worker or to a new one, or leaves it for the first
@@ -138,6 +150,12 @@ func (s *session) hand(r *request) {
 func (s *session) worker(r *request) {
 	defer s.wg.Done()
 	for ok := true; ok; r, ok = <-s.work {
+		select {
+		case <-s.stopping:
+			s.forget(r)
+			continue
+		default:
+		}
 		s.finish(r, false)
 		s.queue.Notify()
 		s.mu.Lock()
