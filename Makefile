@@ -8,6 +8,8 @@ OUT      := out
 GO       ?= go
 VERSION  := $(shell git describe --always --dirty 2>/dev/null || echo unknown)
 LDFLAGS  := -s -w -X main.version=$(VERSION)
+# The CLI library would otherwise initialise a Markdown parser in every command.
+TAGS     := urfave_cli_no_docs
 FUZZTIME ?= 10s
 
 export CGO_ENABLED ?= 0
@@ -26,7 +28,7 @@ build: kernel initramfs wsl2 ## build everything into out/, out/wsl2 first of al
 .PHONY: wsl2
 wsl2: ## build out/wsl2 only
 	@mkdir -p $(OUT)
-	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(OUT)/wsl2 ./cmd/wsl2
+	$(GO) build -trimpath -tags $(TAGS) -ldflags '$(LDFLAGS)' -o $(OUT)/wsl2 ./cmd/wsl2
 
 .PHONY: kernel
 kernel: ## build out/vmlinux, the guest kernel (cached by the hash of its inputs)
