@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 )
@@ -13,7 +14,8 @@ import (
 // EventFD is a non-blocking eventfd on the runtime's poller: Wait parks the
 // goroutine, Close ends a Wait. It is safe for concurrent use.
 type EventFD struct {
-	f *os.File
+	f  *os.File
+	rc syscall.RawConn
 }
 
 // New creates an eventfd with a count of 0.
@@ -22,7 +24,7 @@ func New() (*EventFD, error) {
 	if err != nil {
 		return nil, os.NewSyscallError("eventfd", err)
 	}
-	return &EventFD{f: os.NewFile(uintptr(fd), "eventfd")}, nil
+	return newEventFD(fd)
 }
 
 // FromFD takes ownership of fd, an eventfd made by another process.
@@ -31,7 +33,17 @@ func FromFD(fd int) (*EventFD, error) {
 		unix.Close(fd)
 		return nil, fmt.Errorf("eventfd: set fd %d non-blocking: %w", fd, err)
 	}
-	return &EventFD{f: os.NewFile(uintptr(fd), "eventfd")}, nil
+	return newEventFD(fd)
+}
+
+func newEventFD(fd int) (*EventFD, error) {
+	f := os.NewFile(uintptr(fd), "eventfd")
+	rc, err := f.SyscallConn()
+	if err != nil {
+		f.Close()
+		return nil, fmt.Errorf("eventfd: %w", err)
+	}
+	return &EventFD{f: f, rc: rc}, nil
 }
 
 // FD returns the descriptor, for KVM_IRQFD and KVM_IOEVENTFD. It stays owned by
@@ -39,18 +51,24 @@ func FromFD(fd int) (*EventFD, error) {
 // descriptor non-blocking.
 func (e *EventFD) FD() int {
 	fd := -1
-	if c, err := e.f.SyscallConn(); err == nil {
-		_ = c.Control(func(p uintptr) { fd = int(p) })
-	}
+	_ = e.rc.Control(func(p uintptr) { fd = int(p) })
 	return fd
 }
 
-// Signal adds 1 to the count.
+// Signal adds 1 to the count, and never blocks: a count at its limit, which
+// another process may have brought about, says all already. After Close it
+// returns os.ErrClosed.
 func (e *EventFD) Signal() error {
+	if e.rc.Control(add1) != nil {
+		return os.ErrClosed
+	}
+	return nil
+}
+
+func add1(fd uintptr) {
 	var b [8]byte
 	binary.NativeEndian.PutUint64(b[:], 1)
-	_, err := e.f.Write(b[:])
-	return err
+	_, _ = unix.Write(int(fd), b[:]) // EAGAIN at the limit
 }
 
 // Wait blocks until the count is not 0 and resets it. After Close it returns
