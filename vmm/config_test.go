@@ -3,7 +3,9 @@ package vmm
 import (
 	"bytes"
 	"compress/gzip"
+	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -11,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/wsl2/wsl2/vmm/virtio/blk"
 	"github.com/wsl2/wsl2/vmm/vmmtest"
 )
 
@@ -158,6 +161,28 @@ func TestNotRunning(t *testing.T) {
 	}
 	if e, err := m.Wait(t.Context()); err != nil || e.Err() == nil {
 		t.Errorf("Wait: %+v, %v", e, err)
+	}
+}
+
+func TestEmptied(t *testing.T) {
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	for _, tc := range []struct {
+		name string
+		ctx  context.Context
+		err  error
+		want bool
+	}{
+		{"done", t.Context(), nil, true},
+		{"done when ctx ended", ended, nil, true},
+		{"no disk", t.Context(), blk.ErrNoDisk, false},
+		{"given up", ended, fmt.Errorf("detach: %w", context.Canceled), false},
+		{"sync failed", t.Context(), &blk.IOError{Err: unix.EIO}, true},
+		{"sync failed when ctx ended", ended, &blk.IOError{Err: unix.EIO}, true},
+	} {
+		if got := emptied(tc.ctx, tc.err); got != tc.want {
+			t.Errorf("%s: %v", tc.name, got)
+		}
 	}
 }
 

@@ -97,15 +97,18 @@ func (m *Machine) DetachDisk(ctx context.Context, slot int) error {
 	s := m.slots[slot]
 	m.mu.Unlock()
 	err := s.dev.Detach(ctx)
-	switch {
-	case errors.Is(err, blk.ErrNoDisk):
-		return fmt.Errorf("vmm: detach slot %d: %w", slot, err)
-	case err != nil && ctx.Err() != nil:
-		return fmt.Errorf("vmm: detach slot %d: %w", slot, err)
+	if emptied(ctx, err) {
+		m.free(s)
 	}
-	m.free(s)
 	if err != nil {
 		return fmt.Errorf("vmm: detach slot %d: %w", slot, err)
 	}
 	return nil
+}
+
+// emptied reports whether a Detach that returned err took the disk out: it did
+// unless there was none or ctx ended the wait. A disk that could not be synced is
+// out, whatever has become of ctx meanwhile.
+func emptied(ctx context.Context, err error) bool {
+	return !errors.Is(err, blk.ErrNoDisk) && (ctx.Err() == nil || !errors.Is(err, ctx.Err()))
 }
