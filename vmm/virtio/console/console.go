@@ -6,10 +6,8 @@
 package console
 
 import (
-	"errors"
 	"fmt"
 	"io"
-	"sync"
 
 	"github.com/wsl2/wsl2/vmm/virtio"
 )
@@ -25,11 +23,8 @@ const (
 
 // Device is a virtio console device.
 type Device struct {
-	w io.Writer
-
-	mu    sync.Mutex
-	queue *virtio.Queue // transmitq; nil when stopped
-	done  chan struct{}
+	w      io.Writer
+	server virtio.Server // of transmitq
 }
 
 var _ virtio.Device = (*Device)(nil)
@@ -56,39 +51,18 @@ func (d *Device) WriteConfig(uint32, []byte) {}
 
 // Start serves transmitq.
 func (d *Device) Start(s virtio.Session) error {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if d.queue != nil {
-		return errors.New("console: started twice")
+	if err := d.server.Start(s, transmitQueue, d.transmit()); err != nil {
+		return fmt.Errorf("console: %w", err)
 	}
-	if len(s.Queues) <= transmitQueue || s.Queues[transmitQueue] == nil {
-		return nil
-	}
-	d.queue, d.done = s.Queues[transmitQueue], make(chan struct{})
-	go func(q *virtio.Queue, done chan struct{}) {
-		defer close(done)
-		if err := q.Serve(d.transmit()); err != nil {
-			s.Failed(fmt.Errorf("console: %w", err))
-		}
-	}(d.queue, d.done)
 	return nil
 }
 
 // Stop ends the session.
-func (d *Device) Stop() {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if d.queue == nil {
-		return
-	}
-	d.queue.Close()
-	<-d.done
-	d.queue = nil
-}
+func (d *Device) Stop() { d.server.Stop() }
 
 // transmit returns the handler of transmitq. It copies before it writes, so that
 // w never sees bytes that change.
-func (d *Device) transmit() func(*virtio.Chain) (uint32, error) {
+func (d *Device) transmit() virtio.Handler {
 	buf := make([]byte, 4096)
 	return func(c *virtio.Chain) (uint32, error) {
 		for _, b := range virtio.Cut(c.Readable, maxBytes) {

@@ -4,7 +4,6 @@ package rng
 import (
 	"errors"
 	"fmt"
-	"sync"
 
 	"github.com/wsl2/wsl2/vmm/virtio"
 	"golang.org/x/sys/unix"
@@ -17,11 +16,9 @@ const (
 	maxBytes = 64 << 10
 )
 
-// Device is a virtio entropy device. The zero value is not usable; see New.
+// Device is a virtio entropy device.
 type Device struct {
-	mu    sync.Mutex
-	queue *virtio.Queue // nil when stopped
-	done  chan struct{}
+	server virtio.Server
 }
 
 var _ virtio.Device = (*Device)(nil)
@@ -46,35 +43,14 @@ func (d *Device) WriteConfig(uint32, []byte) {}
 
 // Start serves the request queue.
 func (d *Device) Start(s virtio.Session) error {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if d.queue != nil {
-		return errors.New("rng: started twice")
+	if err := d.server.Start(s, 0, fill); err != nil {
+		return fmt.Errorf("rng: %w", err)
 	}
-	if len(s.Queues) == 0 || s.Queues[0] == nil {
-		return nil
-	}
-	d.queue, d.done = s.Queues[0], make(chan struct{})
-	go func(q *virtio.Queue, done chan struct{}) {
-		defer close(done)
-		if err := q.Serve(fill); err != nil {
-			s.Failed(fmt.Errorf("rng: %w", err))
-		}
-	}(d.queue, d.done)
 	return nil
 }
 
 // Stop ends the session.
-func (d *Device) Stop() {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if d.queue == nil {
-		return
-	}
-	d.queue.Close()
-	<-d.done
-	d.queue = nil
-}
+func (d *Device) Stop() { d.server.Stop() }
 
 // fill writes random bytes straight into the guest's buffers.
 func fill(c *virtio.Chain) (written uint32, err error) {
