@@ -25,6 +25,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/wsl2/wsl2/vmm/engine"
+	"github.com/wsl2/wsl2/vmm/logtail"
 	"github.com/wsl2/wsl2/vmm/vhostuser"
 )
 
@@ -121,8 +122,8 @@ func (m *machine) start(ctx context.Context, tscKHz uint64, sandbox bool) error 
 	switch {
 	case cause != nil:
 		return fmt.Errorf("qemu: start: %w", cause)
-	case sandbox && strings.Contains(p.stderr.String(), "sandbox"):
-		return &sandboxError{fmt.Errorf("qemu: %s", p.stderr.String())}
+	case sandbox && strings.Contains(p.said(), "sandbox"):
+		return &sandboxError{fmt.Errorf("qemu: %s", p.said())}
 	}
 	m.mu.Lock()
 	killed, fault := m.killed, m.fault
@@ -172,7 +173,7 @@ func (m *machine) fail(err error) {
 // process is a QEMU that was launched, and what serves it here.
 type process struct {
 	cmd     *exec.Cmd
-	stderr  *tail
+	stderr  *logtail.Buffer
 	monitor *monitor
 	// ended is closed when the process was reaped; waitErr is immutable then.
 	ended   chan struct{}
@@ -186,7 +187,7 @@ type process struct {
 // launch starts QEMU and the goroutines that serve it. On an error nothing is
 // left behind.
 func (m *machine) launch(tscKHz uint64, sandbox bool) (_ *process, err error) {
-	p := &process{stderr: &tail{}, ended: make(chan struct{})}
+	p := &process{stderr: logtail.New(maxStderr, nil), ended: make(chan struct{})}
 	var ch channels
 	theirs := func() []*os.File { return append(ch.devices, ch.serial, ch.console, ch.monitor, ch.ram, ch.rom) }
 	defer func() {
@@ -368,10 +369,19 @@ func (p *process) account(fault error) string {
 	if p.monitor.refused != nil {
 		parts = append(parts, p.monitor.refused.Error())
 	}
-	if s := p.stderr.String(); s != "" {
+	if s := p.said(); s != "" {
 		parts = append(parts, s)
 	}
 	return strings.Join(parts, "; ")
+}
+
+// maxStderr is how much of QEMU's stderr is kept: its last message fits.
+const maxStderr = 4 << 10
+
+// said is what QEMU wrote to stderr at last, as one line.
+func (p *process) said() string {
+	s := strings.ReplaceAll(p.stderr.Tail(maxStderr), Program+": ", "")
+	return strings.ReplaceAll(s, "\n", "; ")
 }
 
 // output joins the guest's two outputs.

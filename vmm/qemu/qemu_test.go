@@ -3,6 +3,7 @@ package qemu
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -11,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/wsl2/wsl2/vmm/engine"
+	"github.com/wsl2/wsl2/vmm/logtail"
 	"github.com/wsl2/wsl2/vmm/virtio"
 	"github.com/wsl2/wsl2/vmm/virtio/console"
 	"github.com/wsl2/wsl2/vmm/virtio/rng"
@@ -159,14 +161,14 @@ func descriptors(t *testing.T) int {
 	return n
 }
 
-func TestTail(t *testing.T) {
-	var tl tail
+func TestSaid(t *testing.T) {
+	p := &process{stderr: logtail.New(maxStderr, nil)}
 	for range 1000 {
-		tl.Write([]byte(Program + ": something\n"))
+		fmt.Fprintln(p.stderr, Program+": something")
 	}
-	tl.Write([]byte(Program + ": the last word\n"))
-	s := tl.String()
-	if len(s) > maxTail || !strings.HasSuffix(s, "; the last word") || strings.Contains(s, Program+": the") {
+	fmt.Fprintln(p.stderr, Program+": the \x1b[31mlast word")
+	s := p.said()
+	if len(s) > maxStderr || !strings.HasSuffix(s, "something; the last word") || strings.Contains(s, Program) {
 		t.Errorf("%d bytes: %q", len(s), s)
 	}
 }
