@@ -285,7 +285,8 @@ type ExitError struct {
 	Tail   string // the last lines of its kernel
 }
 
-// tailLines is how many lines of the kernel's log an error shows.
+// tailLines is how many lines of the kernel's log an error shows: the last, or
+// those from where it panicked.
 const tailLines = 12
 
 func (e *ExitError) Error() string {
@@ -294,6 +295,14 @@ func (e *ExitError) Error() string {
 		return e.Reason
 	}
 	lines := strings.Split(tail, "\n")
+	// A panic's first line says why, and a long trace follows it.
+	for i, l := range lines {
+		if strings.Contains(l, "Kernel panic") {
+			lines = lines[max(i-2, 0):]
+			lines = lines[:min(len(lines), tailLines)]
+			break
+		}
+	}
 	if len(lines) > tailLines {
 		lines = lines[len(lines)-tailLines:]
 	}
