@@ -177,23 +177,17 @@ func TestBadKernels(t *testing.T) {
 // runs or is refused; it never hangs.
 func TestSizes(t *testing.T) {
 	h := newHost(t)
-	for _, c := range []struct{ setting, says string }{
-		{"processors=0", "processors"},
-		{"processors=1000", "processors"},
-		{"processors=-1", "processors"},
-		{"processors=many", "processors"},
-		{"memory=0", "memory"},
-		{"memory=1MB", "memory"},
-		{"memory=64MB", "memory"},
-		{"memory=9999TB", "memory"},
-		{"memory=much", "memory"},
+	for _, c := range [][2]string{
+		{"processors=0", "memory=0"},
+		{"processors=1000", "memory=1MB"},
+		{"processors=-1", "memory=9999TB"},
+		{"processors=many", "memory=much"},
 	} {
-		t.Run(c.setting, func(t *testing.T) {
+		t.Run(c[0]+" "+c[1], func(t *testing.T) {
 			h.TB = t
-			h.Config("[wsl2]", c.setting)
+			h.Config("[wsl2]", c[0], c[1])
 			// wslconfig never locks users out: it is a warning, and a VM that works.
-			r := h.Run("-d", "small", "-e", "nproc")
-			h.Want(r, 0, c.says)
+			h.Want(h.Run("-d", "small", "-e", "nproc"), 0, "'processors'", "'memory'")
 			h.OK("--shutdown")
 		})
 	}

@@ -29,6 +29,7 @@ func newKVMHost(t *testing.T) *testsys.Host {
 	t.Helper()
 	h := newHost(t)
 	h.Setenv("PATH", filepath.Dir(mustLookup(h, "mke2fs"))) // no QEMU to fall back on
+	h.Config("[wsl2]", "processors=2")                      // the rig has fewer than it claims
 	return h
 }
 

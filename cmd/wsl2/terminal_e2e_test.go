@@ -92,8 +92,8 @@ func TestTerminal(t *testing.T) {
 	// The resize travels behind the terminal's bytes: the guest says when it came.
 	x.send("until [ \"$(stty size)\" = '24 132' ]; do :; done; echo resized $?\r")
 	x.expect("resized 0\r\n")
-	x.send("sleep 100000\r")
-	x.expect("sleep 100000\r\n")
+	x.send("sh -c 'echo started; exec sleep 100000'\r")
+	x.expect("started\r\n") // before, the shell's line editor would take the ^C
 	x.send("\x03")
 	x.expect("# ")
 	x.send("echo status $?\r")
