@@ -485,22 +485,6 @@ func TestReplyFlood(t *testing.T) {
 	wg.Wait()
 }
 
-func TestTransportReset(t *testing.T) {
-	d, g := start(t)
-	h, _ := pair(t, g, g.listen(5000))
-	event := g.Ring(queueEvent).Send(t, nil, 4)
-	d.ResetTransport()
-	if n, b := event.Wait(t); n != 4 || !bytes.Equal(b, make([]byte, 4)) {
-		t.Errorf("event is % x (%d bytes)", b, n)
-	}
-	if _, err := h.Read(make([]byte, 1)); err == nil {
-		t.Error("the connection outlived the reset")
-	}
-	if n := d.Conns(); n != 0 {
-		t.Errorf("%d connections left", n)
-	}
-}
-
 // TestBrokenQueue: a driver error ends the session and is reported, once.
 func TestBrokenQueue(t *testing.T) {
 	for name, harm := range map[string]func(g *guest){

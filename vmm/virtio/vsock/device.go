@@ -22,8 +22,7 @@ import (
 const (
 	queueRX = iota
 	queueTX
-	queueEvent
-	numQueues
+	queueEvent // never used: it would tell of a transport reset, after a migration
 )
 
 const (
@@ -200,35 +199,12 @@ func (d *Device) stopLocked() {
 	if d.session == nil {
 		return
 	}
-	d.session.post(commandStop)
-	<-d.session.done
+	d.session.stop()
 	d.session.release()
 	d.session = nil
 	// Closing is the only way to refuse connections again; the next Start binds anew.
 	unix.Close(d.listener)
 	d.listener = -1
-}
-
-// ResetTransport closes every connection and tells the guest with a
-// TRANSPORT_RESET event, if it has an event queue (virtio 1.2 §5.10.6.7): after
-// the guest's memory was restored from a snapshot, say.
-func (d *Device) ResetTransport() {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if d.session != nil {
-		d.session.post(commandReset)
-	}
-}
-
-// Conns returns the number of connections in all states, those being closed
-// included.
-func (d *Device) Conns() int {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if d.session == nil {
-		return 0
-	}
-	return int(d.session.live.Load())
 }
 
 // Close stops the device for good and removes its socket.

@@ -180,10 +180,6 @@ func FuzzDevice(f *testing.F) {
 				if host != nil {
 					host.(*net.UnixConn).CloseWrite()
 				}
-			case 23:
-				d.ResetTransport()
-			case 24:
-				d.Conns()
 			default: // a packet; host port 0 listens, those from firstHostPort on are clients
 				h := header{
 					srcCID: guestCID, dstCID: hostCID, srcPort: uint32(port & 3), typ: typeStream,

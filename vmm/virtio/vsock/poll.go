@@ -16,7 +16,7 @@ const (
 	eventRX = -1 - iota
 	eventTX
 	eventListener
-	eventCommand
+	eventStop
 )
 
 // maxEvents is how many events one look at the epoll set takes.

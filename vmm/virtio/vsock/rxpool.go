@@ -1,7 +1,6 @@
 package vsock
 
 import (
-	"encoding/binary"
 	"fmt"
 
 	"golang.org/x/sys/unix"
@@ -112,25 +111,4 @@ func (p *rxPool) release() {
 		p.q.Push(b.chain.Head, 0)
 		p.take()
 	}
-}
-
-// eventTransportReset is VIRTIO_VSOCK_EVENT_TRANSPORT_RESET.
-const eventTransportReset = 0
-
-// sendTransportReset uses one buffer of the event queue, if there is one.
-func sendTransportReset(q *virtio.Queue) error {
-	var c virtio.Chain
-	ok, err := q.Pop(&c)
-	if !ok || err != nil {
-		return err
-	}
-	var raw [4]byte
-	binary.LittleEndian.PutUint32(raw[:], eventTransportReset)
-	n := 0
-	for _, w := range c.Writable {
-		n += copy(w, raw[n:])
-	}
-	q.Push(c.Head, uint32(n))
-	q.Notify()
-	return nil
 }

@@ -38,12 +38,6 @@ const (
 	acceptRetry = time.Second
 )
 
-// Commands from other goroutines.
-const (
-	commandStop = 1 << iota
-	commandReset
-)
-
 // session is one life of the device, from Start to Stop.
 type session struct {
 	d        *Device
@@ -51,21 +45,20 @@ type session struct {
 	vs       virtio.Session
 	rx       rxPool
 	tx       *virtio.Queue
-	event    *virtio.Queue // may be nil
 	poll     *poller
 
-	commands  atomic.Uint32
-	commandFD int           // eventfd
-	done      chan struct{} // closed when run ended
-	live      atomic.Int32  // connections in all states; run changes it
+	stopFD int           // eventfd
+	done   chan struct{} // closed when run ended
+	live   atomic.Int32  // connections in all states; run changes it
 
 	// All below is owned by run.
 
-	conns   map[key]*conn // requested, established, closing
-	sockets []*conn       // by fd
-	lastGen int
-	timers  timers
-	armed   bool // the poller's deadline is set
+	stopping bool
+	conns    map[key]*conn // requested, established, closing
+	sockets  []*conn       // by fd
+	lastGen  int
+	timers   timers
+	armed    bool // the poller's deadline is set
 	// stalled: accept failed for want of descriptors or memory; try again.
 	stalled bool
 
@@ -85,12 +78,9 @@ func newSession(d *Device, vs virtio.Session) (_ *session, err error) {
 	s := &session{
 		d: d, guestCID: d.cfg.GuestCID, vs: vs,
 		rx: rxPool{q: vs.Queues[queueRX]}, tx: vs.Queues[queueTX],
-		commandFD: -1,
-		done:      make(chan struct{}),
-		conns:     map[key]*conn{},
-	}
-	if len(vs.Queues) > queueEvent {
-		s.event = vs.Queues[queueEvent]
+		stopFD: -1,
+		done:   make(chan struct{}),
+		conns:  map[key]*conn{},
 	}
 	s.lineIov[0] = iovec(s.line[:])
 	defer func() {
@@ -101,11 +91,11 @@ func newSession(d *Device, vs virtio.Session) (_ *session, err error) {
 	if s.poll, err = newPoller(); err != nil {
 		return nil, err
 	}
-	if s.commandFD, err = unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK); err != nil {
+	if s.stopFD, err = unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK); err != nil {
 		return nil, os.NewSyscallError("eventfd", err)
 	}
 	for _, w := range []struct{ fd, ref int }{
-		{s.commandFD, eventCommand},
+		{s.stopFD, eventStop},
 		{s.tx.KickFD(), eventTX},
 		{s.rx.q.KickFD(), eventRX},
 		{d.listener, eventListener},
@@ -117,11 +107,11 @@ func newSession(d *Device, vs virtio.Session) (_ *session, err error) {
 	return s, nil
 }
 
-// post hands a command to run, from any goroutine, before release.
-func (s *session) post(command uint32) {
-	s.commands.Or(command)
+// stop ends run.
+func (s *session) stop() {
 	var one = [8]byte{1}
-	_, _ = unix.Write(s.commandFD, one[:])
+	_, _ = unix.Write(s.stopFD, one[:])
+	<-s.done
 }
 
 // release closes what newSession opened; run must have ended.
@@ -129,12 +119,12 @@ func (s *session) release() {
 	if s.poll != nil {
 		s.poll.close()
 	}
-	if s.commandFD >= 0 {
-		unix.Close(s.commandFD)
+	if s.stopFD >= 0 {
+		unix.Close(s.stopFD)
 	}
 }
 
-// run serves the session until commandStop, or until the guest breaks a queue.
+// run serves the session until stop, or until the guest breaks a queue.
 // Either way it closes the host's connections.
 func (s *session) run() {
 	defer close(s.done)
@@ -151,12 +141,6 @@ func (s *session) run() {
 }
 
 func (s *session) loop() error {
-	if avail, _ := s.rx.q.Indices(); avail != 0 {
-		// The driver is not new: it may have connections of an earlier session.
-		if err := s.resetTransport(); err != nil {
-			return err
-		}
-	}
 	for round := 0; ; round++ {
 		more, err := s.serveTX()
 		if err != nil {
@@ -192,15 +176,8 @@ func (s *session) loop() error {
 				return err
 			}
 		}
-		if s.commands.Load() != 0 {
-			c := s.commands.Swap(0)
-			if c&commandStop != 0 {
-				return nil
-			}
-			s.closeAll()
-			if err := s.resetTransport(); err != nil {
-				return err
-			}
+		if s.stopping {
+			return nil
 		}
 		if expired || s.armed && round%expireRounds == 0 {
 			s.expire()
@@ -210,7 +187,9 @@ func (s *session) loop() error {
 
 func (s *session) dispatch(ev *unix.EpollEvent) error {
 	switch ref := int(ev.Pad); ref {
-	case eventRX, eventTX, eventCommand: // looked at in every round
+	case eventRX, eventTX: // looked at in every round
+	case eventStop:
+		s.stopping = true
 	case eventListener:
 		return s.acceptAll()
 	default:
@@ -665,12 +644,4 @@ func (s *session) refuseAll() {
 		}
 		unix.Close(fd)
 	}
-}
-
-// resetTransport tells the guest that all its connections are gone.
-func (s *session) resetTransport() error {
-	if s.event == nil {
-		return nil
-	}
-	return sendTransportReset(s.event)
 }

@@ -412,8 +412,19 @@ func waitIdle(t testing.TB, d *Device, g *guest) {
 		h.Close()
 		io.ReadAll(c)
 		c.Close()
-		if d.Conns() <= 1 {
+		if d.conns() <= 1 {
 			return
 		}
 	}
+}
+
+// conns returns the number of connections in all states, those being closed
+// included.
+func (d *Device) conns() int {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.session == nil {
+		return 0
+	}
+	return int(d.session.live.Load())
 }
