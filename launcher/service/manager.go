@@ -92,6 +92,7 @@ type Manager struct {
 	vm      *vm                // nil while there is none; guarded by mu
 	distros map[string]*distro // those that are not stopped, by folded name; guarded by mu
 	locked  map[string]string  // distros that may not start and why, by folded name; guarded by mu
+	closing bool               // nothing is started any more; guarded by mu
 	wg      sync.WaitGroup     // the goroutines below; Close waits
 }
 
@@ -125,7 +126,8 @@ type distro struct {
 	settled  chan struct{} // closed when a stop is over, which may leave it running
 	leases   map[*Lease]struct{}
 	timer    *time.Timer
-	idleSeen bool // a DistroIdle came while it was being stopped
+	idleSeen bool    // a DistroIdle came while it was being stopped
+	exited   *string // how its init ended before the start was over, nil if it did not
 }
 
 // DistroSpec names what is to run.
@@ -159,11 +161,25 @@ func NewManager(boot BootFunc, settings func() (config.Settings, []string), log 
 	return &Manager{boot: boot, settings: settings, log: log, onIdle: onIdle, distros: map[string]*distro{}, locked: map[string]string{}}
 }
 
+// errClosing says that the Manager starts nothing any more: the next service does.
+var errClosing = api.Errorf(api.CodeVM, "run the command again", "wsl2 was shut down meanwhile")
+
+// Refuse makes the Manager start nothing any more. What runs is not touched.
+func (m *Manager) Refuse() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.closing = true
+}
+
 // Open starts what is needed for a session in a distro and returns its lease;
 // the holder releases it. ctx ends the wait, not the start.
 func (m *Manager) Open(ctx context.Context, spec DistroSpec, options api.VMOptions, ended func(error)) (*Lease, Session, error) {
 	for {
 		m.mu.Lock()
+		if m.closing {
+			m.mu.Unlock()
+			return nil, Session{}, errClosing
+		}
 		if why := m.locked[spec.key()]; why != "" {
 			m.mu.Unlock()
 			return nil, Session{}, api.Errorf(api.CodeBusy, "try again when that is done", "%s is %s", spec.Name, why)
@@ -294,7 +310,11 @@ func (m *Manager) start(d *distro, options api.VMOptions) {
 		m.log.Info("distro did not start", "distro", d.spec.Name, "err", err)
 	} else {
 		d.state = api.StateRunning
-		m.armDistro(d) // its client may have gone meanwhile
+		if d.exited != nil {
+			m.cleanUpExited(d, *d.exited)
+		} else {
+			m.armDistro(d) // its client may have gone meanwhile
+		}
 	}
 	close(d.up)
 	if err != nil {
@@ -312,16 +332,13 @@ func (m *Manager) startOn(d *distro, options api.VMOptions) error {
 	m.mu.Unlock()
 	ctx, cancel := within(context.Background(), v.settings.DistroStartTimeout, "distro "+d.spec.Name+" did not start")
 	defer cancel()
+	asked := false // the guest, to start it
 	fail := func(err error) error {
 		if ctx.Err() != nil {
 			err = context.Cause(ctx)
 		}
-		if d.slot >= 0 {
-			if derr := v.machine.Detach(context.WithoutCancel(ctx), d.slot); derr != nil {
-				m.log.Warn("disk not detached", "disk", d.spec.Disk, "err", derr)
-			}
-		}
 		err = m.explain(v, d.spec.Name, err)
+		m.undoStart(v, d, asked)
 		m.releaseVM(v)
 		return err
 	}
@@ -335,11 +352,40 @@ func (m *Manager) startOn(d *distro, options api.VMOptions) error {
 		}
 		slot = d.slot
 	}
+	asked = true
 	d.port, err = v.machine.StartDistro(ctx, wire.StartDistro{Name: d.spec.Name, Slot: int32(slot), Hostname: hostname()})
 	if err != nil {
 		return fail(err)
 	}
 	return nil
+}
+
+// undoStart takes the disk back from a start that failed. A guest that was asked
+// to start may still be at it, if it did not answer in time: it is told to stop
+// first, and if it does not, only the VM's end makes the disk free.
+func (m *Manager) undoStart(v *vm, d *distro, asked bool) {
+	ctx, cancel := context.WithTimeout(context.Background(), killAfter)
+	defer cancel()
+	var err error
+	var refused *GuestError
+	if asked {
+		err = v.machine.StopDistro(ctx, wire.StopDistro{Name: d.spec.Name})
+		if errors.As(err, &refused) && refused.Code == wire.CodeUnknownDistro {
+			err = nil
+		}
+	}
+	if err == nil && d.slot >= 0 {
+		err = v.machine.Detach(ctx, d.slot)
+	}
+	if err == nil {
+		return
+	}
+	select {
+	case <-v.machine.Done():
+	default:
+		m.log.Warn("start not undone", "distro", d.spec.Name, "err", err)
+		m.shutdownVM(v, false)
+	}
 }
 
 // within bounds ctx by d unless d is negative; what names the failure.
@@ -414,7 +460,10 @@ func (m *Manager) acquireVM(ctx context.Context, o api.VMOptions, disk string) (
 	for {
 		m.mu.Lock()
 		v, slot := m.vm, -1
-		if v == nil {
+		if v == nil && m.closing {
+			m.mu.Unlock()
+			return nil, -1, errClosing
+		} else if v == nil {
 			v = &vm{options: o, up: make(chan struct{}), gone: make(chan struct{}), bootDisk: disk}
 			v.booting, v.abort = context.WithCancelCause(context.Background())
 			m.vm = v
@@ -597,12 +646,21 @@ func (m *Manager) distroIdle(v *vm, name string) {
 // distroExited handles the guest's event: the distro's init has ended by itself.
 func (m *Manager) distroExited(v *vm, name, text string) {
 	m.mu.Lock()
+	defer m.mu.Unlock()
 	d := m.distros[strings.ToLower(name)]
-	if d == nil || d.vm != v || d.state != api.StateRunning {
-		m.mu.Unlock()
-		return
+	switch {
+	case d == nil || d.vm != v:
+	case d.state == api.StateStarting:
+		d.exited = &text // the answer to its start is still being handled
+	case d.state == api.StateRunning:
+		m.cleanUpExited(d, text)
 	}
-	d.state, d.settled = api.StateStopping, make(chan struct{})
+}
+
+// cleanUpExited frees what a running distro had whose init has ended.
+// Preconditions: m.mu is held.
+func (m *Manager) cleanUpExited(d *distro, text string) {
+	d.settled = make(chan struct{})
 	ended := m.dropLeases(d)
 	d.state = api.StateStopping
 	m.wg.Go(func() {
@@ -611,10 +669,9 @@ func (m *Manager) distroExited(v *vm, name, text string) {
 		}
 		ctx, cancel := context.WithTimeout(context.Background(), killAfter)
 		defer cancel()
-		// The guest unmounts on StopDistro only.
+		// The guest answers once the disk is unmounted.
 		m.finishStop(ctx, d, stopExited)
 	})
-	m.mu.Unlock()
 }
 
 // stopKind is why a distro is stopped.
@@ -631,7 +688,10 @@ func (m *Manager) finishStop(ctx context.Context, d *distro, kind stopKind) erro
 	v := d.vm
 	err := v.machine.StopDistro(ctx, wire.StopDistro{Name: d.spec.Name, IfIdle: kind == stopIdle, GraceMillis: uint32(stopGrace.Milliseconds())})
 	var refused *GuestError
-	if errors.As(err, &refused) && kind != stopExited {
+	if errors.As(err, &refused) && refused.Code == wire.CodeUnknownDistro {
+		err, refused = nil, nil // its init has ended by itself, and with it its mounts
+	}
+	if refused != nil && kind != stopExited {
 		m.mu.Lock()
 		defer m.mu.Unlock()
 		d.state = api.StateRunning
@@ -757,11 +817,12 @@ func (m *Manager) powerOff(v *vm) {
 }
 
 // TryStopIdle stops everything if nothing is in use: no leases, no processes,
-// no imports. It tells whether all is stopped.
+// no imports. It tells whether all is stopped; then nothing is started any more.
 func (m *Manager) TryStopIdle() bool {
 	m.mu.Lock()
 	v := m.vm
 	if v == nil && len(m.distros) == 0 {
+		m.closing = true
 		m.mu.Unlock()
 		return true
 	}
@@ -795,7 +856,7 @@ func (m *Manager) TryStopIdle() bool {
 	m.mu.Lock()
 	all = all && v.users == 0 && !v.stopping
 	if all {
-		v.stopping = true
+		v.stopping, m.closing = true, true
 		stopTimer(&v.timer)
 	}
 	m.mu.Unlock()
@@ -807,6 +868,7 @@ func (m *Manager) TryStopIdle() bool {
 
 // Close ends everything and waits for the Manager's goroutines.
 func (m *Manager) Close() {
+	m.Refuse()
 	m.Shutdown(false)
 	m.wg.Wait()
 }

@@ -109,8 +109,19 @@ func (m *memMachine) StopDistro(ctx context.Context, r wire.StopDistro) error {
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	if !m.running[r.Name] {
+		return &GuestError{wire.CodeUnknownDistro, r.Name + " is not running"}
+	}
 	delete(m.running, r.Name)
 	return nil
+}
+
+// exitDistro is the end of a distro's init.
+func (m *memMachine) exitDistro(name, text string) {
+	m.mu.Lock()
+	delete(m.running, name)
+	m.mu.Unlock()
+	m.req.DistroExited(name, text)
 }
 
 func (m *memMachine) Import(ctx context.Context, r wire.Import, ready func(uint32)) error {
@@ -561,15 +572,112 @@ func TestDistroExits(t *testing.T) {
 	inBubble(t, func(t *testing.T, s *setup) {
 		var told error
 		s.open(t, debian, func(err error) { told = err })
-		s.machine(0).req.DistroExited("debian", "init was killed")
-		s.machine(0).req.DistroExited("nosuch", "")
+		other := s.open(t, DistroSpec{Name: "alpine", Disk: "/a"}, func(err error) { t.Errorf("the other distro's session: %v", err) })
+		s.machine(0).exitDistro("debian", "init was killed")
+		s.machine(0).exitDistro("nosuch", "")
 		synctest.Wait()
-		if told == nil || !strings.Contains(told.Error(), "init was killed") || s.state("debian") != api.StateStopped || len(s.machine(0).disks) != 0 {
+		other.Release()
+		if told == nil || !strings.Contains(told.Error(), "init was killed") || s.state("debian") != api.StateStopped || len(s.machine(0).disks) != 1 {
 			t.Fatal(told, s.state("debian"))
 		}
 		s.open(t, debian, nil)
-		if s.machine(0).starts != 2 {
+		if s.machine(0).starts != 3 {
 			t.Fatal(s.machine(0).starts)
+		}
+	})
+}
+
+// A distro whose init ends while it is being stopped is stopped, not stuck.
+func TestDistroExitsWhileStopping(t *testing.T) {
+	inBubble(t, func(t *testing.T, s *setup) {
+		s.open(t, debian, nil)
+		m := s.machine(0)
+		m.onStop(func(name string) error { m.exitDistro(name, "poweroff"); return nil })
+		if err := s.m.Terminate(t.Context(), "debian"); err != nil {
+			t.Fatal(err)
+		}
+		if s.state("debian") != api.StateStopped || len(m.disks) != 0 || s.m.VM() == nil {
+			t.Fatal(s.state("debian"), m.disks, s.m.VM())
+		}
+	})
+}
+
+// The same before its start has been told.
+func TestDistroExitsWhileStarting(t *testing.T) {
+	inBubble(t, func(t *testing.T, s *setup) {
+		s.prepare = func(m *memMachine) {
+			m.startFn = func(name string) error { m.req.DistroExited(name, "init was killed"); return nil }
+		}
+		told := make(chan error, 1)
+		s.m.Open(t.Context(), debian, api.VMOptions{}, func(err error) { told <- err })
+		if err := <-told; !strings.Contains(err.Error(), "init was killed") {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		if s.state("debian") != api.StateStopped || len(s.machine(0).disks) != 0 {
+			t.Fatal(s.state("debian"), s.machine(0).disks)
+		}
+	})
+}
+
+// A guest that does not say whether a distro runs keeps no disk that is given away.
+func TestStartTimesOut(t *testing.T) {
+	inBubble(t, func(t *testing.T, s *setup) {
+		s.prepare = func(m *memMachine) {
+			m.startFn = func(name string) error {
+				m.mu.Lock()
+				defer m.mu.Unlock()
+				m.running[name] = true // it does come up, too late
+				return context.DeadlineExceeded
+			}
+		}
+		if _, _, err := s.m.Open(t.Context(), debian, api.VMOptions{}, func(error) {}); err == nil {
+			t.Fatal("started")
+		}
+		m := s.machine(0)
+		if len(m.running) != 0 || len(m.disks) != 0 || s.m.VM() == nil {
+			t.Fatal(m.running, m.disks, s.m.VM())
+		}
+		// Nor does one that cannot stop it.
+		m.hang = true
+		m.onStop(func(string) error { time.Sleep(killAfter); return context.DeadlineExceeded })
+		if _, _, err := s.m.Open(t.Context(), debian, api.VMOptions{}, func(error) {}); err == nil {
+			t.Fatal("started")
+		}
+		if s.m.VM() != nil {
+			t.Fatal("the VM lives")
+		}
+	})
+}
+
+// A session that waits for the end of a VM must not start another one in a
+// service that is shutting down.
+func TestRefuse(t *testing.T) {
+	inBubble(t, func(t *testing.T, s *setup) {
+		s.open(t, debian, nil)
+		s.machine(0).hang = true
+		go s.m.Shutdown(false)
+		synctest.Wait()
+		result := make(chan error, 2)
+		for _, spec := range []DistroSpec{debian, {Name: "alpine", Disk: "/a"}} {
+			go func() {
+				_, _, err := s.m.Open(context.Background(), spec, api.VMOptions{}, func(error) {})
+				result <- err
+			}()
+		}
+		synctest.Wait()
+		s.m.Refuse()
+		for range 2 {
+			if err := <-result; !errors.Is(err, errClosing) {
+				t.Error(err)
+			}
+		}
+		if s.boots() != 1 {
+			t.Errorf("%d boots", s.boots())
+		}
+		err := s.m.Import(context.Background(), "x", "/x", wire.SessionID{}, api.VMOptions{}, func(Session) {})
+		if !errors.Is(err, errClosing) {
+			t.Error(err)
 		}
 	})
 }
@@ -653,9 +761,6 @@ func TestLock(t *testing.T) {
 
 func TestTryStopIdle(t *testing.T) {
 	inBubble(t, func(t *testing.T, s *setup) {
-		if !s.m.TryStopIdle() {
-			t.Fatal("nothing is not idle")
-		}
 		l := s.open(t, debian, nil)
 		if s.m.TryStopIdle() {
 			t.Fatal("stopped under a lease")
@@ -669,6 +774,13 @@ func TestTryStopIdle(t *testing.T) {
 		s.machine(0).setBusy("debian", false)
 		if !s.m.TryStopIdle() || s.m.VM() != nil {
 			t.Fatal("not stopped")
+		}
+		if !s.m.TryStopIdle() {
+			t.Fatal("nothing is not idle")
+		}
+		// The next service starts what is asked for now.
+		if _, _, err := s.m.Open(t.Context(), debian, api.VMOptions{}, func(error) {}); !errors.Is(err, errClosing) {
+			t.Fatal(err)
 		}
 	})
 }

@@ -254,7 +254,7 @@ func (s *Service) serve(c *net.UnixConn) {
 	}
 	result, err := s.call(p, call)
 	if err != nil {
-		p.fail(err)
+		s.fail(p, err)
 		return
 	}
 	if call.Verb == api.VerbShutdown {
@@ -263,21 +263,24 @@ func (s *Service) serve(c *net.UnixConn) {
 	p.json(api.KindResult, result)
 }
 
+// fail answers with an error. A request that came too late for this service is
+// not answered: the client takes it to the next one, which it must be able to start.
+func (s *Service) fail(p *peer, err error) {
+	if errors.Is(err, errClosing) {
+		<-s.stop
+		return
+	}
+	p.fail(err)
+}
+
 // otherBuild decides about a client of another build: if nothing is in use this
 // service ends and the client starts its own. It tells whether to serve it.
 func (s *Service) otherBuild(p *peer, id api.Identity) bool {
 	if s.m.TryStopIdle() {
-		s.mu.Lock()
-		last := s.clients == 1
-		if last {
-			s.shutdownLocked()
-		}
-		s.mu.Unlock()
-		if last {
-			s.log.Info("making way for another build", "version", id.Version)
-			p.send(api.KindReplaced, nil)
-			return false
-		}
+		s.shutdown()
+		s.log.Info("making way for another build", "version", id.Version)
+		p.send(api.KindReplaced, nil)
+		return false
 	}
 	if id.Protocol != s.self.Protocol {
 		p.fail(api.Errorf(api.CodeVersion, "end the sessions, or run `wsl2 --shutdown`",
@@ -358,7 +361,7 @@ func (s *Service) open(p *peer, o api.Open) {
 	lease, session, err := s.m.Open(ctx, spec, o.VM, func(err error) { p.json(api.KindEnded, api.AsError(err)) })
 	if err != nil {
 		if ctx.Err() == nil {
-			p.fail(err)
+			s.fail(p, err)
 		}
 		return
 	}
@@ -413,6 +416,7 @@ func notFound(name string) error {
 func (s *Service) call(p *peer, c api.Call) (any, error) {
 	switch c.Verb {
 	case api.VerbShutdown:
+		s.m.Refuse() // or a command that waits for the end would start all anew
 		s.m.Shutdown(c.Force)
 		return struct{}{}, nil
 	case api.VerbStatus:
