@@ -22,7 +22,6 @@ const (
 	IDBlock   ID = 2
 	IDConsole ID = 3
 	IDEntropy ID = 4
-	IDBalloon ID = 5
 	IDVsock   ID = 19
 	IDFS      ID = 26
 )
