@@ -36,17 +36,18 @@ type distroProc struct {
 	port   uint32
 	cgroup string // path; "" without
 
-	ready chan struct{} // closed when start is decided; startErr is valid then
+	ready chan struct{} // closed when start is decided
 	start *wire.Reply   // immutable once ready is closed
-	done  chan struct{} // closed when it is gone
+	ended chan struct{} // closed when its init has ended, and its mounts with it
+	done  chan struct{} // closed when it is gone and the host has been told
 
 	// Immutable once ready is closed.
 	c *child
 
 	// Guarded by vm.mu.
-	stopping bool
-	stopErr  *wire.Reply                 // what its init said on its way out
-	waiting  map[uint32]chan *wire.Reply // StopDistro{IfIdle} that may be refused
+	stops   int                         // StopDistro that were passed on and not refused
+	stopErr *wire.Reply                 // what its init said on its way out
+	waiting map[uint32]chan *wire.Reply // StopDistro{IfIdle} that may be refused
 }
 
 // validName is what the launcher allows (wsl.md §1.4).
@@ -80,7 +81,7 @@ func (v *vm) startDistro(m *wire.StartDistro) *wire.Reply {
 		return refused("the VM is shutting down")
 	}
 	if d := v.distros[m.Name]; d != nil {
-		stopping := d.stopping
+		stopping := d.stops > 0
 		v.mu.Unlock()
 		if stopping {
 			return &wire.Reply{Code: wire.CodeBusy, Text: fmt.Sprintf("distro %s is stopping", m.Name)}
@@ -93,7 +94,7 @@ func (v *vm) startDistro(m *wire.StartDistro) *wire.Reply {
 	}
 	d := &distroProc{
 		name: m.Name, slot: m.Slot, port: v.portLocked(),
-		ready: make(chan struct{}), done: make(chan struct{}),
+		ready: make(chan struct{}), ended: make(chan struct{}), done: make(chan struct{}),
 		waiting: map[uint32]chan *wire.Reply{},
 	}
 	v.distros[m.Name] = d
@@ -143,17 +144,14 @@ func (v *vm) launch(d *distroProc, m *wire.StartDistro) *wire.Reply {
 	if err := c.send(m); err != nil {
 		c.proc.Signal(unix.SIGKILL) //nolint:errcheck // it is gone already
 	}
-	select {
-	case r := <-answer:
-		return r
-	case <-d.done:
-		select {
-		case r := <-answer:
-			return r
-		default:
-		}
-		return failed(wire.CodeInternal, fmt.Errorf("distro %s: its init ended while starting (see `dmesg` of the VM)", d.name))
+	r, answered := <-answer
+	if !answered {
+		r = failed(wire.CodeInternal, fmt.Errorf("distro %s: its init ended while starting (see `dmesg` of the VM)", d.name))
 	}
+	if r.Code != wire.CodeOK {
+		<-d.ended // it may have the disk mounted until then
+	}
+	return r
 }
 
 // checkDisk returns nil if a disk is attached to the device's slot and nothing
@@ -171,12 +169,16 @@ func checkDisk(device string) *wire.Reply {
 }
 
 // read takes the frames of a distro's init until its channel ends. They are
-// checked like any input: the distro's root can trace its init.
+// checked like any input: the distro's root can trace its init. answer, which has
+// room for one, gets the first Reply and is closed if there is none.
 func (v *vm) read(d *distroProc, answer chan<- *wire.Reply) {
 	started := false
 	for {
 		m, err := wire.Read(d.c.r)
 		if err != nil {
+			if !started {
+				close(answer)
+			}
 			return
 		}
 		switch m := m.(type) {
@@ -207,7 +209,7 @@ func (v *vm) stopReply(d *distroProc, m *wire.Reply) {
 	defer v.mu.Unlock()
 	if ch := d.waiting[m.ID]; ch != nil {
 		delete(d.waiting, m.ID)
-		d.stopping = false
+		d.stops--
 		ch <- m // has room for one
 		return
 	}
@@ -221,15 +223,18 @@ func (v *vm) watch(d *distroProc) {
 	if d.cgroup != "" {
 		removeCgroup(d.cgroup)
 	}
+	close(d.ended)
+	<-d.ready
 	v.mu.Lock()
-	asked := d.stopping
+	asked := d.stops > 0
 	v.mu.Unlock()
-	v.forget(d)
-	d.c.channel.Close()
-	<-d.ready // launch has seen the end, or the start before it
+	// While it is on the list: a start that follows must not be taken for the one
+	// that has ended.
 	if !asked && d.start.Code == wire.CodeOK {
 		v.send(&wire.DistroExited{Name: d.name, Text: exitText(status)})
 	}
+	v.forget(d)
+	d.c.channel.Close()
 }
 
 // exitText explains the end of a distro's init. The kernel reports reboot(2)
@@ -271,14 +276,12 @@ func (v *vm) stopDistro(m *wire.StopDistro) *wire.Reply {
 	if m.IfIdle {
 		d.waiting[m.ID] = refusal
 	}
-	asked := d.stopping
-	d.stopping = true
+	d.stops++
 	v.mu.Unlock()
-	if !asked {
-		if err := d.c.send(m); err != nil {
-			v.log.Errorf("distro %s: %v; killing it", d.name, err)
-			d.c.proc.Signal(unix.SIGKILL) //nolint:errcheck // it is gone already
-		}
+	// Each is passed on: one that may be refused says nothing about the next.
+	if err := d.c.send(m); err != nil {
+		v.log.Errorf("distro %s: %v; killing it", d.name, err)
+		d.c.proc.Signal(unix.SIGKILL) //nolint:errcheck // it is gone already
 	}
 	timer := time.NewTimer(time.Duration(m.GraceMillis)*time.Millisecond + settleTimeout)
 	defer timer.Stop()
