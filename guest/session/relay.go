@@ -79,8 +79,17 @@ func (o *output) relay() (open bool) {
 		switch {
 		case err == nil:
 		case errors.Is(err, os.ErrDeadlineExceeded):
-			// The program has ended. All that it wrote can be read without waiting.
-			read = o.readNow
+			// The program has ended. All that it wrote can be read without waiting,
+			// and no more than that is: children that go on writing keep nobody.
+			left := o.buffered()
+			read = func(buf []byte) (int, error) {
+				if left == 0 {
+					return 0, syscall.EAGAIN
+				}
+				n, err := o.readNow(buf[:min(len(buf), left)])
+				left -= n
+				return n, err
+			}
 		case errors.Is(err, syscall.EAGAIN):
 			return true
 		default: // io.EOF; EIO from a pty that nobody holds open
@@ -88,6 +97,25 @@ func (o *output) relay() (open bool) {
 			return false
 		}
 	}
+}
+
+// ptyBuffer is more than a pty holds (TTYB_DEFAULT_MEM_LIMIT, 640 KiB, and the
+// line discipline's 4 KiB); how much that is at a moment cannot be asked.
+const ptyBuffer = 1 << 20
+
+// buffered is how many bytes may have been written and not yet read: exact for a
+// pipe, a bound for a pty.
+func (o *output) buffered() (n int) {
+	if !o.discards {
+		return ptyBuffer
+	}
+	rc, err := o.src.SyscallConn()
+	if err != nil {
+		return 0
+	}
+	// FIONREAD (pipe(7)) is the same number as TIOCINQ.
+	rc.Control(func(fd uintptr) { n, err = unix.IoctlGetInt(int(fd), unix.TIOCINQ) }) //nolint:errcheck // closed: nothing to read
+	return n
 }
 
 // readNow reads what is there: EAGAIN if there is nothing. A read from a pty's

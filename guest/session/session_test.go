@@ -10,6 +10,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -391,6 +392,37 @@ func TestBackgroundWriterLives(t *testing.T) {
 	b, err := os.ReadFile(dir + "/done")
 	if string(b) != "0\n" {
 		t.Errorf("background writer ended with %q, %v", b, err)
+	}
+}
+
+// TestBackgroundFlood: a child that never stops writing does not keep the session
+// of a program that has ended.
+func TestBackgroundFlood(t *testing.T) {
+	for _, streams := range []wire.Streams{wire.StreamStdin | wire.StreamStdout, wire.StreamPTY} {
+		r := newRig(t)
+		file := filepath.Join(t.TempDir(), "pid")
+		m := sh("trap '' HUP; cat /dev/zero & echo $! >" + file + "; read x; exit 3")
+		m.Streams = streams
+		c := r.open(m)
+		in, out := c.stdin, c.stdout
+		if in == nil {
+			in, out = c.pty, c.pty
+		}
+		c.started()
+		_, err := io.CopyN(io.Discard, out, 1<<20) // it is at it
+		must(t, err)
+		t.Cleanup(func() {
+			text, _ := os.ReadFile(file)
+			if pid, err := strconv.Atoi(strings.TrimSpace(string(text))); err == nil {
+				syscall.Kill(pid, syscall.SIGKILL)
+			}
+		})
+		go io.Copy(io.Discard, out)
+		_, err = io.WriteString(in, "x\n")
+		must(t, err)
+		if e := c.exited(); e.Status != 3 {
+			t.Errorf("%+v", e)
+		}
 	}
 }
 
