@@ -37,9 +37,11 @@ func mapRAM(size uint64) (b []byte, unmap func() error, err error) {
 		return nil, nil, errors.Join(fmt.Errorf("microvm: trim guest memory: %w", err), unix.MunmapPtr(whole, uintptr(size)+hugePage))
 	}
 	b = unsafe.Slice((*byte)(p), size)
-	// EINVAL: this kernel has no transparent huge pages; the guest is slower.
-	if err := unix.Madvise(b, unix.MADV_HUGEPAGE); err != nil && !errors.Is(err, unix.EINVAL) {
-		return nil, nil, errors.Join(os.NewSyscallError("madvise", err), unix.MunmapPtr(p, uintptr(size)))
+	for _, advice := range []int{unix.MADV_HUGEPAGE, unix.MADV_DONTDUMP} {
+		// EINVAL: this kernel has no transparent huge pages; the guest is slower.
+		if err := unix.Madvise(b, advice); err != nil && !errors.Is(err, unix.EINVAL) {
+			return nil, nil, errors.Join(os.NewSyscallError("madvise", err), unix.MunmapPtr(p, uintptr(size)))
+		}
 	}
 	return b, func() error { return os.NewSyscallError("munmap", unix.MunmapPtr(p, uintptr(size))) }, nil
 }
