@@ -32,7 +32,7 @@ func (m *Ready) appendBody(b []byte) []byte {
 
 func (m *Ready) readBody(d *decoder) {
 	m.Version = d.checkVersion(false)
-	m.KernelRelease = d.string()
+	m.KernelRelease = d.text()
 	m.BootNanos = d.u64()
 	m.InitNanos = d.u64()
 }
@@ -107,7 +107,7 @@ func (m *Reply) appendBody(b []byte) []byte {
 func (m *Reply) readBody(d *decoder) {
 	m.ID = d.u32()
 	m.Code = Code(d.u16())
-	m.Text = d.string()
+	m.Text = d.text()
 	m.Port = d.u32()
 }
 
@@ -131,7 +131,7 @@ func (m *DistroExited) appendBody(b []byte) []byte {
 
 func (m *DistroExited) readBody(d *decoder) {
 	m.Name = d.string()
-	m.Text = d.string()
+	m.Text = d.text()
 }
 
 func (*DistroIdle) Type() Type { return TypeDistroIdle }
@@ -171,7 +171,7 @@ func (m *Started) appendBody(b []byte) []byte {
 
 func (m *Started) readBody(d *decoder) {
 	m.PID = d.u32()
-	m.Notice = d.string()
+	m.Notice = d.text()
 }
 
 func (*Failed) Type() Type { return TypeFailed }
@@ -182,7 +182,7 @@ func (m *Failed) appendBody(b []byte) []byte {
 
 func (m *Failed) readBody(d *decoder) {
 	m.Code = Code(d.u16())
-	m.Text = d.string()
+	m.Text = d.text()
 }
 
 func (*Resize) Type() Type { return TypeResize }

@@ -5,6 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
+	"unicode"
+	"unicode/utf8"
 )
 
 // MaxFrame is the largest length field of a frame: type and body. It holds the
@@ -282,6 +285,32 @@ func (d *decoder) length(size int) int {
 }
 
 func (d *decoder) string() string { return string(d.take(d.length(1))) }
+
+// maxText is where a text for people is cut.
+const (
+	maxText  = 4 << 10
+	ellipsis = "..."
+)
+
+// text reads a string for people. It may end on a terminal, and the guest is
+// hostile: control characters but newline and tab, and what is no UTF-8, come as '?'.
+func (d *decoder) text() string {
+	b := d.take(d.length(1))
+	cut := len(b) > maxText
+	if cut {
+		b = b[:maxText-len(ellipsis)]
+	}
+	s := strings.Map(func(r rune) rune {
+		if r == utf8.RuneError || unicode.IsControl(r) && r != '\n' && r != '\t' {
+			return '?'
+		}
+		return r
+	}, string(b))
+	if cut {
+		s += ellipsis
+	}
+	return s
+}
 
 func (d *decoder) strings() []string {
 	n := d.length(4)
