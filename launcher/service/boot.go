@@ -79,6 +79,7 @@ func (b *Booter) Boot(ctx context.Context, r BootRequest) (Machine, error) {
 	}
 	p, err := b.Start(ctx, c, lock, func(slot int, err error) {
 		b.Log.Error("disk", "slot", slot, "err", err)
+		r.DiskError(slot, err)
 	})
 	if err != nil {
 		return nil, bootFailure(err, r.Settings.Kernel)

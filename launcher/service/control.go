@@ -33,8 +33,8 @@ type control struct {
 
 // exchange is a request that waits for its Reply.
 type exchange struct {
-	reply chan *wire.Reply // capacity 1
-	ready func(port uint32)
+	reply chan *wire.Reply  // capacity 1
+	ready func(port uint32) // guarded by control.mu
 }
 
 // listenControl listens where the guest's connection to PortControl arrives. A
@@ -157,10 +157,13 @@ func (c *control) handle(m wire.Message) error {
 		}
 	case *wire.ImportReady:
 		c.mu.Lock()
-		x := c.pending[m.ID]
+		var ready func(port uint32)
+		if x := c.pending[m.ID]; x != nil {
+			ready, x.ready = x.ready, nil // whatever the guest says, once
+		}
 		c.mu.Unlock()
-		if x != nil && x.ready != nil {
-			x.ready(m.Port)
+		if ready != nil {
+			ready(m.Port)
 		}
 	case *wire.DistroExited:
 		c.req.DistroExited(m.Name, m.Text)
@@ -209,10 +212,16 @@ func (c *control) request(ctx context.Context, ready func(port uint32), build fu
 	}
 }
 
+// sendTimeout is what PID 1 gets to take a message. One that does not read is as
+// good as gone, and must not hold up who would end its VM.
+const sendTimeout = 10 * time.Second
+
 func (c *control) send(m wire.Message) error {
 	c.writeMu.Lock()
 	defer c.writeMu.Unlock()
+	c.conn.SetWriteDeadline(time.Now().Add(sendTimeout))
 	if err := wire.Write(c.conn, m); err != nil {
+		c.conn.Close() // part of a frame may have gone: read ends, and the guard looks after the VM
 		return fmt.Errorf("%w (%w)", errControlLost, err)
 	}
 	return nil

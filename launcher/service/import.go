@@ -109,6 +109,10 @@ func (s *Service) importDistro(p *peer, reg *registry.Registry, c api.Call) (_ a
 		return nil, errClientGone
 	}
 	if err != nil {
+		// To the guest a full host is an I/O error of its disk.
+		if full := images.CheckSpace(note.Dir, 0); errors.Is(full, images.ErrNoSpace) {
+			return nil, importFailure(full)
+		}
 		return nil, err
 	}
 	// The guest has seen the end of a tar; only the client knows whether that

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/wsl2/wsl2/internal/wire"
@@ -53,6 +54,8 @@ type BootRequest struct {
 	// Events from the guest. They are called one at a time and must not block.
 	DistroExited func(name, text string)
 	DistroIdle   func(name string)
+	// DiskError is told that the host could not read or write a disk's file.
+	DiskError func(slot int, err error)
 }
 
 // BootFunc starts a VM and returns once its guest is ready. ctx bounds the
@@ -127,6 +130,7 @@ type distro struct {
 	leases   map[*Lease]struct{}
 	timer    *time.Timer
 	idleSeen bool    // a DistroIdle came while it was being stopped
+	diskErr  error   // the host's file of its disk failed; the guest may have made it read-only
 	exited   *string // how its init ended before the start was over, nil if it did not
 }
 
@@ -236,7 +240,36 @@ func (m *Manager) Open(ctx context.Context, spec DistroSpec, options api.VMOptio
 		if starter {
 			s.Notices = m.startNotices(d.vm)
 		}
+		if n := m.diskNotice(d); n != "" {
+			s.Notices = append(s.Notices, n)
+		}
 		return lease, s, nil
+	}
+}
+
+// diskNotice tells what the guest only knows as an I/O error.
+func (m *Manager) diskNotice(d *distro) string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if d.diskErr == nil {
+		return ""
+	}
+	next := "its file system may be read-only now"
+	// The error's type was lost on its way from the VM's process.
+	if strings.Contains(d.diskErr.Error(), syscall.ENOSPC.Error()) {
+		next = "the host is full: make room there"
+	}
+	return fmt.Sprintf("the disk of %s failed: %v; %s, then run: wsl2 --terminate %s", d.spec.Name, d.diskErr, next, d.spec.Name)
+}
+
+// diskError notes the error for the distro's next sessions.
+func (m *Manager) diskError(v *vm, slot int, err error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, d := range m.distros {
+		if d.vm == v && d.state == api.StateRunning && d.slot == slot && d.spec.Disk != "" {
+			d.diskErr = err
+		}
 	}
 }
 
@@ -549,6 +582,7 @@ func (m *Manager) bootVM(v *vm) {
 		Settings: v.settings, Disk: v.bootDisk,
 		DistroExited: func(name, text string) { m.distroExited(v, name, text) },
 		DistroIdle:   func(name string) { m.distroIdle(v, name) },
+		DiskError:    func(slot int, err error) { m.diskError(v, slot, err) },
 	})
 	m.mu.Lock()
 	defer m.mu.Unlock()
