@@ -310,9 +310,10 @@ func TestNoSpace(t *testing.T) {
 	if r.Status == 0 {
 		t.Errorf("128 MB fit into 64: %v", r)
 	}
+	h.Want(h.Run("-d", "small", "-e", "true"), 0, "no space", "--terminate small")
 	// The user makes room; nothing is lost and the distro can be written again.
 	h.InNamespace("mount -o remount,size=512m $DIR/data")
-	h.Run("--shutdown")
+	h.OK("--terminate", "small")
 	if got := h.OK("-d", "small", "-e", "sh", "-c", "cat /root/precious; rm -f /root/fill; echo more >/root/more && sync && cat /root/more"); got != "precious\nmore\n" {
 		t.Errorf("after the host was full: %q", got)
 	}
