@@ -50,6 +50,7 @@ func TestSizes(t *testing.T) {
 		{"kvm_msr_entry", unsafe.Sizeof(MSREntry{}), 16},
 		{"kvm_msrs.entries", unsafe.Offsetof(msrs{}.entries), 8},
 		{"kvm_userspace_memory_region", unsafe.Sizeof(gokvm.UserspaceMemoryRegion{}), 32},
+		{"kvm_xcrs", unsafe.Sizeof(gokvm.XCRS{}), 392},
 		{"kvm_irq_level", unsafe.Sizeof(irqLevel{}), 8},
 		{"kvm_irqfd", unsafe.Sizeof(irqfd{}), 32},
 		{"kvm_ioeventfd", unsafe.Sizeof(ioeventfd{}), 64},

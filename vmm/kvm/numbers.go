@@ -23,6 +23,7 @@ var (
 	kvmSetSregs            = gokvm.IIOW(0x84, unsafe.Sizeof(Sregs{}))
 	kvmSetMSRs             = gokvm.IIOW(0x89, 8) // struct kvm_msrs without its entries
 	kvmSetCPUID2           = gokvm.IIOW(0x90, 8) // struct kvm_cpuid2 without its entries
+	kvmSetXCRs             = gokvm.IIOW(0xa7, unsafe.Sizeof(gokvm.XCRS{}))
 )
 
 // irqLevel is struct kvm_irq_level.

@@ -10,6 +10,7 @@ import (
 	"syscall"
 	"unsafe"
 
+	gokvm "github.com/bobuhiro11/gokvm/kvm"
 	"golang.org/x/sys/unix"
 )
 
@@ -151,6 +152,17 @@ func (v *VCPU) SetCPUID2(entries []CPUIDEntry2) error {
 	}
 	if err := ioctl(v.fd, kvmSetCPUID2, c); err != nil {
 		return fmt.Errorf("kvm: KVM_SET_CPUID2: vCPU %d: %w", v.id, err)
+	}
+	return nil
+}
+
+// SetXCR0 is KVM_SET_XCRS (0xa7, api.rst §4.62, KVM_CAP_XCRS) for the only
+// register there is: the extended states that XSAVE handles.
+func (v *VCPU) SetXCR0(value uint64) error {
+	x := &gokvm.XCRS{NrXRCS: 1}
+	x.Registers[0].Value = value
+	if err := ioctl(v.fd, kvmSetXCRs, x); err != nil {
+		return fmt.Errorf("kvm: KVM_SET_XCRS: vCPU %d: XCR0 %#x: %w", v.id, value, err)
 	}
 	return nil
 }

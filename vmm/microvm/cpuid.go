@@ -84,6 +84,17 @@ func cpuidFor(supported []kvm.CPUIDEntry2, id, n int) []kvm.CPUIDEntry2 {
 	return es
 }
 
+// supportedXCR0 returns the extended states that the guest may enable (CPUID leaf
+// 0xD), 0 if there is no XSAVE.
+func supportedXCR0(es []kvm.CPUIDEntry2) uint64 {
+	for _, e := range es {
+		if e.Function == 0xd && e.Index == 0 {
+			return uint64(e.Edx)<<32 | uint64(e.Eax)
+		}
+	}
+	return 0
+}
+
 // setTopology fills a sub-leaf of leaf 0xB or 0x1F: threads, cores, end.
 func setTopology(e *kvm.CPUIDEntry2, shift, cores, apic uint32) {
 	const levelThread, levelCore = 1, 2

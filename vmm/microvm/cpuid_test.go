@@ -86,3 +86,15 @@ func TestCPUID(t *testing.T) {
 		}
 	}
 }
+
+func TestSupportedXCR0(t *testing.T) {
+	es := append(host(vendorIntel),
+		kvm.CPUIDEntry2{Function: 0xd, Index: 1, Flags: kvm.CPUIDSignificantIndex, Eax: 0xf},
+		kvm.CPUIDEntry2{Function: 0xd, Index: 0, Flags: kvm.CPUIDSignificantIndex, Eax: 0x207, Edx: 1})
+	if got := supportedXCR0(es); got != 0x1_0000_0207 {
+		t.Errorf("%#x", got)
+	}
+	if got := supportedXCR0(host(vendorIntel)); got != 0 {
+		t.Errorf("%#x without XSAVE", got)
+	}
+}

@@ -38,6 +38,14 @@ func (m *machine) createVCPUs(sys *kvm.System, vm *kvm.VM, entry boot.Entry) ([]
 		if err := c.SetCPUID2(cpuidFor(supported, id, m.spec.CPUs)); err != nil {
 			return nil, err
 		}
+		// The guest sets XCR0 itself. A host that is emulated may not tell KVM of
+		// it, whose CPUID leaf 0xD then gives the sizes of the state after reset:
+		// the guest takes XSAVE for broken and does without AVX.
+		if xcr0 := supportedXCR0(supported); xcr0 != 0 {
+			if err := c.SetXCR0(xcr0); err != nil {
+				return nil, err
+			}
+		}
 		if err := c.SetMSRs(
 			kvm.MSREntry{Index: msrMiscEnable, Data: miscFastString},
 			kvm.MSREntry{Index: msrMTRRDefType, Data: mtrrEnabled | mtrrTypeWriteBack},
