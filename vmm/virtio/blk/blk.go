@@ -108,7 +108,7 @@ type Device struct {
 	writeThrough  bool        // by the driver's write to writeback
 	configChanged func()      // of the running session
 	run           *session
-	reported      map[string]time.Time // by operation and error
+	reported      map[string]time.Time // of the attached disk, by operation and error
 }
 
 var _ virtio.Device = (*Device)(nil)
@@ -152,6 +152,7 @@ func (d *Device) Attach(disk *Disk) error {
 		return fmt.Errorf("blk: attach %s: %w: %s", disk.path, ErrOccupied, d.slot.disk.path)
 	}
 	d.slot = newAttachment(disk)
+	clear(d.reported) // of the disk before
 	changed := d.configChanged
 	d.mu.Unlock()
 	if changed != nil {
