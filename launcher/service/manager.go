@@ -259,7 +259,7 @@ func (m *Manager) diskNotice(d *distro) string {
 	if strings.Contains(d.diskErr.Error(), syscall.ENOSPC.Error()) {
 		next = "the host is full: make room there"
 	}
-	return fmt.Sprintf("the disk of %s failed: %v; %s, then run: wsl2 --terminate %s", d.spec.Name, d.diskErr, next, d.spec.Name)
+	return fmt.Sprintf("the disk of %s failed: %v; %s, then run: wsl2 --shutdown", d.spec.Name, d.diskErr, next)
 }
 
 // diskError notes the error for the distro's next sessions.
