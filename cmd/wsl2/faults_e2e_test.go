@@ -306,14 +306,14 @@ func TestNoSpace(t *testing.T) {
 
 	h.Import("small", distro...)
 	h.OK("-d", "small", "-e", "sh", "-c", "echo precious >/root/precious && sync")
-	r := h.Run("-d", "small", "-e", "sh", "-c", "yes fill | head -c 128000000 >/root/fill && sync")
+	r := h.Run("-d", "small", "-e", "sh", "-c", "yes fill | head -c 128000000 | dd of=/root/fill bs=1M conv=fsync")
 	if r.Status == 0 {
 		t.Errorf("128 MB fit into 64: %v", r)
 	}
-	h.Want(h.Run("-d", "small", "-e", "true"), 0, "no space", "--terminate small")
+	h.Want(h.Run("-d", "small", "-e", "true"), 0, "no space", "--shutdown")
 	// The user makes room; nothing is lost and the distro can be written again.
 	h.InNamespace("mount -o remount,size=512m $DIR/data")
-	h.OK("--terminate", "small")
+	h.OK("--shutdown")
 	if got := h.OK("-d", "small", "-e", "sh", "-c", "cat /root/precious; rm -f /root/fill; echo more >/root/more && sync && cat /root/more"); got != "precious\nmore\n" {
 		t.Errorf("after the host was full: %q", got)
 	}
