@@ -573,6 +573,28 @@ func (h *host) endServices() {
 	}
 }
 
+// A service keeps nothing open that the command which started it was left by its caller.
+func TestServiceInheritsNothing(t *testing.T) {
+	h := &host{t: t, dir: shortDir(t)}
+	defer h.endServices()
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	cmd := h.process("true")
+	cmd.ExtraFiles = []*os.File{w}
+	start(t, cmd)
+	w.Close()
+	if st := exitStatus(cmd.Wait()); st != 0 {
+		t.Fatal(st)
+	}
+	r.SetReadDeadline(time.Now().Add(10 * time.Second))
+	if _, err := r.Read(make([]byte, 1)); err != io.EOF {
+		t.Errorf("the service keeps the caller's pipe: %v", err)
+	}
+}
+
 // A service that was killed leaves its socket; the next command replaces it.
 func TestStaleSocket(t *testing.T) {
 	h := &host{t: t, dir: shortDir(t)}

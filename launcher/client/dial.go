@@ -147,6 +147,9 @@ func (c *Client) startService() error {
 		return err
 	}
 	defer log.Close()
+	// What we were left by our caller (a pipe whose reader waits for its end, a
+	// lock) is not for a process that stays. Best effort: Linux 5.11.
+	unix.CloseRange(3, ^uint(0), unix.CLOSE_RANGE_CLOEXEC)
 	cmd := exec.Command(c.Service.Path, c.Service.Args...)
 	cmd.Args[0] = "wsl2"
 	cmd.Env = c.Service.Env

@@ -54,7 +54,7 @@ type session struct {
 	streams wire.Streams
 
 	control *guestConn
-	writeMu sync.Mutex // serialises frames on control
+	writeMu sync.Mutex // serialises frames on control; guards control while it is dialled
 
 	tty     *terminal // nil if none of the streams is one
 	outputs []*output
@@ -85,15 +85,16 @@ func (s *session) run(spec RunSpec) (int, error) {
 	s.streams = s.classify()
 	start.Streams = s.streams
 	start.Env = guestEnv(s.io, s.tty != nil)
+	rand.Read(s.id[:])
+
+	// First the signals: one that ended us in between would leave the terminal raw.
+	stopSignals := s.watchSignals()
+	defer stopSignals()
 	if s.tty != nil {
 		start.Size = s.tty.size()
 		defer s.tty.restore()
 		s.tty.raw()
 	}
-	rand.Read(s.id[:])
-
-	stopSignals := s.watchSignals()
-	defer stopSignals()
 	if err := s.connect(&start); err != nil {
 		return StatusFailed, s.broken(err)
 	}
@@ -144,9 +145,13 @@ func (s *session) classify() (streams wire.Streams) {
 // connect opens the session's connections. Nothing is waited for: CONNECT line,
 // Hello and Start travel at once.
 func (s *session) connect(start *wire.Start) (err error) {
-	if s.control, err = s.dial(wire.RoleControl, start); err != nil {
+	control, err := s.dial(wire.RoleControl, start)
+	if err != nil {
 		return err
 	}
+	s.writeMu.Lock()
+	s.control = control
+	s.writeMu.Unlock()
 	for _, x := range []struct {
 		bit  wire.Streams
 		role wire.Role
