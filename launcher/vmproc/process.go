@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"sync"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -20,6 +21,9 @@ type Process struct {
 
 	conn      net.Conn
 	diskError func(slot int, err error)
+
+	kill     func() // SIGKILL, harmless after the end; immutable
+	killOnce sync.Once
 
 	writeMu sync.Mutex // serialises requests
 	enc     *json.Encoder
@@ -96,22 +100,22 @@ func Start(ctx context.Context, command Command, c Config, lock, logFile *os.Fil
 		return nil, fmt.Errorf("start the VM's process: %w", err)
 	}
 	theirs.Close() // or its end would not be seen while we wait for the start
-	p := newProcess(conn, diskError, func() error { return cmd.Wait() })
+	p := newProcess(conn, diskError, cmd.Wait, func() { cmd.Process.Kill() })
 	p.started.PID = cmd.Process.Pid
-	return p.awaitStart(ctx, func() { cmd.Process.Kill() })
+	return p.awaitStart(ctx)
 }
 
 // newProcess speaks with the process at the other end of conn; wait returns
-// when it has ended.
-func newProcess(conn net.Conn, diskError func(int, error), wait func() error) *Process {
-	p := &Process{conn: conn, diskError: diskError, enc: json.NewEncoder(conn), pending: map[uint64]chan message{},
+// when it has ended, kill makes it end.
+func newProcess(conn net.Conn, diskError func(int, error), wait func() error, kill func()) *Process {
+	p := &Process{conn: conn, diskError: diskError, kill: kill, enc: json.NewEncoder(conn), pending: map[uint64]chan message{},
 		first: make(chan message, 1), done: make(chan struct{})}
 	go p.read(wait)
 	return p
 }
 
 // awaitStart waits for the first event and kills the process if ctx ends first.
-func (p *Process) awaitStart(ctx context.Context, kill func()) (*Process, error) {
+func (p *Process) awaitStart(ctx context.Context) (*Process, error) {
 	select {
 	case m := <-p.first:
 		return p.onStart(m)
@@ -123,7 +127,7 @@ func (p *Process) awaitStart(ctx context.Context, kill func()) (*Process, error)
 		}
 		return nil, p.exit
 	case <-ctx.Done():
-		kill()
+		p.kill()
 		<-p.done
 		return nil, context.Cause(ctx)
 	}
@@ -232,16 +236,28 @@ func (p *Process) Detach(ctx context.Context, slot int) error {
 	return err
 }
 
+// killWait is what the process gets to end after Kill; freeing a large VM's
+// memory takes part of a second.
+const killWait = 10 * time.Second
+
 // Kill ends the VM without asking the guest. A process that does not even do
 // that is killed itself.
 func (p *Process) Kill() {
-	if p.send(request{Op: opKill}) != nil && p.started.PID > 0 {
-		select {
-		case <-p.done:
-		default:
-			unix.Kill(p.started.PID, unix.SIGKILL)
-		}
-	}
+	p.killOnce.Do(func() {
+		p.conn.SetWriteDeadline(time.Now().Add(killWait)) // also for who is writing now
+		go func() {
+			if p.send(request{Op: opKill}) == nil {
+				t := time.NewTimer(killWait)
+				defer t.Stop()
+				select {
+				case <-p.done:
+					return
+				case <-t.C:
+				}
+			}
+			p.kill()
+		}()
+	})
 }
 
 // Done is closed when the process has ended.
