@@ -87,16 +87,20 @@ func (s *session) run(spec RunSpec) (int, error) {
 	start.Env = guestEnv(s.io, s.tty != nil)
 	rand.Read(s.id[:])
 
-	// First the signals: one that ended us in between would leave the terminal raw.
-	stopSignals := s.watchSignals()
-	defer stopSignals()
 	if s.tty != nil {
 		start.Size = s.tty.size()
+		// First the signals: one that ended us in between would leave the terminal raw.
+		defer s.watchSignals()()
 		defer s.tty.restore()
 		s.tty.raw()
 	}
 	if err := s.connect(&start); err != nil {
 		return StatusFailed, s.broken(err)
+	}
+	if s.tty == nil {
+		// Catching a signal takes the runtime two changes of threads: the guest is
+		// at work meanwhile. One that ends us before ends the session.
+		defer s.watchSignals()()
 	}
 	s.startCopies()
 	ended := make(chan result, 1)

@@ -10,7 +10,10 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/wsl2/wsl2/images"
 	"github.com/wsl2/wsl2/internal/wire"
@@ -57,8 +60,9 @@ func (s *Service) importDistro(p *peer, reg *registry.Registry, c api.Call) (_ a
 	if !filepath.IsAbs(note.Dir) {
 		return nil, api.Errorf(api.CodeBadRequest, "", "directory %q is not absolute", note.Dir)
 	}
-	if _, err := os.Lstat(filepath.Join(note.Dir, diskName)); err == nil {
-		return nil, api.Errorf(api.CodeExists, "move it away or choose another directory", "%s is there already, and belongs to no distro that is registered", filepath.Join(note.Dir, diskName))
+	// Before the note is written: what it names is removed after a crash.
+	if disk := filepath.Join(note.Dir, diskName); exists(disk) {
+		return nil, diskThere(disk)
 	}
 	if err := images.CheckSpace(note.Dir, c.ArchiveBytes); err != nil {
 		return nil, importFailure(err)
@@ -134,6 +138,11 @@ func (s *Service) importDistro(p *peer, reg *registry.Registry, c api.Call) (_ a
 	return struct{}{}, nil
 }
 
+func exists(path string) bool {
+	_, err := os.Lstat(path)
+	return err == nil
+}
+
 func importFailure(err error) error {
 	switch {
 	case errors.Is(err, images.ErrNoSpace):
@@ -162,17 +171,53 @@ func (s *Service) begin(note *pending) (undo func(failed bool) error, err error)
 		os.Remove(path)
 		return nil, err
 	}
-	undo = func(failed bool) error {
+	lock, err := claimDir(note.Dir)
+	if err != nil {
+		os.Remove(path)
+		if note.Created {
+			os.Remove(note.Dir) // if it is empty, hence nobody else's
+		}
+		return nil, err
+	}
+	return func(failed bool) error {
+		defer lock.Close()
 		var err error
 		if failed {
 			err = note.remove()
 		}
 		return errors.Join(err, os.Remove(path))
+	}, nil
+}
+
+// claimDir makes the directory and locks it (flock) for one import: two that were
+// given the same one would take each other's disk. Nothing of an import may be there.
+func claimDir(dir string) (lock *os.File, err error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, err
 	}
-	if err := os.MkdirAll(note.Dir, 0o700); err != nil {
-		return nil, errors.Join(err, undo(true))
+	if lock, err = os.Open(dir); err != nil {
+		return nil, err
 	}
-	return undo, nil
+	defer func() {
+		if err != nil {
+			lock.Close()
+		}
+	}()
+	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err == unix.EWOULDBLOCK {
+		return nil, api.Errorf(api.CodeBusy, "choose another directory", "another distro is being imported to %s", dir)
+	} else if err != nil {
+		return nil, fmt.Errorf("lock %s: %w", dir, err)
+	}
+	for _, name := range []string{diskName, diskName + partialSuffix} {
+		if path := filepath.Join(dir, name); exists(path) {
+			return nil, diskThere(path)
+		}
+	}
+	return lock, nil
+}
+
+func diskThere(path string) error {
+	return api.Errorf(api.CodeExists, "move it away or choose another directory", "%s is there already, and belongs to no distro that is registered", path)
 }
 
 // remove takes away what the import made. A disk under its final name is the
@@ -234,7 +279,9 @@ func (s *Service) sweep(reg *registry.Registry) {
 			os.Remove(path)
 			continue
 		}
-		if d, err := reg.Get(n.Name); err != nil || filepath.Dir(d.Disk) != n.Dir {
+		// The disk there may be that of a distro which was imported after all, or of
+		// another one that was being imported to the same directory.
+		if !slices.ContainsFunc(reg.List(), func(d registry.Distro) bool { return filepath.Dir(d.Disk) == n.Dir }) {
 			if err := n.remove(); err != nil {
 				s.log.Warn("import not cleaned up", "dir", n.Dir, "err", err)
 				continue
