@@ -265,6 +265,9 @@ func TestTwoDistros(t *testing.T) {
 	if disks := inside("second", "cat /proc/mounts"); strings.Contains(disks, "/dev/vda /") && strings.Contains(disks, "/dev/vdb /") {
 		t.Errorf("second sees both disks mounted: %s", disks)
 	}
+	// One that powers itself off takes nothing with it but its own sessions.
+	h.Refused(h.Run("-d", "second", "-e", "poweroff", "-f"), "powered off from inside")
+	inside("second", "true")
 	h.OK("--terminate", "second")
 	l.Stdin.Write([]byte("still here\n"))
 	l.Expect("still here\n")
