@@ -1,0 +1,362 @@
+package service
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/wsl2/wsl2/internal/wire"
+	"github.com/wsl2/wsl2/launcher/api"
+)
+
+// This file is the life of a distro: start, idle stop, stop, end.
+
+// distro is one life of a distro.
+type distro struct {
+	spec     DistroSpec
+	vm       *vm
+	slot     int
+	port     uint32
+	state    string        // api.StateStarting, StateRunning, StateStopping
+	up       chan struct{} // closed when the start is over; then err is set or nil
+	err      error
+	settled  chan struct{} // closed when a stop is over, which may leave it running
+	leases   map[*Lease]struct{}
+	timer    *time.Timer
+	idleSeen bool    // a DistroIdle came while it was being stopped
+	diskErr  error   // the host's file of its disk failed; the guest may have made it read-only
+	exited   *string // how its init ended before the start was over, nil if it did not
+}
+
+// diskNotice tells what the guest only knows as an I/O error.
+func (m *Manager) diskNotice(d *distro) string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if d.diskErr == nil {
+		return ""
+	}
+	next := "its file system may be read-only now"
+	// The error's type was lost on its way from the VM's process.
+	if strings.Contains(d.diskErr.Error(), syscall.ENOSPC.Error()) {
+		next = "the host is full: make room there"
+	}
+	return fmt.Sprintf("the disk of %s failed: %v; %s, then run: wsl2 --shutdown", d.spec.Name, d.diskErr, next)
+}
+
+// diskError notes the error for the distro's next sessions.
+func (m *Manager) diskError(v *vm, slot int, err error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, d := range m.distros {
+		if d.vm == v && d.state == api.StateRunning && d.slot == slot && d.spec.Disk != "" {
+			d.diskErr = err
+		}
+	}
+}
+
+// armDistro starts the idle timer of a running distro without leases.
+// Preconditions: m.mu is held.
+func (m *Manager) armDistro(d *distro) {
+	if d.state != api.StateRunning || len(d.leases) > 0 || m.distros[d.spec.key()] != d {
+		return
+	}
+	stopTimer(&d.timer)
+	after := d.vm.settings.InstanceIdleTimeout
+	if after < 0 {
+		return
+	}
+	var t *time.Timer
+	t = time.AfterFunc(after, func() {
+		m.mu.Lock()
+		// A timer that was stopped too late must not stop a distro in use.
+		if d.timer != t || d.state != api.StateRunning || len(d.leases) > 0 {
+			m.mu.Unlock()
+			return
+		}
+		d.timer = nil
+		d.state, d.settled, d.idleSeen = api.StateStopping, make(chan struct{}), false
+		m.wg.Add(1)
+		m.mu.Unlock()
+		defer m.wg.Done()
+		ctx, cancel := context.WithTimeout(context.Background(), killAfter)
+		defer cancel()
+		m.finishStop(ctx, d, stopIdle)
+	})
+	d.timer = t
+}
+
+// start brings a distro up. It owns d's fields until it closes d.up.
+func (m *Manager) start(d *distro, options api.VMOptions) {
+	err := m.startOn(d, options)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	d.err = err
+	if err != nil {
+		delete(m.distros, d.spec.key())
+		d.leases = map[*Lease]struct{}{}
+		m.log.Info("distro did not start", "distro", d.spec.Name, "err", err)
+	} else {
+		d.state = api.StateRunning
+		if d.exited != nil {
+			m.cleanUpExited(d, *d.exited)
+		} else {
+			m.armDistro(d) // its client may have gone meanwhile
+		}
+	}
+	close(d.up)
+	if err != nil {
+		m.checkIdle()
+	}
+}
+
+func (m *Manager) startOn(d *distro, options api.VMOptions) error {
+	v, bootSlot, err := m.acquireVM(context.Background(), options, d.spec.Disk)
+	if err != nil {
+		return err
+	}
+	m.mu.Lock()
+	d.vm = v
+	m.mu.Unlock()
+	ctx, cancel := within(context.Background(), v.settings.DistroStartTimeout, "distro "+d.spec.Name+" did not start")
+	defer cancel()
+	asked := false // the guest, to start it
+	fail := func(err error) error {
+		if ctx.Err() != nil {
+			err = context.Cause(ctx)
+		}
+		err = m.explain(v, d.spec.Name, err)
+		m.undoStart(v, d, asked)
+		m.releaseVM(v)
+		return err
+	}
+	slot := wire.SystemSlot
+	if d.spec.Disk != "" {
+		if d.slot = bootSlot; bootSlot < 0 {
+			if d.slot, err = v.machine.Attach(ctx, d.spec.Disk); err != nil {
+				d.slot = -1
+				return fail(err)
+			}
+		}
+		slot = d.slot
+	}
+	asked = true
+	d.port, err = v.machine.StartDistro(ctx, wire.StartDistro{Name: d.spec.Name, Slot: int32(slot), Hostname: hostname()})
+	if err != nil {
+		return fail(err)
+	}
+	return nil
+}
+
+// undoStart takes the disk back from a start that failed. A guest that was asked
+// to start may still be at it, if it did not answer in time: it is told to stop
+// first, and if it does not, only the VM's end makes the disk free.
+func (m *Manager) undoStart(v *vm, d *distro, asked bool) {
+	ctx, cancel := context.WithTimeout(context.Background(), killAfter)
+	defer cancel()
+	var err error
+	var refused *GuestError
+	if asked {
+		err = v.machine.StopDistro(ctx, wire.StopDistro{Name: d.spec.Name})
+		if errors.As(err, &refused) && refused.Code == wire.CodeUnknownDistro {
+			err = nil
+		}
+	}
+	if err == nil && d.slot >= 0 {
+		err = v.machine.Detach(ctx, d.slot)
+	}
+	if err == nil {
+		return
+	}
+	select {
+	case <-v.machine.Done():
+	default:
+		m.log.Warn("start not undone", "distro", d.spec.Name, "err", err)
+		m.shutdownVM(v, false)
+	}
+}
+
+// explain turns an error met while talking to the guest into what is to be
+// told: if the VM has ended, or ends because of it, how it ended.
+func (m *Manager) explain(v *vm, name string, err error) error {
+	var refused *GuestError
+	if errors.As(err, &refused) {
+		return guestFailure(name, refused)
+	}
+	if errors.Is(err, errControlLost) {
+		<-v.machine.Done() // lostControl kills it if it does not end by itself
+	}
+	select {
+	case <-v.machine.Done():
+		return vmFailure(v.machine.Exit())
+	default:
+		return err
+	}
+}
+
+// guestFailure maps a refusal of the guest to words and the next step.
+func guestFailure(name string, e *GuestError) *api.Error {
+	switch e.Code {
+	case wire.CodeDisk:
+		return api.Errorf(api.CodeFailed, "`fsck.ext4 -f` on its disk may repair it (wsl2 --list --json shows the path), after wsl2 --shutdown",
+			"the disk of %s cannot be mounted: %s", name, e.Text)
+	case wire.CodeNoSpace:
+		return api.Errorf(api.CodeNoSpace, "free some space on the host", "no space left: %s", e.Text)
+	case wire.CodeArchive:
+		return api.Errorf(api.CodeArchive, "check the file (tar -tf FILE)", "the archive cannot be unpacked: %s", e.Text)
+	case wire.CodeNoShell:
+		return api.Errorf(api.CodeArchive, "give an archive of a distro's root directory", "the archive is not that of a Linux distro: %s", e.Text)
+	case wire.CodeVersion:
+		return api.Errorf(api.CodeVersion, "", "%s", e.Text)
+	case wire.CodeBusy:
+		return api.Errorf(api.CodeBusy, "try again when it is done", "%s is busy: %s", name, e.Text)
+	}
+	return api.Errorf(api.CodeFailed, "wsl2 doctor may tell more", "%s: %s", name, e.Text)
+}
+
+// dropLeases takes all leases from a distro that is gone and returns what is
+// to be called without the lock. Preconditions: m.mu is held.
+func (m *Manager) dropLeases(d *distro) (ended []func(error)) {
+	stopTimer(&d.timer)
+	for l := range d.leases {
+		ended = append(ended, l.ended)
+	}
+	d.leases = map[*Lease]struct{}{}
+	d.state = api.StateStopped
+	return ended
+}
+
+// distroIdle handles the guest's event.
+func (m *Manager) distroIdle(v *vm, name string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	d := m.distros[strings.ToLower(name)]
+	if d == nil || d.vm != v {
+		return
+	}
+	d.idleSeen = true
+	m.armDistro(d)
+}
+
+// distroExited handles the guest's event: the distro's init has ended by itself.
+func (m *Manager) distroExited(v *vm, name, text string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	d := m.distros[strings.ToLower(name)]
+	switch {
+	case d == nil || d.vm != v:
+	case d.state == api.StateStarting:
+		d.exited = &text // the answer to its start is still being handled
+	case d.state == api.StateRunning:
+		m.cleanUpExited(d, text)
+	}
+}
+
+// cleanUpExited frees what a running distro had whose init has ended.
+// Preconditions: m.mu is held.
+func (m *Manager) cleanUpExited(d *distro, text string) {
+	d.settled = make(chan struct{})
+	ended := m.dropLeases(d)
+	d.state = api.StateStopping
+	m.wg.Go(func() {
+		for _, f := range ended {
+			f(api.Errorf(api.CodeFailed, "run the command again to start it anew", "distro %s has ended: %s", d.spec.Name, text))
+		}
+		ctx, cancel := context.WithTimeout(context.Background(), killAfter)
+		defer cancel()
+		// The guest answers once the disk is unmounted.
+		m.finishStop(ctx, d, stopExited)
+	})
+}
+
+// stopKind is why a distro is stopped.
+type stopKind int
+
+const (
+	stopIdle   stopKind = iota // nobody uses it: the guest may refuse, and it runs on
+	stopAsked                  // the user says so
+	stopExited                 // its init has ended: what is left is to unmount
+)
+
+// finishStop stops a distro in StateStopping. After an error it runs on.
+func (m *Manager) finishStop(ctx context.Context, d *distro, kind stopKind) error {
+	v := d.vm
+	err := v.machine.StopDistro(ctx, wire.StopDistro{Name: d.spec.Name, IfIdle: kind == stopIdle, GraceMillis: uint32(stopGrace.Milliseconds())})
+	var refused *GuestError
+	if errors.As(err, &refused) && refused.Code == wire.CodeUnknownDistro {
+		err, refused = nil, nil // its init has ended by itself, and with it its mounts
+	}
+	if refused != nil && kind != stopExited {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		d.state = api.StateRunning
+		if d.idleSeen || refused.Code != wire.CodeBusy { // idle by now, or worth another try
+			m.armDistro(d)
+		}
+		close(d.settled)
+		if refused.Code != wire.CodeBusy {
+			m.log.Warn("distro not stopped", "distro", d.spec.Name, "err", err)
+		}
+		return api.Errorf(api.CodeFailed, "`wsl2 --shutdown` stops the whole VM", "%s cannot be stopped: %s", d.spec.Name, refused.Text)
+	}
+	if err == nil && d.slot >= 0 {
+		if err = v.machine.Detach(ctx, d.slot); err != nil {
+			err = fmt.Errorf("detach its disk: %w", err)
+		}
+	}
+	if err != nil {
+		m.log.Warn("distro not stopped cleanly", "distro", d.spec.Name, "err", err)
+		// Its disk may still be in use there: only the VM's end makes it free.
+		select {
+		case <-v.machine.Done():
+		default:
+			m.shutdownVM(v, false)
+		}
+	}
+	m.mu.Lock()
+	delete(m.distros, d.spec.key())
+	ended := m.dropLeases(d)
+	close(d.settled)
+	m.checkIdle()
+	m.mu.Unlock()
+	for _, f := range ended {
+		f(api.Errorf(api.CodeFailed, "", "distro %s was terminated", d.spec.Name))
+	}
+	m.releaseVM(v)
+	return nil
+}
+
+// Terminate stops a distro with whatever runs in it. It is not an error if it
+// does not run.
+func (m *Manager) Terminate(ctx context.Context, name string) error {
+	for {
+		m.mu.Lock()
+		d := m.distros[strings.ToLower(name)]
+		if d == nil {
+			m.mu.Unlock()
+			return nil
+		}
+		var wait chan struct{}
+		switch d.state {
+		case api.StateStarting:
+			wait = d.up
+		case api.StateStopping:
+			wait = d.settled
+		default:
+			stopTimer(&d.timer)
+			d.state, d.settled = api.StateStopping, make(chan struct{})
+			m.mu.Unlock()
+			stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), killAfter)
+			defer cancel()
+			return m.finishStop(stop, d, stopAsked)
+		}
+		m.mu.Unlock()
+		select {
+		case <-wait:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
