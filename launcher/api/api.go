@@ -180,11 +180,10 @@ type Distro struct {
 
 // States of a distro.
 const (
-	StateStopped    = "Stopped"
-	StateStarting   = "Starting"
-	StateRunning    = "Running"
-	StateStopping   = "Stopping"
-	StateInstalling = "Installing"
+	StateStopped  = "Stopped"
+	StateStarting = "Starting"
+	StateRunning  = "Running"
+	StateStopping = "Stopping"
 )
 
 // List is the Result of VerbList.
@@ -201,7 +200,6 @@ type Status struct {
 	Running  int    `json:"running"`
 	Sessions int    `json:"sessions"`
 	VM       *VM    `json:"vm"` // nil while none runs
-	Settings string `json:"settings,omitempty"`
 }
 
 // VM describes the running VM.
