@@ -71,7 +71,9 @@ func args(s engine.Spec, ch channels, sandbox bool) ([]string, *fdTable) {
 		"-M", "microvm,acpi=on,ioapic2=on,pit=on,pic=on,rtc=on,x-option-roms=off,auto-kernel-cmdline=off,memory-backend=mem",
 		// The kernel is in memory already; all that is left to do is a jump.
 		"-bios", t.path(ch.rom),
-		"-accel", "tcg,thread=multi",
+		// One thread for all vCPUs: with one for each, QEMU 7.2 let guests die now and
+		// then at an instruction that another vCPU was patching (jump labels).
+		"-accel", "tcg,thread=single",
 		"-cpu", "max",
 		"-smp", fmt.Sprint(s.CPUs),
 		"-m", fmt.Sprintf("%dM", s.MemoryBytes>>20),

@@ -52,11 +52,14 @@ func (m *machine) arguments(ports []*port, serial *os.File) (args []string, file
 		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
 		"-kernel", m.host.kernel(), "-initrd", fmt.Sprintf("/dev/fd/%d", fd(m.initrd)),
 	}
+	// One thread: with one for each CPU, kernels that patch their own code on one
+	// CPU while another runs it have died at the patched instruction.
+	args = append(args, "-accel", "tcg,thread=single")
 	if m.c.icount {
-		args = append(args, "-accel", "tcg,thread=single", "-icount", "shift=0,sleep=off", "-seed", "42", "-rtc", "base=2026-01-01,clock=vm")
+		args = append(args, "-icount", "shift=0,sleep=off", "-seed", "42", "-rtc", "base=2026-01-01,clock=vm")
 		cmdline = append(cmdline, "nokaslr", "norandmaps")
 	} else {
-		args = append(args, "-accel", "tcg,thread=multi", "-device", "virtio-rng-pci")
+		args = append(args, "-device", "virtio-rng-pci")
 	}
 	args = append(args, "-chardev", fmt.Sprintf("socket,id=console,fd=%d", fd(serial)), "-serial", "chardev:console",
 		"-device", "virtio-serial-pci,max_ports=8")
