@@ -124,8 +124,9 @@ func (f *file) find(name string) int {
 // System is the name of the system distro, which is in no registry.
 const System = "system"
 
-// maxName is the length that fits a directory's name.
-const maxName = 255
+// maxName is the length with which what is named after a distro, with a prefix of
+// its own, fits a directory entry (255).
+const maxName = 240
 
 // CheckName applies WSL's rule ^[a-zA-Z0-9._-]+$, "Legacy" being reserved, and
 // ours: no name that is a directory entry of its own or looks like an option.

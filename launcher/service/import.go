@@ -89,10 +89,17 @@ func (s *Service) importDistro(p *peer, reg *registry.Registry, c api.Call) (_ a
 	var target Session
 	unpacked := make(chan error, 1)
 	ready := make(chan Session, 1)
+	// Not ctx: the guest has to be done with the disk in any case. It is, as soon
+	// as the archive's connection ends; one that is not gets killAfter.
+	work, giveUp := context.WithCancelCause(context.Background())
+	defer giveUp(nil)
+	undone := func() {
+		t := time.AfterFunc(killAfter, func() { giveUp(fmt.Errorf("the guest has not given up the import within %v", killAfter)) })
+		defer t.Stop()
+		<-unpacked
+	}
 	go func() {
-		// Not ctx: the guest has to be done with the disk in any case. It is, as
-		// soon as the archive's connection ends.
-		unpacked <- s.m.Import(context.Background(), c.Name, partial, archive, c.VM, func(at Session) { ready <- at })
+		unpacked <- s.m.Import(work, c.Name, partial, archive, c.VM, func(at Session) { ready <- at })
 	}()
 	select {
 	case target = <-ready:
@@ -102,6 +109,16 @@ func (s *Service) importDistro(p *peer, reg *registry.Registry, c api.Call) (_ a
 		p.json(api.KindReady, api.Ready{VsockPath: target.VsockPath, Port: target.Port, Archive: archive})
 	case err := <-unpacked:
 		return nil, err
+	case <-ctx.Done():
+		go func() { // it may be about to wait for the archive
+			select {
+			case at := <-ready:
+				cutArchive(at, archive)
+			case <-work.Done():
+			}
+		}()
+		undone()
+		return nil, errClientGone
 	}
 	select {
 	case err = <-unpacked:
@@ -109,7 +126,7 @@ func (s *Service) importDistro(p *peer, reg *registry.Registry, c api.Call) (_ a
 		// The client has gone, perhaps before it sent anything: an archive
 		// that ends at once lets the guest stop waiting.
 		cutArchive(target, archive)
-		<-unpacked
+		undone()
 		return nil, errClientGone
 	}
 	if err != nil {

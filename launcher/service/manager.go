@@ -2,6 +2,7 @@ package service
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"strings"
 	"sync"
@@ -300,7 +301,12 @@ func (m *Manager) Import(ctx context.Context, name, disk string, archive wire.Se
 		ready(Session{VsockPath: machine.Info().VsockPath, Port: port, Notices: m.startNotices(v)})
 	})
 	if err != nil {
+		var refused *GuestError
+		silent := !errors.As(err, &refused)
 		err = m.explain(v, name, err)
+		if silent {
+			m.shutdownVM(v, false) // the guest may still write to the disk
+		}
 	}
 	detach, cancel := context.WithTimeout(context.WithoutCancel(ctx), killAfter)
 	defer cancel()

@@ -126,6 +126,10 @@ func (m *memMachine) exitDistro(name, text string) {
 
 func (m *memMachine) Import(ctx context.Context, r wire.Import, ready func(uint32)) error {
 	ready(999)
+	if m.hang {
+		<-ctx.Done()
+		return context.Cause(ctx)
+	}
 	return nil
 }
 
@@ -718,6 +722,19 @@ func TestShutdown(t *testing.T) {
 		s.m.Shutdown(true)
 		if err := <-result; err == nil || !strings.Contains(err.Error(), "shut down while it started") {
 			t.Fatal(err)
+		}
+	})
+}
+
+// An import that the guest does not give up leaves it no disk to write to.
+func TestImportGivenUp(t *testing.T) {
+	inBubble(t, func(t *testing.T, s *setup) {
+		s.prepare = func(m *memMachine) { m.hang = true }
+		ctx, cancel := context.WithCancelCause(context.Background())
+		why := errors.New("enough")
+		err := s.m.Import(ctx, "x", "/x", wire.SessionID{}, api.VMOptions{}, func(Session) { cancel(why) })
+		if !errors.Is(err, why) || s.m.VM() != nil {
+			t.Fatal(err, s.m.VM())
 		}
 	})
 }

@@ -113,11 +113,11 @@ func (v *VM) End(exit error) {
 	v.conns = nil
 	v.mu.Unlock()
 	v.listener.Close()
+	if v.control != nil {
+		v.control.Close() // first: nothing is said any more, not even why a program ends
+	}
 	for c := range conns {
 		c.Close()
-	}
-	if v.control != nil {
-		v.control.Close()
 	}
 	close(v.done)
 }
