@@ -1,0 +1,92 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+
+	"golang.org/x/sys/unix"
+)
+
+const buffer = 256 << 10
+
+// serve answers one connection after another on a vsock port, for ever. It
+// tells when it listens.
+func serve(mode, port string) error {
+	n, err := strconv.ParseUint(port, 10, 32)
+	if err != nil {
+		return err
+	}
+	l, err := unix.Socket(unix.AF_VSOCK, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("vsock: %w", err)
+	}
+	if err := unix.Bind(l, &unix.SockaddrVM{CID: unix.VMADDR_CID_ANY, Port: uint32(n)}); err != nil {
+		return fmt.Errorf("bind: %w", err)
+	}
+	if err := unix.Listen(l, 8); err != nil {
+		return fmt.Errorf("listen: %w", err)
+	}
+	if _, err := os.Stdout.WriteString("listening\n"); err != nil {
+		return err
+	}
+	b := make([]byte, buffer)
+	for {
+		c, _, err := unix.Accept(l)
+		if err != nil {
+			return fmt.Errorf("accept: %w", err)
+		}
+		answer(mode, c, b)
+		unix.Close(c)
+	}
+}
+
+// answer serves one connection until it ends; that it ends is no error.
+func answer(mode string, c int, b []byte) {
+	if mode == "source" {
+		for writeAll(c, b) == nil {
+		}
+		return
+	}
+	for {
+		n, err := unix.Read(c, b)
+		if err != nil {
+			return
+		}
+		if n == 0 { // all has arrived: say so
+			_ = writeAll(c, b[:1])
+			return
+		}
+		if mode == "echo" && writeAll(c, b[:n]) != nil {
+			return
+		}
+	}
+}
+
+func writeAll(fd int, b []byte) error {
+	for len(b) > 0 {
+		n, err := unix.Write(fd, b)
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		b = b[n:]
+	}
+	return nil
+}
+
+func copyStdin() error {
+	b := make([]byte, buffer)
+	for {
+		n, err := unix.Read(0, b)
+		if n <= 0 || err != nil {
+			return err
+		}
+		if err := writeAll(1, b[:n]); err != nil {
+			return err
+		}
+	}
+}

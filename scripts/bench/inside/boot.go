@@ -1,0 +1,197 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/wsl2/wsl2/scripts/bench/report"
+)
+
+// boots is how often each boot is measured; the first is discarded.
+const boots = 4
+
+// boot measures from nothing to the first byte that a program in the guest prints.
+func boot(h *host) ([]report.Row, error) {
+	type variant struct {
+		name string
+		argv []string
+		disk string // the peer's
+	}
+	variants := []variant{
+		{"cold boot to first output", []string{"-d", distroName, "--", "echo", "hi"}, h.disk},
+		{"cold boot to first output, system distro", []string{"--system", "--", "echo", "hi"}, ""},
+	}
+	var rows []report.Row
+	var exits, kernel report.Row
+	for i, v := range variants {
+		var ours, peer, oursExits, peerExits []float64
+		for n := range boots {
+			b, err := h.coldBoot(v.argv)
+			if err != nil {
+				return nil, fmt.Errorf("wsl2 %v: %w", v.argv, err)
+			}
+			logf("%s: wsl2 %.2f ms, %.0f exits", v.name, b.ms, b.exits)
+			if n == 0 && i == 0 {
+				text, err := h.output("dmesg")
+				if err == nil {
+					kernel.Ours, err = initTime(text)
+				}
+				if err != nil {
+					return nil, err
+				}
+				c, _ := os.ReadFile(filepath.Join(h.dir, ".local/state/wsl2/console.log"))
+				logf("CONSOLE %d bytes %.3000s", len(c), c)
+			}
+			if err := h.shutdown(); err != nil {
+				return nil, err
+			}
+			p, err := peerBoot(v.disk, n == 0 && i == 0)
+			if err != nil {
+				return nil, err
+			}
+			logf("%s: %s %.2f ms, %.0f exits", v.name, peerQEMU, p.ms, p.exits)
+			if n == 0 && i == 0 {
+				kernel.Peers = map[string]float64{peerQEMU: p.kernel}
+			}
+			if n > 0 {
+				ours, peer = append(ours, b.ms), append(peer, p.ms)
+				oursExits, peerExits = append(oursExits, b.exits), append(peerExits, p.exits)
+			}
+		}
+		rows = append(rows, report.Row{Row: v.name, Unit: "ms", Ours: median(ours), Peers: map[string]float64{peerQEMU: median(peer)},
+			Bar: &report.Bar{Peer: peerQEMU, Factor: 0.5}})
+		if i == 0 {
+			exits = report.Row{Row: "VM exits until first output", Unit: "exits", Ours: median(oursExits), Peers: map[string]float64{peerQEMU: median(peerExits)}}
+		}
+	}
+	kernel.Row, kernel.Unit = "guest kernel until it runs /init", "ms"
+	rows = append(rows, exits, kernel)
+	phases, err := h.phases(variants[0].argv)
+	if err != nil {
+		return nil, err
+	}
+	return append(rows, phases...), nil
+}
+
+type bootFigures struct{ ms, exits, kernel float64 }
+
+// coldBoot runs a command while nothing of wsl2 runs and takes the time to the
+// first byte on its stdout. The VM runs on.
+func (h *host) coldBoot(argv []string) (bootFigures, error) {
+	ms, err := h.firstByte(argv)
+	if err != nil {
+		return bootFigures{}, err
+	}
+	vm := processes("vm")
+	if len(vm) != 1 {
+		return bootFigures{}, fmt.Errorf("%d VMs run after the boot", len(vm))
+	}
+	exits, err := vmExits(vm[0])
+	return bootFigures{ms: ms, exits: exits}, err
+}
+
+// firstByte runs wsl2 and returns the milliseconds from before its exec to its
+// first byte of output.
+func (h *host) firstByte(argv []string) (float64, error) {
+	var p [2]int
+	if err := unix.Pipe2(p[:], unix.O_CLOEXEC); err != nil {
+		return 0, err
+	}
+	defer unix.Close(p[0])
+	out := os.NewFile(uintptr(p[1]), "stdout")
+	c := h.wsl2(argv...)
+	c.Stdout = out
+	errs, err := os.Create(filepath.Join(h.dir, "stderr"))
+	if err != nil {
+		return 0, err
+	}
+	defer errs.Close()
+	c.Stderr = errs
+	start := time.Now()
+	if err := c.Start(); err != nil {
+		return 0, err
+	}
+	out.Close()
+	var b [64]byte
+	if n, err := unix.Poll([]unix.PollFd{{Fd: int32(p[0]), Events: unix.POLLIN}}, int(hangs.Milliseconds())); n != 1 {
+		report := h.diagnose()
+		c.Process.Kill()
+		c.Wait()
+		return 0, fmt.Errorf("no output within %v (%v)\n%s", hangs, err, report)
+	}
+	n, err := unix.Read(p[0], b[:])
+	took := time.Since(start)
+	if werr := c.Wait(); werr != nil || err != nil || n < 1 {
+		text, _ := os.ReadFile(errs.Name())
+		return 0, fmt.Errorf("%d bytes, %v, %v: %s", n, err, werr, text)
+	}
+	return took.Seconds() * 1e3, nil
+}
+
+func peerBoot(disk string, kernel bool) (f bootFigures, err error) {
+	q, err := startQEMU(disk)
+	if err != nil {
+		return f, err
+	}
+	s, err := startSession(q.dial, false, "echo", "hi")
+	if err != nil {
+		q.kill()
+		return f, err
+	}
+	var b [64]byte
+	_, err = s.stdout.Read(b[:])
+	f.ms = time.Since(q.started).Seconds() * 1e3
+	if err == nil {
+		err = s.wait()
+	}
+	s.close()
+	if err == nil {
+		f.exits, err = vmExits(q.cmd.Process.Pid)
+	}
+	if err == nil && kernel {
+		var text string
+		if text, err = q.output("dmesg"); err == nil {
+			f.kernel, err = initTime(text)
+		}
+	}
+	if err != nil {
+		q.kill()
+		return f, fmt.Errorf("%s: %w", peerQEMU, err)
+	}
+	return f, q.stop()
+}
+
+var initLine = regexp.MustCompile(`\[ *(\d+\.\d+)\] Run /init as init process`)
+
+// initTime is when the guest's kernel ran /init, in ms of its own clock, which
+// starts with the VM.
+func initTime(dmesg string) (float64, error) {
+	m := initLine.FindStringSubmatch(dmesg)
+	if m == nil {
+		return 0, fmt.Errorf("the guest's kernel log does not say when it ran /init:\n%s", dmesg)
+	}
+	s, err := strconv.ParseFloat(m[1], 64)
+	return s * 1e3, err
+}
+
+func median(v []float64) float64 {
+	v = slices.Clone(v)
+	slices.Sort(v)
+	if len(v)%2 == 0 {
+		return (v[len(v)/2-1] + v[len(v)/2]) / 2
+	}
+	return v[len(v)/2]
+}
+
+func percentile(v []float64, p float64) float64 {
+	v = slices.Clone(v)
+	slices.Sort(v)
+	return v[min(int(p*float64(len(v))), len(v)-1)]
+}

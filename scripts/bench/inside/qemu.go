@@ -1,0 +1,184 @@
+package main
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/wsl2/wsl2/internal/wire"
+)
+
+// guestCID is QEMU's guest's.
+const guestCID = 3
+
+// qemu is the peer: QEMU's microvm on KVM, with virtio-blk and vhost-vsock, and
+// in place of wsl2 a program that does nothing but wait for it.
+type qemu struct {
+	cmd     *exec.Cmd
+	errs    bytes.Buffer
+	started time.Time
+	control socket
+	ready   wire.Ready
+	port    uint32 // the distro's session port
+	id      uint32
+}
+
+func qemuArgs(disk string) []string {
+	args := []string{
+		"-M", "microvm,accel=kvm,acpi=off,pic=off,pit=off,rtc=off,isa-serial=off,x-option-roms=off",
+		"-cpu", "host", "-m", strconv.Itoa(memoryMiB), "-smp", strconv.Itoa(vCPUs),
+		"-L", "/usr/share/qemu", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
+		"-kernel", kernelPath, "-initrd", initramfsPath,
+		// Package vmm's line without what is about its own devices.
+		"-append", "panic=-1 reboot=t quiet noreplace-smp tsc=reliable random.trust_cpu=on",
+		"-device", "isa-debug-exit,iobase=0xf4,iosize=1",
+		"-device", fmt.Sprintf("vhost-vsock-device,guest-cid=%d", guestCID),
+	}
+	if disk != "" {
+		args = append(args, "-drive", "if=none,id=disk,format=raw,cache=writeback,discard=unmap,file="+disk, "-device", "virtio-blk-device,drive=disk")
+	}
+	return args
+}
+
+// startQEMU runs QEMU and returns when its guest's first distro serves: from the
+// disk, or the system distro if there is none.
+func startQEMU(disk string) (q *qemu, err error) {
+	l, err := unix.Socket(unix.AF_VSOCK, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("vsock: %w", err)
+	}
+	defer unix.Close(l)
+	if err := errors.Join(unix.Bind(l, &unix.SockaddrVM{CID: unix.VMADDR_CID_ANY, Port: wire.PortControl}), unix.Listen(l, 1)); err != nil {
+		return nil, fmt.Errorf("listen on vsock port %d: %w", wire.PortControl, err)
+	}
+	// A QEMU that dies would leave accept waiting.
+	if err := unix.SetsockoptTimeval(l, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: 60}); err != nil {
+		return nil, err
+	}
+	q = &qemu{control: -1, cmd: exec.Command(qemuPath, qemuArgs(disk)...)}
+	q.cmd.Stdout, q.cmd.Stderr = &q.errs, &q.errs
+	q.started = time.Now()
+	if err := q.cmd.Start(); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			q.kill()
+			err = fmt.Errorf("%s: %w: %s", peerQEMU, err, bytes.TrimSpace(q.errs.Bytes()))
+		}
+	}()
+	c, _, err := unix.Accept(l)
+	if err != nil {
+		return q, fmt.Errorf("no connection from its guest: %w", err)
+	}
+	q.control = socket(c)
+	m, err := wire.Read(q.control)
+	if err != nil {
+		return q, err
+	}
+	ready, ok := m.(*wire.Ready)
+	if !ok {
+		return q, fmt.Errorf("%v in place of Ready", m.Type())
+	}
+	q.ready = *ready
+	slot := int32(0)
+	if disk == "" {
+		slot = wire.SystemSlot
+	}
+	q.port, err = q.startDistro(slot)
+	return q, err
+}
+
+func (q *qemu) startDistro(slot int32) (port uint32, err error) {
+	q.id++
+	if err := wire.Write(q.control, &wire.StartDistro{ID: q.id, Name: distroName, Slot: slot, Hostname: "bench"}); err != nil {
+		return 0, err
+	}
+	for {
+		m, err := wire.Read(q.control)
+		if err != nil {
+			return 0, err
+		}
+		if r, ok := m.(*wire.Reply); ok {
+			if r.Code != wire.CodeOK {
+				return 0, errors.New(r.Text)
+			}
+			return r.Port, nil
+		}
+	}
+}
+
+func (q *qemu) dial() (socket, error) { return dialVsock(guestCID, q.port) }
+
+// output runs a program in the guest and returns what it prints.
+func (q *qemu) output(argv ...string) (string, error) {
+	s, err := startSession(q.dial, false, argv...)
+	if err != nil {
+		return "", err
+	}
+	defer s.close()
+	out, err := io.ReadAll(s.stdout)
+	if err == nil {
+		err = s.wait()
+	}
+	if err != nil {
+		err = fmt.Errorf("%s: %s: %w", peerQEMU, strings.Join(argv, " "), err)
+	}
+	return string(out), err
+}
+
+// stop powers the guest off, with its disk clean, and waits for QEMU's end.
+func (q *qemu) stop() error {
+	q.id++
+	if err := wire.Write(q.control, &wire.Shutdown{ID: q.id, GraceMillis: 1000}); err != nil {
+		return err
+	}
+	q.cmd.Wait() // isa-debug-exit makes the status 1
+	return q.control.Close()
+}
+
+func (q *qemu) kill() {
+	q.cmd.Process.Kill()
+	q.cmd.Wait()
+	if q.control >= 0 {
+		q.control.Close()
+	}
+}
+
+// vmExits reads how often the VM of a process has left its guest, from KVM's
+// debugfs. Of several VMs, as a probe's that is being released, the busiest counts.
+func vmExits(pid int) (exits float64, err error) {
+	var found []string
+	for tid := range threads(pid) { // named after the thread that made the VM
+		of, _ := filepath.Glob(fmt.Sprintf("/sys/kernel/debug/kvm/%d-*/exits", tid))
+		found = append(found, of...)
+	}
+	if len(found) == 0 {
+		return 0, fmt.Errorf("KVM keeps no statistics of a VM of pid %d", pid)
+	}
+	for _, f := range found {
+		text, err := os.ReadFile(f)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return 0, err
+		}
+		n, err := strconv.ParseFloat(strings.TrimSpace(string(text)), 64)
+		if err != nil {
+			return 0, err
+		}
+		exits = max(exits, n)
+	}
+	return exits, nil
+}

@@ -1,0 +1,127 @@
+package main
+
+import (
+	"crypto/rand"
+	"fmt"
+	"io"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/wsl2/wsl2/internal/wire"
+)
+
+// socket is a blocking socket: no runtime poller between us and the kernel.
+type socket int
+
+func (s socket) Read(p []byte) (int, error) {
+	for {
+		n, err := unix.Read(int(s), p)
+		switch {
+		case err == unix.EINTR:
+		case err != nil:
+			return 0, err
+		case n == 0 && len(p) > 0:
+			return 0, io.EOF
+		default:
+			return n, nil
+		}
+	}
+}
+
+func (s socket) Write(p []byte) (int, error) {
+	for done := 0; done < len(p); {
+		n, err := unix.Write(int(s), p[done:])
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil {
+			return done, err
+		}
+		done += n
+	}
+	return len(p), nil
+}
+
+func (s socket) Close() error      { return unix.Close(int(s)) }
+func (s socket) CloseWrite() error { return unix.Shutdown(int(s), unix.SHUT_WR) }
+
+// dialVsock connects to a guest's port by the host's AF_VSOCK (vhost-vsock).
+func dialVsock(cid, port uint32) (socket, error) {
+	fd, err := unix.Socket(unix.AF_VSOCK, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return -1, fmt.Errorf("vsock: %w", err)
+	}
+	if err := unix.Connect(fd, &unix.SockaddrVM{CID: cid, Port: port}); err != nil {
+		unix.Close(fd)
+		return -1, fmt.Errorf("connect to port %d of CID %d: %w", port, cid, err)
+	}
+	return socket(fd), nil
+}
+
+// session is one program in the guest, with stdout and perhaps stdin carried.
+type session struct{ control, stdin, stdout socket }
+
+// startSession sends what a client of wsl2 sends.
+func startSession(dial func() (socket, error), stdin bool, argv ...string) (s *session, err error) {
+	start := &wire.Start{Argv: argv, Streams: wire.StreamStdout}
+	if stdin {
+		start.Streams |= wire.StreamStdin
+	}
+	var id wire.SessionID
+	rand.Read(id[:])
+	open := func(role wire.Role, more wire.Message) (socket, error) {
+		c, err := dial()
+		if err != nil {
+			return -1, err
+		}
+		b, err := wire.Append(nil, &wire.Hello{Version: wire.Version, Role: role, Session: id})
+		if err == nil && more != nil {
+			b, err = wire.Append(b, more)
+		}
+		if err == nil {
+			_, err = c.Write(b)
+		}
+		return c, err
+	}
+	s = &session{stdin: -1}
+	if s.control, err = open(wire.RoleControl, start); err != nil {
+		return nil, err
+	}
+	if stdin {
+		if s.stdin, err = open(wire.RoleStdin, nil); err != nil {
+			return nil, err
+		}
+	}
+	if s.stdout, err = open(wire.RoleStdout, nil); err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+// wait reads the control connection until the program has ended.
+func (s *session) wait() error {
+	for {
+		m, err := wire.Read(s.control)
+		if err != nil {
+			return fmt.Errorf("session: %w", err)
+		}
+		switch m := m.(type) {
+		case *wire.Started:
+		case *wire.Failed:
+			return fmt.Errorf("session: %s", m.Text)
+		case *wire.Exited:
+			if m.Status != 0 || m.Signal != 0 {
+				return fmt.Errorf("session: exit status %d, signal %d", m.Status, m.Signal)
+			}
+			return nil
+		}
+	}
+}
+
+func (s *session) close() {
+	for _, c := range []socket{s.control, s.stdin, s.stdout} {
+		if c >= 0 {
+			c.Close()
+		}
+	}
+}

@@ -1,0 +1,139 @@
+// Command bench runs the benchmarks inside the rig (package inside) and prints
+// what they found. `scripts/bench/run` starts it.
+package main
+
+import (
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/wsl2/wsl2/scripts/bench/report"
+)
+
+var topics = []string{"boot", "warm", "memory", "block", "vsock"}
+
+// resultDir is where the program inside the rig leaves its figures.
+const resultDir = "/bench"
+
+var (
+	verbose = flag.Bool("v", false, "show what is under way, and traces")
+	from    = flag.String("from", "out", "directory of the wsl2, vmlinux and initramfs.cpio to measure")
+	limit   = flag.String("timeout", "30m", "how long one topic may take")
+)
+
+func main() {
+	flag.Usage = func() {
+		fmt.Fprintf(os.Stderr, "usage: scripts/bench/run [-v] [-from DIR] [TOPIC...]\ntopics: %s\n", strings.Join(topics, " "))
+	}
+	flag.Parse()
+	if err := run(flag.Args()); err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1)
+	}
+}
+
+func run(chosen []string) error {
+	if len(chosen) == 0 {
+		chosen = topics
+	}
+	for _, t := range chosen {
+		if !slices.Contains(topics, t) {
+			return fmt.Errorf("unknown topic %q (%s)", t, strings.Join(topics, ", "))
+		}
+	}
+	for _, f := range []string{"wsl2", "vmlinux", "initramfs.cpio"} {
+		if _, err := os.Stat(filepath.Join(*from, f)); err != nil {
+			return fmt.Errorf("%w; run make build", err)
+		}
+	}
+	tmp, err := os.MkdirTemp("", "wsl2-bench-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(tmp)
+	for _, name := range []string{"inside", "guest"} {
+		build := exec.Command("go", "build", "-trimpath", "-ldflags=-s -w", "-o", filepath.Join(tmp, name), "./scripts/bench/"+name)
+		build.Env = append(os.Environ(), "CGO_ENABLED=0")
+		build.Stderr = os.Stderr
+		if err := build.Run(); err != nil {
+			return fmt.Errorf("build scripts/bench/%s: %w", name, err)
+		}
+	}
+	// One rig for each topic: a topic leaves nothing for the next.
+	var failed []error
+	for _, t := range chosen {
+		rows, err := measure(tmp, t)
+		if err != nil {
+			failed = append(failed, fmt.Errorf("topic %s: %w", t, err))
+			continue
+		}
+		report.Print(os.Stdout, t, rows)
+		if err := report.Write("out/bench", t, rows); err != nil {
+			failed = append(failed, err)
+		}
+	}
+	return errors.Join(failed...)
+}
+
+// measure runs one topic inside the rig.
+func measure(tmp, topic string) ([]report.Row, error) {
+	args := []string{
+		"--icount", "--no-stdin", "--memory", "3072", "--timeout", *limit,
+		"--file", abs(filepath.Join(*from, "wsl2")) + ":/rig/wsl2", "--file", abs(filepath.Join(*from, "vmlinux")) + ":/rig/vmlinux", "--file", abs(filepath.Join(*from, "initramfs.cpio")) + ":/rig/initramfs.cpio",
+		"--file", filepath.Join(tmp, "guest") + ":/rig/guest",
+		"--bin", "qemu-system-x86_64", "--bin", "mke2fs", "--bin", "busybox",
+		"--env", "GODEBUG=", "--env", "GOTRACEBACK=",
+		"--get", resultDir + ":" + tmp,
+	}
+	firmware, err := qemuFirmware()
+	if err != nil {
+		return nil, err
+	}
+	for _, f := range firmware {
+		args = append(args, "--file", f)
+	}
+	args = append(args, strings.Fields(os.Getenv("BENCH_RIG_ARGS"))...)
+	args = append(args, "--", filepath.Join(tmp, "inside"))
+	if *verbose {
+		args = append(args, "-v")
+	}
+	args = append(args, resultDir, topic)
+	rig := exec.Command("scripts/rig", args...)
+	rig.Stdout, rig.Stderr = os.Stderr, os.Stderr
+	if err := rig.Run(); err != nil {
+		return nil, fmt.Errorf("scripts/rig: %w", err)
+	}
+	return report.Read(tmp, topic)
+}
+
+// qemuFirmware lists the files that QEMU's microvm loads: the firmware that
+// enters a PVH kernel, wherever this QEMU looks for it.
+func qemuFirmware() ([]string, error) {
+	var files []string
+	for _, dir := range []string{"/usr/share/qemu", "/usr/share/seabios", "/usr/lib/ipxe/qemu"} {
+		for _, name := range []string{"bios-microvm.bin", "qboot.rom", "pvh.bin", "linuxboot_dma.bin"} {
+			if p := filepath.Join(dir, name); exists(p) {
+				files = append(files, p)
+			}
+		}
+	}
+	if len(files) == 0 {
+		return nil, errors.New("QEMU's firmware for microvm is missing; install qemu-system-x86")
+	}
+	return files, nil
+}
+
+func exists(path string) bool { _, err := os.Stat(path); return err == nil }
+
+func abs(path string) string {
+	p, err := filepath.Abs(path)
+	if err != nil {
+		panic(err) // no working directory
+	}
+	return p
+}
