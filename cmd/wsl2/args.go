@@ -31,8 +31,8 @@ func invalid(arg string) error { return usagef("Invalid command line argument: %
 
 // parse decides what args (without the program's name) ask for. The rules are
 // those of wsl.exe: options come first; the first word that is none begins the
-// command, which a shell gets as one string; after -e the words are the program
-// and its arguments; a verb takes the rest of the line.
+// command, which the distro's shell runs (see script); after -e the words are the
+// program and its arguments; a verb takes the rest of the line.
 func parse(args []string) (*invocation, error) {
 	if len(args) > 0 {
 		// Verbs without dashes are verbs only as the first word: anything
@@ -111,9 +111,34 @@ func parse(args []string) (*invocation, error) {
 	return finish(spec, rest, shellType)
 }
 
-// finish makes a program of words and checks what no single option can. A shell
-// gets the words as one string, as they were typed; its own quoting and expansion
-// are the guest's.
+// script is what the distro's shell gets for a command. A single word is a script
+// as it stands, as in wsl2 'cd /srv && ls'. Several words are a program and its
+// arguments, and stay what they are: wsl.exe can pass on the line with the quotes
+// that were typed, but here the caller's shell has taken them off already, and
+// without them sh -c 'exit 3' would become sh -c exit 3.
+func script(words []string) string {
+	if len(words) == 1 {
+		return words[0]
+	}
+	quoted := make([]string, len(words))
+	for i, w := range words {
+		quoted[i] = quote(w)
+	}
+	return strings.Join(quoted, " ")
+}
+
+// quote makes one word of w for a POSIX shell.
+func quote(w string) string {
+	plain := func(r rune) bool {
+		return r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("%+,-./:=@_", r)
+	}
+	if w != "" && strings.IndexFunc(w, func(r rune) bool { return !plain(r) }) < 0 {
+		return w
+	}
+	return "'" + strings.ReplaceAll(w, "'", `'\''`) + "'"
+}
+
+// finish makes a program of words and checks what no single option can.
 func finish(spec *client.RunSpec, words []string, shellType string) (*invocation, error) {
 	if spec.Open.System && spec.Open.Distro != "" {
 		return nil, usagef("--system and --distribution exclude each other")
@@ -125,7 +150,7 @@ func finish(spec *client.RunSpec, words []string, shellType string) (*invocation
 		}
 		spec.Shell, spec.Argv = wire.ShellNone, slices.Clone(words)
 	case len(words) > 0:
-		spec.Shell, spec.Argv = wire.ShellStandard, []string{strings.Join(words, " ")}
+		spec.Shell, spec.Argv = wire.ShellStandard, []string{script(words)}
 	}
 	switch shellType {
 	case "standard":

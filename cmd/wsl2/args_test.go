@@ -58,7 +58,9 @@ func TestParseRun(t *testing.T) {
 		"-d debian -- ls -la /":                debian(shell("ls -la /")),
 		"-- ls -- x":                           shell("ls -- x"),
 		"-- ~":                                 shell("~"),
-		"echo a '' b":                          shell("echo a  b"), // as WSL: the shell sees one string
+		"echo a '' b":                          shell("echo a '' b"),
+		"echo $HOME *.c":                       shell("echo '$HOME' '*.c'"),
+		"VAR=1 ls":                             shell("VAR=1 ls"), // an assignment, as in WSL
 		"-- --list":                            shell("--list"),
 		"echo --list":                          shell("echo --list"),
 		"-- -d debian":                         shell("-d debian"),
@@ -85,6 +87,27 @@ func TestParseRun(t *testing.T) {
 		}
 		if inv.run == nil || !reflect.DeepEqual(*inv.run, want) {
 			t.Errorf("%q:\ngot  %+v\nwant %+v", line, inv.run, want)
+		}
+	}
+}
+
+// TestScript: what the shell makes of a script are the words that were given; a
+// single word is a script itself.
+func TestScript(t *testing.T) {
+	if got := script([]string{"cd /srv && ls"}); got != "cd /srv && ls" {
+		t.Errorf("one word: %q", got)
+	}
+	for _, words := range [][]string{
+		{"printf", "%s\n", "a b", "", "it's", "'", "\"$HOME\"", "`id`", "$(id)", "*", "~", "#", "\\", "a\nb", "ü", "-n", "&&", ";", "\x01\xff"},
+		{"printf", "[%s]", "x=1", "{a,b}", "!", "^", "|", "<", ">", "[a]", "?"},
+	} {
+		out, err := exec.Command("sh", "-c", script(words)).Output()
+		if err != nil {
+			t.Fatal(err)
+		}
+		want, err := exec.Command(words[0], words[1:]...).Output()
+		if err != nil || string(out) != string(want) {
+			t.Errorf("%q:\ngot  %q\nwant %q, %v", words, out, want, err)
 		}
 	}
 }

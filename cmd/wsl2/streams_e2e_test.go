@@ -24,8 +24,9 @@ func TestSessions(t *testing.T) {
 		stderr string // part of it
 	}{
 		{"output", []string{"-e", "echo", "a", "", "b c"}, 0, "a  b c\n", ""},
-		{"shell", []string{"--", "echo", "-n", "$((6*7))"}, 0, "42", ""},
-		{"default distro", []string{"echo", "$WSL_DISTRO_NAME"}, 0, "small\n", ""},
+		{"shell", []string{"--", "echo -n $((6*7))"}, 0, "42", ""},
+		{"words", []string{"--", "sh", "-c", "exit 3"}, 3, "", ""},
+		{"default distro", []string{"echo $WSL_DISTRO_NAME"}, 0, "small\n", ""},
 		{"no shell", []string{"-d", "small", "-e", "echo", "$HOME"}, 0, "$HOME\n", ""},
 		{"stderr apart", []string{"-e", "sh", "-c", "echo out; echo err >&2; exit 3"}, 3, "out\n", "err\n"},
 		{"status 255", []string{"-e", "sh", "-c", "exit 255"}, 255, "", ""},
