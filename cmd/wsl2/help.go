@@ -12,7 +12,7 @@ func helpText() string {
 
 Usage:
   wsl2 [OPTIONS]                  the distro's login shell
-  wsl2 [OPTIONS] [--] COMMAND...  COMMAND by the distro's shell; one word: a script
+  wsl2 [OPTIONS] [--] COMMAND...  COMMAND by the distro's shell (or 'a script')
   wsl2 [OPTIONS] -e PROGRAM...    PROGRAM with its arguments, without a shell
   wsl2 VERB ...
 
