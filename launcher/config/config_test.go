@@ -112,7 +112,7 @@ func TestSettingsWarn(t *testing.T) {
 		"[wsl2]\nmemory=1MB":               "Memory below 128 MB",
 		"[wsl2]\nmemory=1TB":               "Memory above the host's",
 		"[wsl2]\nprocessors=0":             "Invalid number of processors",
-		"[wsl2]\nprocessors=1000":          "More processors than the 4",
+		"[wsl2]\nprocessors=1000":          "More processors than the 64",
 		"[wsl2]\naccel=hvf":                "Accel must be",
 		"[wsl2]\nkernel=vmlinux":           "absolute path",
 		"[wsl2]\naccel=kvm\naccel=tcg":     "Duplicated config key 'wsl2.accel' in f:3",
@@ -157,6 +157,15 @@ func TestParseSize(t *testing.T) {
 	}
 }
 
+// TestOvercommit: more processors than the host has are the user's wish.
+func TestOvercommit(t *testing.T) {
+	h := Host{MemoryBytes: 1 << 30, CPUs: 2}
+	s := Defaults(h)
+	if w := s.parse("[wsl2]\nprocessors=64", "f", h); len(w) != 0 || s.Processors != 64 {
+		t.Errorf("%d processors, warnings %q", s.Processors, w)
+	}
+}
+
 func FuzzSettings(f *testing.F) {
 	f.Add("[wsl2]\nmemory=4GB\n")
 	f.Fuzz(func(t *testing.T, text string) {
@@ -164,7 +173,7 @@ func FuzzSettings(f *testing.F) {
 		s := Defaults(h)
 		s.parse(text, "f", h)
 		if s.MemoryBytes < MinMemoryBytes || s.MemoryBytes > h.MemoryBytes || s.MemoryBytes%memoryStep != 0 ||
-			s.Processors < 1 || s.Processors > 2 || !ValidAccel(s.Accel) {
+			s.Processors < 1 || s.Processors > MaxProcessors || !ValidAccel(s.Accel) {
 			t.Fatalf("%q gives %+v", text, s)
 		}
 	})

@@ -158,15 +158,15 @@ var settings = map[string]func(s *Settings, value string, h Host) string{
 		s.MemoryBytes = n / memoryStep * memoryStep
 		return ""
 	},
-	"wsl2.processors": func(s *Settings, v string, h Host) string {
+	// More than the host has is no error, unlike with WSL: they take turns, and a
+	// small machine can test what only many processors show.
+	"wsl2.processors": func(s *Settings, v string, _ Host) string {
 		n, err := strconv.Atoi(v)
-		limit := max(min(h.CPUs, MaxProcessors), 1)
 		switch {
 		case err != nil || n < 1:
 			return "Invalid number of processors (the default is used)"
-		case n > limit:
-			s.Processors = limit
-			return fmt.Sprintf("More processors than the %d possible here (those are used):", limit)
+		case n > MaxProcessors:
+			return fmt.Sprintf("More processors than the %d possible (the default is used):", MaxProcessors)
 		}
 		s.Processors = n
 		return ""
