@@ -97,7 +97,6 @@ func measure(tmp, topic string) ([]report.Row, error) {
 	for _, f := range firmware {
 		args = append(args, "--file", f)
 	}
-	args = append(args, strings.Fields(os.Getenv("BENCH_RIG_ARGS"))...)
 	args = append(args, "--", filepath.Join(tmp, "inside"))
 	if *verbose {
 		args = append(args, "-v")

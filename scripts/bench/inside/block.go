@@ -32,42 +32,51 @@ func block(h *host) ([]report.Row, error) {
 		{"1 MiB sequential read, depth 32", "read", 1 << 20, 32, 64},
 		{"1 MiB sequential write, depth 32", "write", 1 << 20, 32, 64},
 	}
-	measure := func(output func(...string) (string, error)) ([]float64, error) {
+	measure := func(r *running) ([]float64, error) {
 		size := strconv.Itoa(blockSize)
-		if _, err := output(guestTool, "block", blockFile, size, "prepare"); err != nil {
+		err := r.do(func() error {
+			_, err := r.output(guestTool, "block", blockFile, size, "prepare")
+			return err
+		})
+		if err != nil {
 			return nil, err
 		}
 		var all []float64
 		for _, j := range jobs {
 			args := []string{guestTool, "block", blockFile, size, j.mode, fmt.Sprint(j.unit), fmt.Sprint(j.depth), fmt.Sprint(j.count)}
 			var ns float64
-			for range 2 { // the first is discarded
-				text, err := output(args...)
-				if err == nil {
-					ns, err = strconv.ParseFloat(strings.TrimSpace(text), 64)
+			err := r.do(func() error {
+				for range 2 { // the first is discarded
+					text, err := r.output(args...)
+					if err == nil {
+						ns, err = strconv.ParseFloat(strings.TrimSpace(text), 64)
+					}
+					if err != nil {
+						return err
+					}
 				}
-				if err != nil {
-					return nil, err
-				}
+				return nil
+			})
+			if err != nil {
+				return nil, err
 			}
 			all = append(all, ns)
-			logf("%s: %.0f ns", j.name, ns/float64(j.count))
+			logf("%s, %s: %.0f ns", r.name, j.name, ns/float64(j.count))
 		}
-		return all, nil
+		return all, r.stop()
 	}
-	ours, err := measure(h.output)
+	r, err := h.ours()
 	if err != nil {
 		return nil, err
 	}
-	if err := h.shutdown(); err != nil {
-		return nil, err
-	}
-	q, err := startQEMU(h.disk)
+	ours, err := measure(r)
 	if err != nil {
 		return nil, err
 	}
-	defer q.kill()
-	peer, err := measure(q.output)
+	if r, err = h.peer(); err != nil {
+		return nil, err
+	}
+	peer, err := measure(r)
 	if err != nil {
 		return nil, err
 	}

@@ -4,9 +4,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"regexp"
 	"slices"
-	"strconv"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -29,37 +27,30 @@ func boot(h *host) ([]report.Row, error) {
 		{"cold boot to first output, system distro", []string{"--system", "--", "echo", "hi"}, ""},
 	}
 	var rows []report.Row
-	var exits, kernel report.Row
+	var exits report.Row
 	for i, v := range variants {
 		var ours, peer, oursExits, peerExits []float64
 		for n := range boots {
-			b, err := h.coldBoot(v.argv)
+			var b, p bootFigures
+			err := h.again(func() (err error) {
+				b, err = h.coldBoot(v.argv)
+				return err
+			})
 			if err != nil {
 				return nil, fmt.Errorf("wsl2 %v: %w", v.argv, err)
 			}
 			logf("%s: wsl2 %.2f ms, %.0f exits", v.name, b.ms, b.exits)
-			if n == 0 && i == 0 {
-				text, err := h.output("dmesg")
-				if err == nil {
-					kernel.Ours, err = initTime(text)
-				}
-				if err != nil {
-					return nil, err
-				}
-				c, _ := os.ReadFile(filepath.Join(h.dir, ".local/state/wsl2/console.log"))
-				logf("CONSOLE %d bytes %.3000s", len(c), c)
-			}
-			if err := h.shutdown(); err != nil {
+			if err := h.stop(); err != nil {
 				return nil, err
 			}
-			p, err := peerBoot(v.disk, n == 0 && i == 0)
+			err = h.again(func() (err error) {
+				p, err = peerBoot(v.disk)
+				return err
+			})
 			if err != nil {
 				return nil, err
 			}
 			logf("%s: %s %.2f ms, %.0f exits", v.name, peerQEMU, p.ms, p.exits)
-			if n == 0 && i == 0 {
-				kernel.Peers = map[string]float64{peerQEMU: p.kernel}
-			}
 			if n > 0 {
 				ours, peer = append(ours, b.ms), append(peer, p.ms)
 				oursExits, peerExits = append(oursExits, b.exits), append(peerExits, p.exits)
@@ -71,16 +62,19 @@ func boot(h *host) ([]report.Row, error) {
 			exits = report.Row{Row: "VM exits until first output", Unit: "exits", Ours: median(oursExits), Peers: map[string]float64{peerQEMU: median(peerExits)}}
 		}
 	}
-	kernel.Row, kernel.Unit = "guest kernel until it runs /init", "ms"
-	rows = append(rows, exits, kernel)
-	phases, err := h.phases(variants[0].argv)
+	rows = append(rows, exits)
+	var phases []report.Row
+	err := h.again(func() (err error) {
+		phases, err = h.phases(variants[0].argv)
+		return err
+	})
 	if err != nil {
 		return nil, err
 	}
 	return append(rows, phases...), nil
 }
 
-type bootFigures struct{ ms, exits, kernel float64 }
+type bootFigures struct{ ms, exits float64 }
 
 // coldBoot runs a command while nothing of wsl2 runs and takes the time to the
 // first byte on its stdout. The VM runs on.
@@ -120,22 +114,21 @@ func (h *host) firstByte(argv []string) (float64, error) {
 	}
 	out.Close()
 	var b [64]byte
-	if n, err := unix.Poll([]unix.PollFd{{Fd: int32(p[0]), Events: unix.POLLIN}}, int(hangs.Milliseconds())); n != 1 {
-		report := h.diagnose()
-		c.Process.Kill()
-		c.Wait()
-		return 0, fmt.Errorf("no output within %v (%v)\n%s", hangs, err, report)
-	}
+	watchdog := time.AfterFunc(hangs, func() { c.Process.Kill() })
 	n, err := unix.Read(p[0], b[:])
 	took := time.Since(start)
-	if werr := c.Wait(); werr != nil || err != nil || n < 1 {
+	werr := c.Wait()
+	if !watchdog.Stop() {
+		return 0, errHang
+	}
+	if werr != nil || err != nil || n < 1 {
 		text, _ := os.ReadFile(errs.Name())
 		return 0, fmt.Errorf("%d bytes, %v, %v: %s", n, err, werr, text)
 	}
 	return took.Seconds() * 1e3, nil
 }
 
-func peerBoot(disk string, kernel bool) (f bootFigures, err error) {
+func peerBoot(disk string) (f bootFigures, err error) {
 	q, err := startQEMU(disk)
 	if err != nil {
 		return f, err
@@ -155,30 +148,11 @@ func peerBoot(disk string, kernel bool) (f bootFigures, err error) {
 	if err == nil {
 		f.exits, err = vmExits(q.cmd.Process.Pid)
 	}
-	if err == nil && kernel {
-		var text string
-		if text, err = q.output("dmesg"); err == nil {
-			f.kernel, err = initTime(text)
-		}
-	}
 	if err != nil {
 		q.kill()
 		return f, fmt.Errorf("%s: %w", peerQEMU, err)
 	}
 	return f, q.stop()
-}
-
-var initLine = regexp.MustCompile(`\[ *(\d+\.\d+)\] Run /init as init process`)
-
-// initTime is when the guest's kernel ran /init, in ms of its own clock, which
-// starts with the VM.
-func initTime(dmesg string) (float64, error) {
-	m := initLine.FindStringSubmatch(dmesg)
-	if m == nil {
-		return 0, fmt.Errorf("the guest's kernel log does not say when it ran /init:\n%s", dmesg)
-	}
-	s, err := strconv.ParseFloat(m[1], 64)
-	return s * 1e3, err
 }
 
 func median(v []float64) float64 {

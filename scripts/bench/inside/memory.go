@@ -11,10 +11,22 @@ import (
 // memory measures what a VMM costs beyond the guest's RAM, idle.
 func memory(h *host) ([]report.Row, error) {
 	// Some commands first: what they leave behind counts.
-	for range 10 {
-		if _, err := h.output("true"); err != nil {
-			return nil, err
-		}
+	some := func(r *running) error {
+		return r.do(func() error {
+			for range 10 {
+				if _, err := r.output("true"); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+	}
+	r, err := h.ours()
+	if err == nil {
+		err = some(r)
+	}
+	if err != nil {
+		return nil, err
 	}
 	vm, service := processes("vm"), processes("service")
 	if len(vm) != 1 || len(service) != 1 {
@@ -28,20 +40,18 @@ func memory(h *host) ([]report.Row, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := h.shutdown(); err != nil {
+	if err := r.stop(); err != nil {
 		return nil, err
 	}
-	q, err := startQEMU(h.disk)
+	p, err := h.peer()
 	if err != nil {
 		return nil, err
 	}
-	defer q.kill()
-	for range 10 {
-		if _, err := q.output("true"); err != nil {
-			return nil, err
-		}
+	defer p.stop()
+	if err := some(p); err != nil {
+		return nil, err
 	}
-	peer, err := usage(q.cmd.Process.Pid)
+	peer, err := usage(p.pid())
 	if err != nil {
 		return nil, err
 	}

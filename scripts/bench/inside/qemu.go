@@ -62,7 +62,7 @@ func startQEMU(disk string) (q *qemu, err error) {
 		return nil, fmt.Errorf("listen on vsock port %d: %w", wire.PortControl, err)
 	}
 	// A QEMU that dies would leave accept waiting.
-	if err := unix.SetsockoptTimeval(l, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: 60}); err != nil {
+	if err := setTimeouts(l); err != nil {
 		return nil, err
 	}
 	q = &qemu{control: -1, cmd: exec.Command(qemuPath, qemuArgs(disk)...)}
@@ -78,10 +78,16 @@ func startQEMU(disk string) (q *qemu, err error) {
 		}
 	}()
 	c, _, err := unix.Accept(l)
+	if err == unix.EAGAIN {
+		err = errHang
+	}
 	if err != nil {
 		return q, fmt.Errorf("no connection from its guest: %w", err)
 	}
 	q.control = socket(c)
+	if err := setTimeouts(c); err != nil {
+		return q, err
+	}
 	m, err := wire.Read(q.control)
 	if err != nil {
 		return q, err
@@ -143,7 +149,9 @@ func (q *qemu) stop() error {
 	if err := wire.Write(q.control, &wire.Shutdown{ID: q.id, GraceMillis: 1000}); err != nil {
 		return err
 	}
+	watchdog := time.AfterFunc(hangs, func() { q.cmd.Process.Kill() })
 	q.cmd.Wait() // isa-debug-exit makes the status 1
+	watchdog.Stop()
 	return q.control.Close()
 }
 

@@ -2,6 +2,7 @@ package main
 
 import (
 	"crypto/rand"
+	"errors"
 	"fmt"
 	"io"
 
@@ -18,6 +19,8 @@ func (s socket) Read(p []byte) (int, error) {
 		n, err := unix.Read(int(s), p)
 		switch {
 		case err == unix.EINTR:
+		case err == unix.EAGAIN: // SO_RCVTIMEO
+			return 0, errHang
 		case err != nil:
 			return 0, err
 		case n == 0 && len(p) > 0:
@@ -31,10 +34,12 @@ func (s socket) Read(p []byte) (int, error) {
 func (s socket) Write(p []byte) (int, error) {
 	for done := 0; done < len(p); {
 		n, err := unix.Write(int(s), p[done:])
-		if err == unix.EINTR {
+		switch {
+		case err == unix.EINTR:
 			continue
-		}
-		if err != nil {
+		case err == unix.EAGAIN: // SO_SNDTIMEO
+			return done, errHang
+		case err != nil:
 			return done, err
 		}
 		done += n
@@ -51,11 +56,21 @@ func dialVsock(cid, port uint32) (socket, error) {
 	if err != nil {
 		return -1, fmt.Errorf("vsock: %w", err)
 	}
+	if err := setTimeouts(fd); err != nil {
+		unix.Close(fd)
+		return -1, err
+	}
 	if err := unix.Connect(fd, &unix.SockaddrVM{CID: cid, Port: port}); err != nil {
 		unix.Close(fd)
 		return -1, fmt.Errorf("connect to port %d of CID %d: %w", port, cid, err)
 	}
 	return socket(fd), nil
+}
+
+// setTimeouts lets no call on a socket wait for longer than hangs.
+func setTimeouts(fd int) error {
+	t := &unix.Timeval{Sec: int64(hangs.Seconds())}
+	return errors.Join(unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, t), unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, t))
 }
 
 // session is one program in the guest, with stdout and perhaps stdin carried.

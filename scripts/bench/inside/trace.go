@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -64,7 +65,7 @@ func traced(events []string, f func() error) ([]event, error) {
 	defer write("tracing_on", "1")
 	text, err := os.ReadFile(filepath.Join(tracing, "trace"))
 	if ferr != nil || err != nil {
-		return nil, fmt.Errorf("%w %w", ferr, err)
+		return nil, fmt.Errorf("trace: %w", errors.Join(ferr, err))
 	}
 	var list []event
 	for line := range strings.Lines(string(text)) {
@@ -110,7 +111,7 @@ func (h *host) phases(argv []string) ([]report.Row, error) {
 	if err != nil {
 		return nil, err
 	}
-	return rows, h.shutdown()
+	return rows, h.stop()
 }
 
 // monotonic is the trace's clock in ms.

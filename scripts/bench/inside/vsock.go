@@ -22,54 +22,34 @@ const (
 	firstPort   = 9000
 )
 
-// link is one way to a guest: dial a port of its, or run a program in it.
-type link struct {
-	dial func(port uint32) (socket, error)
-	// spawn starts a program that stays, and returns when it has printed a line.
-	spawn func(argv ...string) (stop func(), err error)
-}
-
 // vsock measures connections to the guest: ours through the VMM's unix socket,
 // the peer's by AF_VSOCK and vhost-vsock.
 func vsock(h *host) ([]report.Row, error) {
-	if _, err := h.output("true"); err != nil {
-		return nil, err
-	}
-	ours, err := measureLink(link{h.dialGuest, func(argv ...string) (func(), error) {
-		c := h.wsl2(append([]string{"-d", distroName, "-e"}, argv...)...)
-		out, err := c.StdoutPipe()
-		if err == nil {
-			err = c.Start()
-		}
-		if err != nil {
-			return nil, err
-		}
-		_, err = out.Read(make([]byte, 64))
-		return func() { c.Process.Kill(); c.Wait() }, err
-	}})
+	r, err := h.ours()
 	if err != nil {
 		return nil, err
 	}
-	session, err := h.sessionRate()
+	ours, err := measureLink(r)
 	if err != nil {
 		return nil, err
 	}
-	if err := h.shutdown(); err != nil {
-		return nil, err
-	}
-	q, err := startQEMU(h.disk)
+	var session float64
+	err = r.do(func() (err error) {
+		session, err = h.sessionRate()
+		return err
+	})
 	if err != nil {
 		return nil, err
 	}
-	defer q.kill()
-	peer, err := measureLink(link{func(port uint32) (socket, error) { return dialVsock(guestCID, port) }, func(argv ...string) (func(), error) {
-		s, err := startSession(q.dial, false, argv...)
-		if err != nil {
-			return nil, err
-		}
-		_, err = s.stdout.Read(make([]byte, 64))
-		return s.close, err
-	}})
+	if err := r.stop(); err != nil {
+		return nil, err
+	}
+	p, err := h.peer()
+	if err != nil {
+		return nil, err
+	}
+	defer p.stop()
+	peer, err := measureLink(p)
 	if err != nil {
 		return nil, err
 	}
@@ -87,26 +67,12 @@ func vsock(h *host) ([]report.Row, error) {
 
 type linkFigures struct{ toGuest, toHost, trip float64 }
 
-func measureLink(l link) (f linkFigures, err error) {
+func measureLink(l *running) (f linkFigures, err error) {
 	rate := func(start time.Time) float64 { return vsockBytes / time.Since(start).Seconds() / 1e6 }
 	b := make([]byte, vsockBuffer)
 	port := uint32(firstPort)
 	with := func(mode string, use func(c socket) error) error {
-		port++
-		stop, err := l.spawn(guestTool, mode, strconv.Itoa(int(port)))
-		if err != nil {
-			return fmt.Errorf("guest %s: %w", mode, err)
-		}
-		defer stop()
-		c, err := l.dial(port)
-		if err != nil {
-			return err
-		}
-		defer c.Close()
-		if err := use(c); err != nil {
-			return fmt.Errorf("guest %s: %w", mode, err)
-		}
-		return nil
+		return l.do(func() error { return once(l, mode, &port, use) })
 	}
 	err = with("sink", func(c socket) error {
 		start := time.Now()
@@ -158,6 +124,25 @@ func measureLink(l link) (f linkFigures, err error) {
 	return f, err
 }
 
+// once runs one of guest's servers and uses a connection to it.
+func once(l *running, mode string, port *uint32, use func(c socket) error) error {
+	*port++
+	stop, err := l.spawn(guestTool, mode, strconv.Itoa(int(*port)))
+	if err != nil {
+		return fmt.Errorf("guest %s: %w", mode, err)
+	}
+	defer stop()
+	c, err := l.dial(*port)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	if err := use(c); err != nil {
+		return fmt.Errorf("guest %s: %w", mode, err)
+	}
+	return nil
+}
+
 // dialGuest connects to a guest's port through the VMM's socket.
 func (h *host) dialGuest(port uint32) (socket, error) {
 	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
@@ -165,7 +150,9 @@ func (h *host) dialGuest(port uint32) (socket, error) {
 		return -1, err
 	}
 	s := socket(fd)
-	err = unix.Connect(fd, &unix.SockaddrUnix{Name: h.vsockPath()})
+	if err = setTimeouts(fd); err == nil {
+		err = unix.Connect(fd, &unix.SockaddrUnix{Name: h.vsockPath()})
+	}
 	if err == nil {
 		_, err = fmt.Fprintf(s, "CONNECT %d\n", port)
 	}
@@ -200,6 +187,7 @@ func (h *host) sessionRate() (float64, error) {
 	if err := c.Start(); err != nil {
 		return 0, err
 	}
+	watchdog := time.AfterFunc(hangs, func() { c.Process.Kill() })
 	go func() {
 		b := make([]byte, vsockBuffer)
 		for n := 0; n < vsockBytes; n += len(b) {
@@ -211,7 +199,11 @@ func (h *host) sessionRate() (float64, error) {
 	}()
 	n, err := io.CopyBuffer(struct{ io.Writer }{io.Discard}, struct{ io.Reader }{out}, make([]byte, vsockBuffer))
 	took := time.Since(start)
-	if werr := c.Wait(); err != nil || werr != nil || n != vsockBytes {
+	werr := c.Wait()
+	if !watchdog.Stop() {
+		return 0, errHang
+	}
+	if err != nil || werr != nil || n != vsockBytes {
 		return 0, fmt.Errorf("wsl2 %s copy: %d of %d bytes came back: %w %w", guestTool, n, vsockBytes, err, werr)
 	}
 	return vsockBytes / took.Seconds() / 1e6, nil

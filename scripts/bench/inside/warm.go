@@ -14,7 +14,8 @@ const warmRuns = 50
 
 // warm measures a command in a distro that runs already.
 func warm(h *host) ([]report.Row, error) {
-	if _, err := h.output("true"); err != nil {
+	vm, err := h.ours()
+	if err != nil {
 		return nil, err
 	}
 	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
@@ -23,19 +24,19 @@ func warm(h *host) ([]report.Row, error) {
 	}
 	defer null.Close()
 	// As from a script: no terminal, and stdout a pipe for the second.
-	ours, err := repeat(func() error {
+	ours, err := repeat(vm, func() error {
 		c := h.wsl2("-d", distroName, "--", "true")
 		c.Stdin, c.Stdout, c.Stderr = null, null, null
-		return c.Run()
+		return supervise(c)
 	})
 	if err != nil {
 		return nil, fmt.Errorf("wsl2 -- true: %w", err)
 	}
-	withOutput, err := repeat(func() error { _, err := h.firstByte([]string{"-d", distroName, "-e", guestTool, "hello"}); return err })
+	withOutput, err := repeat(vm, func() error { _, err := h.firstByte([]string{"-d", distroName, "-e", guestTool, "hello"}); return err })
 	if err != nil {
 		return nil, err
 	}
-	local, err := repeat(func() error {
+	local, err := repeat(nil, func() error {
 		c := exec.Command(guestPath, "hello")
 		c.Stdin, c.Stdout, c.Stderr = null, null, null
 		return c.Run()
@@ -43,7 +44,7 @@ func warm(h *host) ([]report.Row, error) {
 	if err != nil {
 		return nil, err
 	}
-	localOutput, err := repeat(func() error {
+	localOutput, err := repeat(nil, func() error {
 		out, err := exec.Command(guestPath, "hello").Output()
 		if err == nil && len(out) == 0 {
 			err = fmt.Errorf("no output")
@@ -53,15 +54,15 @@ func warm(h *host) ([]report.Row, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := h.shutdown(); err != nil {
+	if err := vm.stop(); err != nil {
 		return nil, err
 	}
-	q, err := startQEMU(h.disk)
+	peer, err := h.peer()
 	if err != nil {
 		return nil, err
 	}
-	defer q.kill()
-	session, err := repeat(func() error { _, err := q.output("true"); return err })
+	defer peer.stop()
+	session, err := repeat(peer, func() error { _, err := peer.output("true"); return err })
 	if err != nil {
 		return nil, err
 	}
@@ -77,15 +78,27 @@ func warm(h *host) ([]report.Row, error) {
 	}, nil
 }
 
-// repeat runs f and returns the ms that each run but the first took.
-func repeat(f func() error) (ms []float64, err error) {
-	for i := range warmRuns + 1 {
-		start := time.Now()
-		if err := f(); err != nil {
-			return nil, err
+// repeat runs f and returns the ms that each run but the first took. f uses vm,
+// which may be nil.
+func repeat(vm *running, f func() error) (ms []float64, err error) {
+	first := true
+	for len(ms) < warmRuns {
+		run := func() error {
+			start := time.Now()
+			err := f()
+			if err == nil && !first {
+				ms = append(ms, time.Since(start).Seconds()*1e3)
+			}
+			first = err != nil // the first on a VM does not count
+			return err
 		}
-		if i > 0 {
-			ms = append(ms, time.Since(start).Seconds()*1e3)
+		if vm == nil {
+			err = run()
+		} else {
+			err = vm.do(run)
+		}
+		if err != nil {
+			return nil, err
 		}
 	}
 	return ms, nil
