@@ -433,6 +433,19 @@ func TestGuestSilent(t *testing.T) {
 	<-h.fleet.VMs()[0].Done()
 }
 
+// TestGuestHangs: a guest that does not start the program is not waited for for
+// ever, and the user hears what to do.
+func TestGuestHangs(t *testing.T) {
+	h := newHost(t, fakevm.Hooks{NoAnswer: true})
+	c := h.client()
+	c.AnswerWait = 100 * time.Millisecond
+	s := pipes(t, nil)
+	st, err := c.Run(system("true"), s.stdio())
+	if st != 125 || err == nil || !strings.Contains(err.Error(), "has not answered for 100ms") {
+		t.Errorf("%d, %v", st, err)
+	}
+}
+
 func TestServiceEndsDuringSession(t *testing.T) {
 	h := newHost(t, fakevm.Hooks{})
 	s := pipes(t, nil)

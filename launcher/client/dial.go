@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -26,6 +27,9 @@ type Client struct {
 	Service Command
 	// Notice receives what the service has to tell the user.
 	Notice func(text string)
+	// AnswerWait bounds the wait for the guest to start a program, which is the
+	// only sign of a guest that hangs; 0 is a minute. A program may run for ever.
+	AnswerWait time.Duration
 }
 
 // Command is a program and its arguments from argv[1].

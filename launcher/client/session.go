@@ -44,6 +44,10 @@ const (
 // endedWait bounds the wait for the service's word on why a session broke off.
 const endedWait = 10 * time.Second
 
+// answerWait is the default of Client.AnswerWait: many times what an emulated and
+// overloaded guest takes.
+const answerWait = time.Minute
+
 // session is one running session.
 type session struct {
 	c       *Client
@@ -250,13 +254,23 @@ func (s *session) end(status int) {
 
 // follow reads the control connection to the session's end.
 func (s *session) follow() (int, error) {
+	wait := s.c.AnswerWait
+	if wait == 0 {
+		wait = answerWait
+	}
+	s.control.SetReadDeadline(time.Now().Add(wait))
 	for {
 		m, err := wire.Read(s.control)
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			return StatusFailed, api.Errorf(api.CodeFailed, "`wsl2 --shutdown --force` ends the VM; the next command starts it anew",
+				"the guest has not answered for %v: its kernel may hang", wait)
+		}
 		if err != nil {
 			return StatusFailed, s.broken(err)
 		}
 		switch m := m.(type) {
 		case *wire.Started:
+			s.control.SetReadDeadline(time.Time{})
 			if m.Notice != "" {
 				s.c.Notice(m.Notice)
 			}

@@ -51,6 +51,8 @@ type Hooks struct {
 	StartDistro func(name string) *wire.Reply
 	// NoReady keeps /init from becoming ready.
 	NoReady bool
+	// NoAnswer keeps the guest from answering a session's Start.
+	NoAnswer bool
 	// Programs are there besides those of this package.
 	Programs map[string]Program
 	// Accel and Reason are what the VM says of itself.
@@ -494,6 +496,9 @@ func (s *Session) run() {
 	}
 	if program == nil {
 		s.send(&wire.Failed{Code: wire.CodeNotFound, Text: argv[0] + ": not found"})
+		return
+	}
+	if s.vm.hook.NoAnswer {
 		return
 	}
 	s.send(&wire.Started{PID: 42})
