@@ -26,7 +26,7 @@ import (
 
 // Deadline bounds every wait. An emulated CPU on a busy machine is slow; what
 // takes longer than this hangs.
-const Deadline = 3 * time.Minute
+const Deadline = 5 * time.Minute
 
 // Host is one user's wsl2. Its fields may be changed between commands.
 type Host struct {
