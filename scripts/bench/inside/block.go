@@ -11,7 +11,7 @@ import (
 // The file that is read and written, on the distro's disk.
 const (
 	blockFile = "/root/block.data"
-	blockSize = 64 << 20
+	blockSize = 32 << 20
 )
 
 // block measures direct I/O in the guest, ours and QEMU's virtio-blk on the same
@@ -23,14 +23,14 @@ func block(h *host) ([]report.Row, error) {
 		count       int64
 	}
 	jobs := []job{
-		{"4 KiB random read, depth 1", "randread", 4 << 10, 1, 2000},
-		{"4 KiB random write, depth 1", "randwrite", 4 << 10, 1, 2000},
-		{"4 KiB random read, depth 32", "randread", 4 << 10, 32, 4000},
-		{"4 KiB random write, depth 32", "randwrite", 4 << 10, 32, 4000},
-		{"1 MiB sequential read, depth 1", "read", 1 << 20, 1, 64},
-		{"1 MiB sequential write, depth 1", "write", 1 << 20, 1, 64},
-		{"1 MiB sequential read, depth 32", "read", 1 << 20, 32, 64},
-		{"1 MiB sequential write, depth 32", "write", 1 << 20, 32, 64},
+		{"4 KiB random read, depth 1", "randread", 4 << 10, 1, 200},
+		{"4 KiB random write, depth 1", "randwrite", 4 << 10, 1, 200},
+		{"4 KiB random read, depth 32", "randread", 4 << 10, 32, 400},
+		{"4 KiB random write, depth 32", "randwrite", 4 << 10, 32, 400},
+		{"1 MiB sequential read, depth 1", "read", 1 << 20, 1, 32},
+		{"1 MiB sequential write, depth 1", "write", 1 << 20, 1, 32},
+		{"1 MiB sequential read, depth 32", "read", 1 << 20, 32, 32},
+		{"1 MiB sequential write, depth 32", "write", 1 << 20, 32, 32},
 	}
 	measure := func(r *running) ([]float64, error) {
 		size := strconv.Itoa(blockSize)

@@ -122,8 +122,17 @@ func (h *host) output(args ...string) (string, error) {
 	return h.run(append([]string{"-d", distroName, "-e"}, args...)...)
 }
 
-// hangs is how long, in the rig's time, a command may take.
-const hangs = 3 * time.Second
+// hangs is how long, in the rig's time, anything may take before it is given up:
+// a few times what it should. The rig is slow while a guest spins (a PAUSE leaves
+// the translated code), so that one ms more here is a third of a second outside.
+var hangs = 600 * time.Millisecond
+
+// within sets hangs and returns how to set it back.
+func within(limit time.Duration) (restore func()) {
+	before := hangs
+	hangs = limit
+	return func() { hangs = before }
+}
 
 // errHang is what a command ends with that was killed for that.
 //

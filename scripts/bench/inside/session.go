@@ -69,7 +69,8 @@ func dialVsock(cid, port uint32) (socket, error) {
 
 // setTimeouts lets no call on a socket wait for longer than hangs.
 func setTimeouts(fd int) error {
-	t := &unix.Timeval{Sec: int64(hangs.Seconds())}
+	tv := unix.NsecToTimeval(hangs.Nanoseconds())
+	t := &tv
 	return errors.Join(unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, t), unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, t))
 }
 

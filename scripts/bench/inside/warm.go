@@ -84,6 +84,7 @@ func repeat(vm *running, f func() error) (ms []float64, err error) {
 	first := true
 	for len(ms) < warmRuns {
 		run := func() error {
+			defer within(40 * time.Millisecond)()
 			start := time.Now()
 			err := f()
 			if err == nil && !first {
