@@ -136,11 +136,10 @@ func within(limit time.Duration) (restore func()) {
 
 // errHang is what a command ends with that was killed for that.
 //
-// QEMU 7.2, which the rig runs on, now and then delivers an interrupt twice that
-// KVM injects (helper_vmrun leaves exception_index set; when the CPU's loop is
-// left at that moment, the vector is taken for an exception). A guest that gets an
-// interrupt while it has interrupts off spins for ever on a lock of its own. Such
-// runs say nothing of what is measured: they are counted, told, and done again.
+// In the rig our guests now and then spin for ever on a lock. It may be that QEMU
+// 7.2 delivers an injected interrupt twice; that is inferred from one trace, not
+// proven, and a fault of our own machine is not excluded. Such runs are counted,
+// told, and done again, which flatters whoever hangs.
 var errHang = errors.New("the guest hangs")
 
 // retries is how often a measurement is done again for that.
