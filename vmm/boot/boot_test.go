@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -313,7 +314,8 @@ func TestE820(t *testing.T) {
 func TestMPTable(t *testing.T) {
 	for _, n := range []int{1, 2, 64} {
 		low := make([]byte, highMemory)
-		if err := writeMPTable(low, n); err != nil {
+		io := IOAPIC{Addr: 0xfec00000, Pins: []int{1, 2, 32}}
+		if err := writeMPTable(low, n, io); err != nil {
 			t.Fatal(err)
 		}
 		sum := func(p []byte) (s byte) {
@@ -332,9 +334,20 @@ func TestMPTable(t *testing.T) {
 			t.Fatalf("%d CPUs: configuration table % x", n, c)
 		}
 		entries, cpus := c[44:], 0
+		var pins []int
 		for range le.Uint16(c[34:]) {
 			length := 8
-			if entries[0] == mpProcessor {
+			switch entries[0] {
+			case mpIOAPIC:
+				if entries[3] != mpEnabled || le.Uint32(entries[4:]) != io.Addr {
+					t.Errorf("%d CPUs: I/O APIC entry % x", n, entries[:8])
+				}
+			case mpInterrupt:
+				if entries[1] != mpIntTypeINT || entries[2] != mpEdgeHigh || entries[5] != entries[7] || entries[6] != mpIOAPICID {
+					t.Errorf("%d CPUs: interrupt entry % x", n, entries[:8])
+				}
+				pins = append(pins, int(entries[7]))
+			case mpProcessor:
 				length = 20
 				if int(entries[1]) != cpus || entries[3]&mpEnabled == 0 || (entries[3]&mpBootstrap != 0) != (cpus == 0) {
 					t.Errorf("%d CPUs: processor entry %d: % x", n, cpus, entries[:4])
@@ -343,9 +356,12 @@ func TestMPTable(t *testing.T) {
 			}
 			entries = entries[length:]
 		}
-		if cpus != n || len(entries) != 0 {
-			t.Errorf("%d CPUs: %d in the table, %d bytes too many", n, cpus, len(entries))
+		if cpus != n || len(entries) != 0 || !slices.Equal(pins, io.Pins) {
+			t.Errorf("%d CPUs: %d in the table, pins %d, %d bytes too many", n, cpus, pins, len(entries))
 		}
+	}
+	if err := writeMPTable(make([]byte, highMemory), MaxCPUs, IOAPIC{Pins: make([]int, 255)}); err == nil {
+		t.Error("a table that is too long was written")
 	}
 }
 

@@ -70,6 +70,15 @@ type Config struct {
 	// Memory is laid out by Layout, and zero.
 	Memory *guestmem.Memory
 	CPUs   int
+	IOAPIC IOAPIC
+}
+
+// IOAPIC is the machine's I/O APIC, for the MP table.
+type IOAPIC struct {
+	Addr uint32
+	// Pins are those with an edge-triggered device, not 0, below 256. Pin p is
+	// Linux's interrupt p.
+	Pins []int
 }
 
 // Entry is the state in which the boot processor starts (boot.rst, "64-bit Boot
@@ -114,7 +123,7 @@ func Load(cfg Config) (Entry, error) {
 	writeBootParams(low[bootParamsAddr:bootParamsAddr+pageSize], k, cfg.Memory, rd)
 	writeGDT(low[gdtAddr:])
 	writePageTables(low[pageTableAddr:])
-	if err := writeMPTable(low, cfg.CPUs); err != nil {
+	if err := writeMPTable(low, cfg.CPUs, cfg.IOAPIC); err != nil {
 		return Entry{}, err
 	}
 	return Entry{RIP: k.entry, RSI: bootParamsAddr, RSP: stackTop, CR3: pageTableAddr, GDT: gdtAddr}, nil

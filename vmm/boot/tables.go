@@ -105,16 +105,23 @@ const (
 	mpBusSize       = 8
 	mpInterruptSize = 8
 
+	mpIOAPICSize = 8
+
 	mpBus            = 1
+	mpIOAPIC         = 2
 	mpInterrupt      = 3
 	mpProcessor      = 0
 	mpLocalInterrupt = 4
 	mpEnabled        = 1 << 0
 	mpBootstrap      = 1 << 1
 	mpLAPICVersion   = 0x14
+	mpIOAPICVersion  = 0x11
 	mpAllAPICs       = 0xff
+	mpIntTypeINT     = 0
 	mpIntTypeNMI     = 1
 	mpIntTypeExtINT  = 3
+	mpEdgeHigh       = 0x1<<2 | 0x1
+	mpIOAPICID       = 0xf0 // behind those of all local APICs
 	localAPIC        = 0xfee00000
 	mpCPUSignature   = 0x600 // family 6
 	mpFeatureFPU     = 1 << 0
@@ -122,15 +129,15 @@ const (
 	mpSpecRev        = 4 // 1.4
 )
 
-// writeMPTable tells the kernel of n processors with APIC ids 0 to n-1. There is
-// no I/O APIC in it: programming one costs boot time (each register access is
-// an exit). Interrupts reach the boot processor through the PIC and LINT0, which
-// Linux opens if its command line says noapic and masks otherwise. One interrupt
-// entry stands for all, because Linux invents (and complains of) what it does
-// not find.
-func writeMPTable(low []byte, n int) error {
+// writeMPTable tells the kernel of n processors with APIC ids 0 to n-1 and of the
+// I/O APIC's pins. The machine has no 8259, so that Linux takes the whole I/O APIC
+// for its own, and pin p for interrupt p.
+func writeMPTable(low []byte, n int, io IOAPIC) error {
 	if n < 1 || n > MaxCPUs {
 		return fmt.Errorf("boot: %d vCPUs asked for, 1 to %d are possible", n, MaxCPUs)
+	}
+	if size := mpHeaderSize + n*mpProcessorSize + mpBusSize + mpIOAPICSize + (len(io.Pins)+2)*mpInterruptSize; size > mpPointerAddr-mpTableAddr {
+		return fmt.Errorf("boot: an MP table of %d vCPUs and %d interrupts has %d bytes, %d are possible", n, len(io.Pins), size, mpPointerAddr-mpTableAddr)
 	}
 	t := low[mpTableAddr:mpPointerAddr]
 	size, entries := mpHeaderSize, 0
@@ -151,8 +158,13 @@ func writeMPTable(low []byte, n int) error {
 		le.PutUint32(e[8:], mpFeatureFPU|mpFeatureAPIC)
 	}
 	copy(entry(mpBus, mpBusSize)[2:], "ISA   ")
-	e := entry(mpInterrupt, mpInterruptSize)
-	e[1], e[6] = mpIntTypeExtINT, mpAllAPICs
+	e := entry(mpIOAPIC, mpIOAPICSize)
+	e[1], e[2], e[3] = mpIOAPICID, mpIOAPICVersion, mpEnabled
+	le.PutUint32(e[4:], io.Addr)
+	for _, p := range io.Pins {
+		e := entry(mpInterrupt, mpInterruptSize)
+		e[1], e[2], e[5], e[6], e[7] = mpIntTypeINT, mpEdgeHigh, byte(p), mpIOAPICID, byte(p)
+	}
 	for lint, kind := range [...]byte{mpIntTypeExtINT, mpIntTypeNMI} {
 		e := entry(mpLocalInterrupt, mpInterruptSize)
 		e[1], e[6], e[7] = kind, mpAllAPICs, byte(lint)

@@ -141,55 +141,56 @@ func TestIOEventFD(t *testing.T) {
 	run(t, v, ExitHLT)
 }
 
-// An interrupt through the PIC and LINT0 wakes the processor, raised by an
-// eventfd or by a pulse of the line.
+// A message to the local APIC wakes the processor; one that no local APIC takes
+// is refused.
 func TestInterrupt(t *testing.T) {
-	for name, raise := range map[string]func(*VM, *eventfd.EventFD) error{
-		"irqfd": func(_ *VM, e *eventfd.EventFD) error { return e.Signal() },
-		"line": func(vm *VM, _ *eventfd.EventFD) error {
-			return errors.Join(vm.SetIRQLine(5, true), vm.SetIRQLine(5, false))
-		},
-	} {
-		t.Run(name, func(t *testing.T) {
-			e, err := eventfd.New()
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer e.Close()
-			var vm *VM
-			v, code := realMode(t, func(m *VM) {
-				vm = m
-				if err := errors.Join(vm.CreateIRQChip(), vm.AssignIRQFD(e.FD(), 5)); err != nil {
-					t.Fatal(err)
-				}
-			},
-				// The PIC's initialisation: vectors from 0x20, IRQ 5 alone open.
-				0xb0, 0x11, 0xe6, 0x20, // mov $0x11, %al; out %al, $0x20
-				0xb0, 0x20, 0xe6, 0x21,
-				0xb0, 0x04, 0xe6, 0x21,
-				0xb0, 0x01, 0xe6, 0x21,
-				0xb0, 0xdf, 0xe6, 0x21,
-				// The vector table is at 0, where no memory is: move it.
-				0x0f, 0x01, 0x1e, 0x30, 0x10, // lidt 0x1030
-				0xe6, 0x10, // out %al, $0x10: ready
-				0xfb,       // sti
-				0xf4,       // hlt
-				0xeb, 0xfd, // jmp to it
-			)
-			// 0x1030: IDTR; 0x1100: the table; 0x1040: the handler.
-			copy(code[0x30:], []byte{0xff, 0x03, 0x00, 0x11, 0, 0})
-			copy(code[0x40:], []byte{0xe6, 0x11, 0xf4})         // out %al, $0x11; hlt
-			copy(code[0x100+4*0x25:], []byte{0x40, 0x10, 0, 0}) // vector 0x25
-			bind(t, v)
-			run(t, v, ExitIO)
-			if err := raise(vm, e); err != nil {
-				t.Fatal(err)
-			}
-			run(t, v, ExitIO)
-			if io := v.IO(); io.Port != 0x11 {
-				t.Errorf("%+v", io)
-			}
-		})
+	var vm *VM
+	v, code := realMode(t, func(m *VM) {
+		vm = m
+		if err := vm.EnableSplitIRQChip(); err != nil {
+			t.Fatal(err)
+		}
+	},
+		0x0f, 0x01, 0x1e, 0x30, 0x10, // lidt 0x1030: no memory is at 0
+		0xe6, 0x10, // out %al, $0x10: ready
+		0xfb,       // sti
+		0xf4,       // hlt
+		0xeb, 0xfd, // jmp to it
+	)
+	const vector = 0x25
+	// 0x1030: IDTR; 0x1100: the table; 0x1040: the handler.
+	copy(code[0x30:], []byte{0xff, 0x03, 0x00, 0x11, 0, 0})
+	copy(code[0x40:], []byte{0xe6, 0x11, 0xf4}) // out %al, $0x11; hlt
+	copy(code[0x100+4*vector:], []byte{0x40, 0x10, 0, 0})
+	sys, err := Open()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer sys.Close()
+	cpuid, err := sys.SupportedCPUID()
+	if err != nil {
+		t.Fatal(err)
+	}
+	const (
+		msrAPICBase  = 0x1b
+		bootX2APIC   = 0xfee00d00 // enabled, as x2APIC, of the boot processor
+		msrX2APICSVR = 0x80f      // spurious interrupt vector
+		svrEnabled   = 0x1ff
+	)
+	if err := errors.Join(v.SetCPUID2(cpuid), v.SetMSRs(MSREntry{Index: msrAPICBase, Data: bootX2APIC}, MSREntry{Index: msrX2APICSVR, Data: svrEnabled})); err != nil {
+		t.Fatal(err)
+	}
+	bind(t, v)
+	run(t, v, ExitIO)
+	if err := vm.SignalMSI(0xfee05000, vector); err == nil {
+		t.Error("a message to APIC id 5 was taken")
+	}
+	if err := vm.SignalMSI(0xfee00000, vector); err != nil {
+		t.Fatal(err)
+	}
+	run(t, v, ExitIO)
+	if io := v.IO(); io.Port != 0x11 {
+		t.Errorf("%+v", io)
 	}
 }
 

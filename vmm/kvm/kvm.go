@@ -59,8 +59,8 @@ var required = []struct {
 }{
 	{3, "KVM_CAP_USER_MEMORY", "guest memory is the monitor's own"},
 	{7, "KVM_CAP_EXT_CPUID", "CPUID is set by the monitor"},
-	{0, "KVM_CAP_IRQCHIP", "the interrupt controllers are the kernel's"},
-	{32, "KVM_CAP_IRQFD", "devices interrupt through eventfds"},
+	{capSplitIRQChip, "KVM_CAP_SPLIT_IRQCHIP", "the local APICs are the kernel's, the I/O APIC is not"},
+	{capSignalMSI, "KVM_CAP_SIGNAL_MSI", "devices interrupt by messages to the local APICs"},
 	{36, "KVM_CAP_IOEVENTFD", "drivers notify through eventfds"},
 	{72, "KVM_CAP_TSC_DEADLINE_TIMER", "the guest has no other timer"},
 	{136, "KVM_CAP_IMMEDIATE_EXIT", "a vCPU must be stopped without a race"},
@@ -129,7 +129,6 @@ func (s *System) capability(c uintptr) int {
 
 // MaxVCPUs returns how many vCPUs a VM may have (KVM_CAP_MAX_VCPUS).
 func (s *System) MaxVCPUs() int {
-	const capNRVCPUs, capMaxVCPUs = 9, 66
 	if n := s.capability(capMaxVCPUs); n > 0 {
 		return n
 	}

@@ -19,8 +19,6 @@ func TestNumbers(t *testing.T) {
 		{"KVM_GET_SUPPORTED_CPUID", kvmGetSupportedCPUID, 0xc008ae05},
 		{"KVM_SET_USER_MEMORY_REGION", kvmSetUserMemoryRegion, 0x4020ae46},
 		{"KVM_SET_IDENTITY_MAP_ADDR", kvmSetIdentityMapAddr, 0x4008ae48},
-		{"KVM_IRQ_LINE", kvmIRQLine, 0x4008ae61},
-		{"KVM_IRQFD", kvmIRQFD, 0x4020ae76},
 		{"KVM_IOEVENTFD", kvmIOEventFD, 0x4040ae79},
 		{"KVM_RUN", kvmRun, 0xae80},
 		{"KVM_GET_REGS", kvmGetRegs, 0x8090ae81},
@@ -29,6 +27,8 @@ func TestNumbers(t *testing.T) {
 		{"KVM_SET_SREGS", kvmSetSregs, 0x4138ae84},
 		{"KVM_SET_MSRS", kvmSetMSRs, 0x4008ae89},
 		{"KVM_SET_CPUID2", kvmSetCPUID2, 0x4008ae90},
+		{"KVM_ENABLE_CAP", kvmEnableCap, 0x4068aea3},
+		{"KVM_SIGNAL_MSI", kvmSignalMSI, 0x4020aea5},
 	} {
 		if c.got != c.want {
 			t.Errorf("%s is %#x, want %#x", c.name, c.got, c.want)
@@ -51,8 +51,8 @@ func TestSizes(t *testing.T) {
 		{"kvm_msrs.entries", unsafe.Offsetof(msrs{}.entries), 8},
 		{"kvm_userspace_memory_region", unsafe.Sizeof(gokvm.UserspaceMemoryRegion{}), 32},
 		{"kvm_xcrs", unsafe.Sizeof(gokvm.XCRS{}), 392},
-		{"kvm_irq_level", unsafe.Sizeof(irqLevel{}), 8},
-		{"kvm_irqfd", unsafe.Sizeof(irqfd{}), 32},
+		{"kvm_enable_cap", unsafe.Sizeof(enableCap{}), 104},
+		{"kvm_msi", unsafe.Sizeof(msi{}), 32},
 		{"kvm_ioeventfd", unsafe.Sizeof(ioeventfd{}), 64},
 		{"kvm_run.exit_reason", unsafe.Offsetof(Run{}.exitReason), 8},
 		{"kvm_run.io", unsafe.Offsetof(Run{}.data), 32},

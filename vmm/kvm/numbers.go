@@ -13,8 +13,6 @@ var (
 	kvmGetSupportedCPUID   = gokvm.IIOWR(0x05, 8) // struct kvm_cpuid2 without its entries
 	kvmSetUserMemoryRegion = gokvm.IIOW(0x46, unsafe.Sizeof(gokvm.UserspaceMemoryRegion{}))
 	kvmSetIdentityMapAddr  = gokvm.IIOW(0x48, 8)
-	kvmIRQLine             = gokvm.IIOW(0x61, unsafe.Sizeof(irqLevel{}))
-	kvmIRQFD               = gokvm.IIOW(0x76, unsafe.Sizeof(irqfd{}))
 	kvmIOEventFD           = gokvm.IIOW(0x79, unsafe.Sizeof(ioeventfd{}))
 	kvmRun                 = gokvm.IIO(0x80)
 	kvmGetRegs             = gokvm.IIOR(0x81, unsafe.Sizeof(Regs{}))
@@ -23,16 +21,32 @@ var (
 	kvmSetSregs            = gokvm.IIOW(0x84, unsafe.Sizeof(Sregs{}))
 	kvmSetMSRs             = gokvm.IIOW(0x89, 8) // struct kvm_msrs without its entries
 	kvmSetCPUID2           = gokvm.IIOW(0x90, 8) // struct kvm_cpuid2 without its entries
+	kvmEnableCap           = gokvm.IIOW(0xa3, unsafe.Sizeof(enableCap{}))
+	kvmSignalMSI           = gokvm.IIOW(0xa5, unsafe.Sizeof(msi{}))
 	kvmSetXCRs             = gokvm.IIOW(0xa7, unsafe.Sizeof(gokvm.XCRS{}))
 )
 
-// irqLevel is struct kvm_irq_level.
-type irqLevel struct{ irq, level uint32 }
+// Capabilities, KVM_CAP_*.
+const (
+	capNRVCPUs      = 9
+	capMaxVCPUs     = 66
+	capSignalMSI    = 77
+	capSplitIRQChip = 121
+)
 
-// irqfd is struct kvm_irqfd.
-type irqfd struct {
-	fd, gsi, flags, resampleFD uint32
-	_                          [16]byte
+// enableCap is struct kvm_enable_cap.
+type enableCap struct {
+	cap, flags uint32
+	args       [4]uint64
+	_          [64]byte
+}
+
+// msi is struct kvm_msi.
+type msi struct {
+	addrLow, addrHigh uint32
+	data              uint32
+	flags, devid      uint32
+	_                 [12]byte
 }
 
 // ioeventfd is struct kvm_ioeventfd.

@@ -38,12 +38,14 @@ func (vm *VM) SetIdentityMapAddr(addr uint64) error {
 	return nil
 }
 
-// CreateIRQChip is KVM_CREATE_IRQCHIP (0x60, api.rst §4.24): "creates a virtual
-// ioapic, a virtual PIC (two PICs, nested), and sets up future vcpus to have a
-// local APIC. IRQ routing for GSIs 0-15 is set to both PIC and IOAPIC".
-func (vm *VM) CreateIRQChip() error {
-	if err := gokvm.CreateIRQChip(uintptr(vm.fd)); err != nil {
-		return fmt.Errorf("kvm: KVM_CREATE_IRQCHIP: %w", err)
+// EnableSplitIRQChip is KVM_CAP_SPLIT_IRQCHIP (api.rst §7.5) with KVM_ENABLE_CAP
+// (0xa3, §4.71), before the first vCPU is created: "create a local apic for each
+// processor in the kernel. This can be used instead of KVM_CREATE_IRQCHIP if the
+// userspace VMM wishes to emulate the IOAPIC and PIC (and also the PIT)". No route
+// is reserved for a level-triggered input of that I/O APIC.
+func (vm *VM) EnableSplitIRQChip() error {
+	if err := ioctl(vm.fd, kvmEnableCap, &enableCap{cap: capSplitIRQChip}); err != nil {
+		return fmt.Errorf("kvm: KVM_CAP_SPLIT_IRQCHIP: %w", err)
 	}
 	return nil
 }
@@ -64,27 +66,14 @@ func (vm *VM) SetUserMemoryRegion(slot uint32, addr uint64, mem []byte) error {
 	return nil
 }
 
-// SetIRQLine is KVM_IRQ_LINE (0x61, api.rst §4.25): it sets the level of an input
-// of the in-kernel interrupt controllers; "edge-triggered interrupts require
-// the level to be set to 1 and then back to 0".
-func (vm *VM) SetIRQLine(gsi uint32, high bool) error {
-	l := irqLevel{irq: gsi}
-	if high {
-		l.level = 1
-	}
-	if err := ioctl(vm.fd, kvmIRQLine, &l); err != nil {
-		return fmt.Errorf("kvm: KVM_IRQ_LINE: GSI %d: %w", gsi, err)
-	}
-	return nil
-}
-
-// AssignIRQFD is KVM_IRQFD (0x76, api.rst §4.52): "allows setting an eventfd to
-// directly trigger a guest interrupt". Signals of fd pulse gsi until fd or the VM
-// is closed.
-func (vm *VM) AssignIRQFD(fd int, gsi uint32) error {
-	r := irqfd{fd: uint32(fd), gsi: gsi}
-	if err := ioctl(vm.fd, kvmIRQFD, &r); err != nil {
-		return fmt.Errorf("kvm: KVM_IRQFD: GSI %d: %w", gsi, err)
+// SignalMSI is KVM_SIGNAL_MSI (0xa5, api.rst §4.70): "directly inject a MSI
+// message", address and data as on the bus (Intel SDM vol. 3A §11.11). It wakes
+// the vCPU that is meant and waits for nothing. An error may be the guest's doing:
+// no local APIC takes the message.
+func (vm *VM) SignalMSI(addr uint64, data uint32) error {
+	m := msi{addrLow: uint32(addr), addrHigh: uint32(addr >> 32), data: data}
+	if err := ioctl(vm.fd, kvmSignalMSI, &m); err != nil {
+		return fmt.Errorf("kvm: KVM_SIGNAL_MSI: %#x to %#x: %w", data, addr, err)
 	}
 	return nil
 }

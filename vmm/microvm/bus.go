@@ -6,7 +6,6 @@ import (
 	"io"
 	"strings"
 
-	"github.com/wsl2/wsl2/vmm/eventfd"
 	"github.com/wsl2/wsl2/vmm/guestmem"
 	"github.com/wsl2/wsl2/vmm/kvm"
 	"github.com/wsl2/wsl2/vmm/mmio"
@@ -20,39 +19,28 @@ const (
 	maxDevices = 32
 )
 
-// irqs are the PIC's inputs that nothing else in this machine uses, in the order
-// in which devices get them. 2 is the cascade, 0 the timer, 8 the RTC; 7 and 15
-// are where the PIC reports spurious interrupts. Later devices share.
-var irqs = []uint32{5, 6, 9, 10, 11, 12, 14, 3, 4, 13, 1}
-
-// bus is the virtio-mmio devices and their interrupt lines. It is immutable once
-// the vCPUs run.
+// bus is the virtio-mmio devices and the I/O APIC that their interrupts go
+// through: device i has pin i+1 alone, which is also its number in Linux, where
+// 0 is none. It is immutable once the vCPUs run.
 type bus struct {
 	vm      *kvm.VM
 	mem     *guestmem.Memory
 	devices []*mmio.Transport
-	lines   map[uint32]*eventfd.EventFD // by GSI
+	ioapic  *ioapic
 }
 
-func newBus(vm *kvm.VM, mem *guestmem.Memory) *bus {
-	return &bus{vm: vm, mem: mem, lines: make(map[uint32]*eventfd.EventFD)}
-}
+func newBus(vm *kvm.VM, mem *guestmem.Memory) *bus { return &bus{vm: vm, mem: mem} }
 
 // add plugs the devices in. What drivers do wrong is reported to log.
 func (b *bus) add(devices []virtio.Device, log io.Writer) error {
 	if len(devices) > maxDevices {
 		return fmt.Errorf("microvm: %d devices, at most %d are possible", len(devices), maxDevices)
 	}
+	b.ioapic = newIOAPIC(1+len(devices), func(addr uint64, data uint32) { _ = b.vm.SignalMSI(addr, data) })
 	for i, dev := range devices {
-		line, err := b.line(irqs[i%len(irqs)])
-		if err != nil {
-			return err
-		}
 		t, err := mmio.New(dev, mmio.Config{
-			Memory: b.mem,
-			// The line's eventfd is closed after the device is stopped, and its
-			// counter is full after 2^64-2 signals: Signal cannot fail.
-			Interrupt: func() { _ = line.Signal() },
+			Memory:    b.mem,
+			Interrupt: func() { b.ioapic.raise(devicePin(i)) },
 			Failed:    func(err error) { fmt.Fprintf(log, "wsl2: %v\n", err) },
 		})
 		if err != nil {
@@ -68,36 +56,38 @@ func (b *bus) add(devices []virtio.Device, log io.Writer) error {
 	return nil
 }
 
-// line returns the eventfd that pulses gsi. Devices that share a line share the
-// eventfd, so that KVM makes one edge after the other.
-func (b *bus) line(gsi uint32) (*eventfd.EventFD, error) {
-	if l := b.lines[gsi]; l != nil {
-		return l, nil
-	}
-	l, err := eventfd.New()
-	if err != nil {
-		return nil, fmt.Errorf("microvm: %w", err)
-	}
-	b.lines[gsi] = l
-	return l, b.vm.AssignIRQFD(l.FD(), gsi)
-}
-
-// close stops all devices, then releases the interrupt lines.
+// close stops all devices.
 func (b *bus) close() error {
 	var errs []error
 	for _, t := range b.devices {
 		errs = append(errs, t.Close())
 	}
-	for _, l := range b.lines {
-		errs = append(errs, l.Close())
-	}
 	return errors.Join(errs...)
 }
+
+// pins are the pins of the I/O APIC that devices are at.
+func (b *bus) pins() []int {
+	pins := make([]int, len(b.devices))
+	for i := range pins {
+		pins[i] = devicePin(i)
+	}
+	return pins
+}
+
+func devicePin(i int) int { return i + 1 }
 
 func deviceAddr(i int) uint64 { return busBase + uint64(i)*mmio.Size }
 
 // access serves one exit. Addresses without a device read as all ones.
 func (b *bus) access(a kvm.MMIO) {
+	if a.Addr-ioapicAddr < ioapicSize {
+		if off := a.Addr % ioapicSize; a.Write {
+			b.ioapic.write(off, a.Data)
+		} else {
+			b.ioapic.read(off, a.Data)
+		}
+		return
+	}
 	i := (a.Addr - busBase) / mmio.Size
 	if a.Addr < busBase || i >= uint64(len(b.devices)) {
 		if !a.Write {
@@ -119,7 +109,7 @@ func (b *bus) access(a kvm.MMIO) {
 func (b *bus) params() string {
 	var s strings.Builder
 	for i := range b.devices {
-		fmt.Fprintf(&s, " virtio_mmio.device=4K@%#x:%d", deviceAddr(i), irqs[i%len(irqs)])
+		fmt.Fprintf(&s, " virtio_mmio.device=4K@%#x:%d", deviceAddr(i), devicePin(i))
 	}
 	return s.String()
 }
@@ -133,11 +123,9 @@ func (m *machine) devices(log io.Writer) []virtio.Device {
 	return append([]virtio.Device{console.New(log)}, m.spec.Devices...)
 }
 
-// cmdline returns the kernel command line with what this machine adds. noapic
-// means the I/O APIC, of which the MP table does not tell: only with it does
-// Linux leave the PIC's way to the boot processor open (setup_local_APIC).
+// cmdline returns the kernel command line with what this machine adds.
 func (m *machine) cmdline() string {
-	s := m.spec.Cmdline + " noapic"
+	s := m.spec.Cmdline
 	if m.spec.Console != nil {
 		s += " earlyprintk=serial,0x3f8 console=hvc0"
 	}

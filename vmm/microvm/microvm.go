@@ -1,15 +1,15 @@
 // Package microvm runs a virtual machine on KVM. It implements engine.Engine.
 //
 // The machine has what a Linux guest needs and nothing that Linux would probe in
-// vain: RAM, the kernel's in-kernel interrupt controllers and local APIC timers,
-// kvmclock, virtio-mmio devices named on the command line, and a few I/O ports.
-// No firmware, PCI, ACPI, PIT or RTC.
+// vain: RAM, the kernel's in-kernel local APICs and their timers, kvmclock,
+// virtio-mmio devices named on the command line, an I/O APIC with a pin for each
+// of them, and a few I/O ports. No firmware, PCI, ACPI, PIC, PIT or RTC.
 //
 // Guest physical address space:
 //
 //	0           RAM, up to 3 GiB of it
 //	0xd0000000  virtio-mmio devices, one page each
-//	0xfec00000  I/O APIC (in KVM; not announced to the guest)
+//	0xfec00000  I/O APIC
 //	0xfee00000  local APICs (in KVM)
 //	0xfffbc000  identity map page and TSS for Intel's real mode (in KVM)
 //	4 GiB       the rest of RAM
@@ -188,7 +188,7 @@ func (m *machine) create(ctx context.Context) ([]*vcpu, error) {
 	if err := vm.SetTSSAddr(tssAddr); err != nil {
 		return nil, err
 	}
-	if err := vm.CreateIRQChip(); err != nil {
+	if err := vm.EnableSplitIRQChip(); err != nil {
 		return nil, err
 	}
 	if err := ctx.Err(); err != nil {
@@ -209,6 +209,7 @@ func (m *machine) create(ctx context.Context) ([]*vcpu, error) {
 		Cmdline:   m.cmdline(),
 		Memory:    mem,
 		CPUs:      m.spec.CPUs,
+		IOAPIC:    boot.IOAPIC{Addr: ioapicAddr, Pins: m.bus.pins()},
 	})
 	if err != nil {
 		return nil, err
