@@ -71,6 +71,10 @@ type Disk struct {
 // Config is what a machine consists of.
 type Config struct {
 	Accel Accel
+	// Verdict (optional) is a file that remembers that this host's KVM passed the
+	// probe (kvm.ProbeOnce), in a directory of the user's own. Without it each
+	// start probes.
+	Verdict string
 	// Kernel is the path of an ELF vmlinux or a bzImage, Initramfs (optional)
 	// that of a cpio archive, which only some kernels take compressed.
 	Kernel, Initramfs string

@@ -211,7 +211,11 @@ func (m *Machine) explain(err error) error {
 func (m *Machine) choose(ctx context.Context) error {
 	accel, reason := m.cfg.Accel, ""
 	if accel != AccelTCG {
-		switch err := kvm.Probe(ctx); {
+		probe := kvm.Probe
+		if m.cfg.Verdict != "" {
+			probe = func(ctx context.Context) error { return kvm.ProbeOnce(ctx, m.cfg.Verdict) }
+		}
+		switch err := probe(ctx); {
 		case err == nil:
 			accel = AccelKVM
 		case ctx.Err() != nil:
@@ -311,6 +315,9 @@ func (m *Machine) newSlot(i int) (*slot, error) {
 // reap waits for the engine's end, releases the devices and settles the exit.
 func (m *Machine) reap(p *parts) {
 	e := m.engine.Wait()
+	if e.Reason == engine.ReasonFailed && m.cfg.Verdict != "" {
+		kvm.Forget(m.cfg.Verdict)
+	}
 	m.mu.Lock()
 	m.state = stateEnded
 	m.mu.Unlock()

@@ -18,7 +18,7 @@ func newMachine(c vmproc.Config, console io.Writer, diskError func(slot int, err
 		return nil, err
 	}
 	cfg := vmm.Config{
-		Accel: accel, Kernel: c.Kernel, Initramfs: c.Initramfs, Cmdline: c.Cmdline,
+		Accel: accel, Verdict: c.Verdict, Kernel: c.Kernel, Initramfs: c.Initramfs, Cmdline: c.Cmdline,
 		MemoryBytes: c.MemoryBytes, CPUs: c.CPUs, DiskSlots: c.DiskSlots,
 		GuestCID: c.GuestCID, VsockPath: c.VsockPath, ConsoleLog: console, OnDiskError: diskError,
 	}

@@ -45,6 +45,10 @@ func (p Paths) ServiceLock() string { return filepath.Join(p.Runtime, "service.l
 // longer than the service's: whoever holds it may open the distros' disks.
 func (p Paths) VMLock() string { return filepath.Join(p.Runtime, "vm.lock") }
 
+// KVMVerdict remembers that this host's KVM can run a guest (kvm.ProbeOnce). The
+// directory does not outlive the host's boot, and neither does the verdict.
+func (p Paths) KVMVerdict() string { return filepath.Join(p.Runtime, "kvm") }
+
 // VsockPath is the VM's vsock socket; the guest's connections to host port P
 // reach VsockPath_P.
 func (p Paths) VsockPath() string { return filepath.Join(p.Runtime, "vsock") }

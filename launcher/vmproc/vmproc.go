@@ -56,6 +56,7 @@ type Config struct {
 	GuestCID    uint64
 	VsockPath   string
 	ConsoleLog  string // file; replaced
+	Verdict     string // file; vmm.Config.Verdict
 }
 
 // Machine is what this package needs of package vmm.
