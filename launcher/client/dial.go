@@ -9,7 +9,6 @@ import (
 	"io"
 	"net"
 	"os"
-	"os/exec"
 	"syscall"
 	"time"
 
@@ -17,6 +16,7 @@ import (
 
 	"github.com/wsl2/wsl2/launcher/api"
 	"github.com/wsl2/wsl2/launcher/config"
+	"github.com/wsl2/wsl2/launcher/internal/spawn"
 )
 
 // Client asks the service. It is used by one goroutine.
@@ -154,18 +154,16 @@ func (c *Client) startService() error {
 	// What we were left by our caller (a pipe whose reader waits for its end, a
 	// lock) is not for a process that stays. Best effort: Linux 5.11.
 	unix.CloseRange(3, ^uint(0), unix.CLOSE_RANGE_CLOEXEC)
-	cmd := exec.Command(c.Service.Path, c.Service.Args...)
-	cmd.Args[0] = "wsl2"
-	cmd.Env = c.Service.Env
-	cmd.Dir = "/" // keep no mount busy
-	cmd.Stderr, cmd.Stdout = log, log
-	cmd.ExtraFiles = []*os.File{f}
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	if err := cmd.Start(); err != nil {
+	// It outlives us and is not waited for.
+	_, err = spawn.Start(spawn.Command{
+		Path: c.Service.Path, Args: c.Service.Args, Env: c.Service.Env,
+		Dir:    "/", // keep no mount busy
+		Output: log, Files: []*os.File{f}, Attr: &syscall.SysProcAttr{Setsid: true},
+	})
+	if err != nil {
 		os.Remove(path)
-		return err
 	}
-	return cmd.Process.Release()
+	return err
 }
 
 // answer reads frames until one that ends the request, handing notices on. A

@@ -7,12 +7,13 @@ import (
 	"fmt"
 	"net"
 	"os"
-	"os/exec"
 	"sync"
 	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/wsl2/wsl2/launcher/internal/spawn"
 )
 
 // Process is a running `wsl2 vm`, seen from the service.
@@ -89,19 +90,17 @@ func Start(ctx context.Context, command Command, c Config, lock, logFile *os.Fil
 	if err != nil {
 		return nil, err
 	}
-	cmd := exec.Command(command.Path, command.Args...)
-	cmd.Args[0] = "wsl2"
-	cmd.Env = command.Env
-	cmd.Stdout, cmd.Stderr = logFile, logFile
-	cmd.ExtraFiles = []*os.File{cf, theirs, lock}
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	if err := cmd.Start(); err != nil {
+	child, err := spawn.Start(spawn.Command{
+		Path: command.Path, Args: command.Args, Env: command.Env,
+		Output: logFile, Files: []*os.File{cf, theirs, lock}, Attr: &syscall.SysProcAttr{Setpgid: true},
+	})
+	if err != nil {
 		conn.Close()
 		return nil, fmt.Errorf("start the VM's process: %w", err)
 	}
 	theirs.Close() // or its end would not be seen while we wait for the start
-	p := newProcess(conn, diskError, cmd.Wait, func() { cmd.Process.Kill() })
-	p.started.PID = cmd.Process.Pid
+	p := newProcess(conn, diskError, child.Wait, child.Kill)
+	p.started.PID = child.PID()
 	return p.awaitStart(ctx)
 }
 
