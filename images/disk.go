@@ -1,3 +1,5 @@
+// Package images makes the disks of distros: sparse files with an ext4 file
+// system, to be unpacked to in the guest. Package archive opens what is unpacked.
 package images
 
 import (

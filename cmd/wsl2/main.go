@@ -2,95 +2,84 @@
 // shell in one. See wsl2 --help.
 //
 // The same executable is the client, the service (`wsl2 service`) and the VM's
-// process (`wsl2 vm`). The client's way to a program is kept short: no flag library, no JSON.
+// process (`wsl2 vm`). Its start is on the way of every command, three times at a
+// cold one, so it links nothing that they can do without: what is not running a
+// program in a distro is wsl2-verbs, which it becomes.
 package main
 
 import (
-	"context"
-	"errors"
 	"fmt"
-	"io"
 	"os"
 
+	"golang.org/x/sys/unix"
+
+	"github.com/wsl2/wsl2/cmd/internal/cmdline"
 	"github.com/wsl2/wsl2/launcher/api"
 	"github.com/wsl2/wsl2/launcher/client"
 	"github.com/wsl2/wsl2/launcher/config"
 	"github.com/wsl2/wsl2/launcher/service"
+	"github.com/wsl2/wsl2/launcher/vmproc"
 )
 
 // version is set by the linker (-X main.version=...).
 var version = ""
 
-// app is the process's surroundings.
-type app struct {
-	ctx      context.Context
-	in       *os.File
-	out, err io.Writer
-	status   int // what a verb wants to exit with although it did not fail
-}
-
 func main() {
-	os.Exit(run(os.Args[1:]))
-}
-
-func run(args []string) int {
 	if version != "" {
 		api.Version = version
 	}
-	a := &app{ctx: context.Background(), in: os.Stdin, out: os.Stdout, err: os.Stderr}
-	inv, err := parse(args)
+	status, err := run(os.Args[1:])
 	if err != nil {
-		return a.fail(client.StatusFailed, err)
+		cmdline.Fail(os.Stderr, err)
 	}
-	if inv.verb != nil {
-		if err := runVerb(a, inv); err != nil {
-			return a.fail(client.StatusFailed, err)
+	os.Exit(status)
+}
+
+func run(args []string) (status int, err error) {
+	inv, err := cmdline.Parse(args)
+	if err != nil {
+		return client.StatusFailed, err
+	}
+	if inv.Verb != nil {
+		switch inv.Verb.Long {
+		case cmdline.Service:
+			err = runService()
+		case cmdline.VM:
+			err = vmproc.Main(newMachine)
+		default:
+			err = becomeVerbs()
 		}
-		return a.status
+		if err != nil {
+			return client.StatusFailed, err
+		}
+		return 0, nil
 	}
-	if err := absKernel(&inv.run.Open.VM); err != nil {
-		return a.fail(client.StatusFailed, err)
+	if err := inv.Run.Open.VM.Absolute(); err != nil {
+		return client.StatusFailed, err
 	}
-	c, err := a.client()
+	c, err := client.New("/proc/self/exe", os.Getenv)
 	if err != nil {
-		return a.fail(client.StatusFailed, err)
+		return client.StatusFailed, err
 	}
-	status, err := c.Run(*inv.run, client.Stdio{In: os.Stdin, Out: os.Stdout, Err: os.Stderr, Getenv: os.Getenv, Environ: os.Environ()})
-	if err != nil {
-		return a.fail(status, err)
-	}
-	return status
+	return c.Run(*inv.Run, client.Stdio{In: os.Stdin, Out: os.Stdout, Err: os.Stderr, Getenv: os.Getenv, Environ: os.Environ()})
 }
 
-// fail tells the user and returns the status.
-func (a *app) fail(status int, err error) int {
-	text := err.Error()
-	var usage *usageError
-	var told *api.Error
-	switch {
-	case errors.As(err, &usage):
-		text += "\nTry `wsl2 --help`."
-	case errors.As(err, &told) && told.Hint != "":
-		text = told.Text + "\nNext: " + told.Hint
-	}
-	fmt.Fprintf(a.err, "wsl2: %s\n", text)
-	return status
-}
-
-// client returns one that speaks with this user's service.
-func (a *app) client() (*client.Client, error) {
-	paths, err := config.FromEnv(os.Getenv, os.Getuid())
+// becomeVerbs runs wsl2-verbs in place of this process. It learns where wsl2 is,
+// whose service it may have to start, from its argv[0].
+func becomeVerbs() error {
+	self, err := os.Executable()
 	if err != nil {
-		return nil, err
+		return err
 	}
-	return &client.Client{
-		Paths: paths, Self: api.Self(),
-		Service: client.Command{Path: "/proc/self/exe", Args: []string{"service"}, OpenLog: func() (*os.File, error) { return service.OpenLog(paths) }},
-		Notice:  func(text string) { fmt.Fprintf(os.Stderr, "wsl2: %s\n", text) },
-	}, nil
+	path, err := config.FindVerbs()
+	if err != nil {
+		return fmt.Errorf("%w; `make build` makes it beside wsl2", err)
+	}
+	err = unix.Exec(path, append([]string{self}, os.Args[1:]...), os.Environ())
+	return &os.PathError{Op: "run", Path: path, Err: err}
 }
 
-func runService(*command) error {
+func runService() error {
 	paths, err := config.FromEnv(os.Getenv, os.Getuid())
 	if err != nil {
 		return err

@@ -9,8 +9,6 @@ import (
 	"github.com/wsl2/wsl2/vmm"
 )
 
-func runVM(*command) error { return vmproc.Main(newMachine) }
-
 // newMachine makes a VM of package vmm, which knows nothing of the launcher.
 func newMachine(c vmproc.Config, console io.Writer, diskError func(slot int, err error)) (vmproc.Machine, error) {
 	accel, err := vmm.ParseAccel(c.Accel)

@@ -29,6 +29,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"path/filepath"
 )
 
 // Version is what wsl2 --version prints; set by the linker
@@ -80,6 +81,16 @@ type Open struct {
 type VMOptions struct {
 	Accel  string `json:"accel,omitempty"`
 	Kernel string `json:"kernel,omitempty"` // absolute path
+}
+
+// Absolute makes the paths absolute: the service has another directory.
+func (o *VMOptions) Absolute() error {
+	if o.Kernel == "" {
+		return nil
+	}
+	path, err := filepath.Abs(o.Kernel)
+	o.Kernel = path
+	return err
 }
 
 // Opened says where the session is to be started.

@@ -23,7 +23,7 @@ import (
 
 	"github.com/creack/pty"
 
-	"github.com/wsl2/wsl2/images"
+	"github.com/wsl2/wsl2/images/archive"
 	"github.com/wsl2/wsl2/internal/wire"
 	"github.com/wsl2/wsl2/launcher/api"
 	"github.com/wsl2/wsl2/launcher/config"
@@ -67,7 +67,7 @@ func clientProcess(args []string) int {
 func newClient(dir string) *Client {
 	p := pathsIn(dir)
 	return &Client{Paths: p, Self: api.Self(), Notice: func(text string) { fmt.Fprintln(os.Stderr, "wsl2:", text) },
-		Service: Command{Path: "/proc/self/exe", Args: []string{"service"}, OpenLog: func() (*os.File, error) { return service.OpenLog(p) }}}
+		Service: Command{Path: "/proc/self/exe", Args: []string{"service"}, OpenLog: p.OpenServiceLog}}
 }
 
 // serviceProcess is a service whose VMs are fakes. It notes each start.
@@ -675,7 +675,7 @@ func TestOtherBuild(t *testing.T) {
 	other.Notice = func(s string) { notices = append(notices, s) }
 	other.Self.Build = "another"
 	other.Service = Command{Path: "/proc/self/exe", Args: []string{"service"}, Env: append(os.Environ(), "TEST_HOST="+h.dir),
-		OpenLog: func() (*os.File, error) { return service.OpenLog(pathsIn(h.dir)) }}
+		OpenLog: pathsIn(h.dir).OpenServiceLog}
 
 	cmd := h.process("wait")
 	out, _ := cmd.StdoutPipe()
@@ -722,7 +722,7 @@ func tarball(t *testing.T, size int) string {
 
 func (h *host) doImport(name, dir, path string) error {
 	h.t.Helper()
-	a, err := images.Open(path, nil)
+	a, err := archive.Open(path, nil)
 	if err != nil {
 		return err
 	}
@@ -829,7 +829,7 @@ func TestImportFails(t *testing.T) {
 	mu.Lock()
 	refuse = false
 	mu.Unlock()
-	bad, err := images.Open(path, nil)
+	bad, err := archive.Open(path, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -909,7 +909,7 @@ func TestImportVMDies(t *testing.T) {
 	defer pw.Close()
 	text, _ := os.ReadFile(tarball(t, 8000))
 	pw.Write(text[:6000])
-	a, err := images.Open("-", pr)
+	a, err := archive.Open("-", pr)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -32,6 +32,20 @@ type Client struct {
 	AnswerWait time.Duration
 }
 
+// New returns a Client of this user's service, which it starts as `wsl2 service` if
+// need be. Notices go to stderr.
+func New(wsl2 string, getenv func(string) string) (*Client, error) {
+	paths, err := config.FromEnv(getenv, os.Getuid())
+	if err != nil {
+		return nil, err
+	}
+	return &Client{
+		Paths: paths, Self: api.Self(),
+		Service: Command{Path: wsl2, Args: []string{"service"}, OpenLog: paths.OpenServiceLog},
+		Notice:  func(text string) { fmt.Fprintf(os.Stderr, "wsl2: %s\n", text) },
+	}, nil
+}
+
 // Command is a program and its arguments from argv[1].
 type Command struct {
 	Path string

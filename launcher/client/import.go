@@ -8,21 +8,31 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/wsl2/wsl2/images"
 	"github.com/wsl2/wsl2/internal/wire"
 	"github.com/wsl2/wsl2/launcher/api"
 )
+
+// Archive is a stream of tar and what is known of the file that it comes from
+// (package images/archive, whose decompressors would cost every client their
+// initialisation if this package named it).
+type Archive interface {
+	io.ReadCloser
+	// Label names the file in messages.
+	Label() string
+	// Consumed is how much of the file has been read; FileSize how large it is, 0
+	// if that is not known. They may be called by any goroutine.
+	Consumed() int64
+	FileSize() int64
+}
 
 // Import makes the distro named in call from an archive: the service prepares a
 // disk in the VM, and the archive is sent there, decompressed on the way. begun,
 // if not nil, is called once, before the first byte is sent. Import closes the
 // archive, if need be after it has returned: reading it may block (a pipe) while
 // the service already knows that the import has failed.
-func (c *Client) Import(call api.Call, a *images.Archive, begun func(*Progress)) error {
+func (c *Client) Import(call api.Call, a Archive, begun func(*Progress)) error {
 	call.Verb = api.VerbImport
-	if a.Size > 0 {
-		call.ArchiveBytes = uint64(a.Size)
-	}
+	call.ArchiveBytes = uint64(a.FileSize())
 	var guest *guestConn
 	failed := make(chan error, 1)
 	err := c.call(call, nil, true, func(service net.Conn, r api.Ready) (err error) {
@@ -61,7 +71,7 @@ func (c *Client) Import(call api.Call, a *images.Archive, begun func(*Progress))
 	}
 	var told *api.Error
 	if errors.As(err, &told) && told.Code == api.CodeArchive {
-		told.Text = a.Name + ": " + told.Text
+		told.Text = a.Label() + ": " + told.Text
 	}
 	return err
 }
@@ -82,14 +92,14 @@ func giveUp(guest *guestConn, service net.Conn) {
 
 // Progress is how far an import is. Its methods may be called by any goroutine.
 type Progress struct {
-	archive *images.Archive
+	archive Archive
 	bytes   atomic.Int64
 }
 
 // Read returns how much of the file has been read, of how much (0 if that is not
 // known), and how many bytes of tar have been sent.
 func (p *Progress) Read() (read, size, sent int64) {
-	return p.archive.Consumed(), p.archive.Size, p.bytes.Load()
+	return p.archive.Consumed(), p.archive.FileSize(), p.bytes.Load()
 }
 
 // send carries the archive to the guest and tells whether all of it went. An

@@ -59,6 +59,22 @@ func (p Paths) ServiceLog() string { return filepath.Join(p.State, "service.log"
 // ConsoleLog is what the kernel of the last VM printed.
 func (p Paths) ConsoleLog() string { return filepath.Join(p.State, "console.log") }
 
+// maxLog is the size from which the service's log is set aside at the service's
+// start; one old log is kept.
+const maxLog = 1 << 20
+
+// OpenServiceLog opens the service's log for appending.
+func (p Paths) OpenServiceLog() (*os.File, error) {
+	path := p.ServiceLog()
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return nil, err
+	}
+	if st, err := os.Stat(path); err == nil && st.Size() > maxLog {
+		os.Rename(path, path+".1")
+	}
+	return os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
+}
+
 // maxSocketPath is the longest path sockaddr_un takes, less its NUL.
 const maxSocketPath = 107
 

@@ -7,7 +7,6 @@ import (
 	"net"
 	"os"
 	"os/signal"
-	"path/filepath"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -22,22 +21,6 @@ const FDListener = 3
 
 // lockTimeout bounds the wait for an earlier service to end.
 const lockTimeout = 90 * time.Second
-
-// maxLog is the size from which a log is set aside at the service's start; one
-// old log is kept.
-const maxLog = 1 << 20
-
-// OpenLog opens the service's log for appending.
-func OpenLog(p config.Paths) (*os.File, error) {
-	path := p.ServiceLog()
-	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
-		return nil, err
-	}
-	if st, err := os.Stat(path); err == nil && st.Size() > maxLog {
-		os.Rename(path, path+".1")
-	}
-	return os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
-}
 
 // Main is the `wsl2 service` process: it serves the socket on FDListener until
 // nothing is left to do. Its stderr is its log.

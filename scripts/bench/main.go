@@ -46,7 +46,7 @@ func run(chosen []string) error {
 			return fmt.Errorf("unknown topic %q (%s)", t, strings.Join(topics, ", "))
 		}
 	}
-	for _, f := range []string{"wsl2", "vmlinux", "initramfs.cpio"} {
+	for _, f := range []string{"wsl2", "wsl2-verbs", "vmlinux", "initramfs.cpio"} {
 		if _, err := os.Stat(filepath.Join(*from, f)); err != nil {
 			return fmt.Errorf("%w; run make build", err)
 		}
@@ -84,7 +84,7 @@ func run(chosen []string) error {
 func measure(tmp, topic string) ([]report.Row, error) {
 	args := []string{
 		"--icount", "--no-stdin", "--memory", "3072", "--timeout", *limit,
-		"--file", abs(filepath.Join(*from, "wsl2")) + ":/rig/wsl2", "--file", abs(filepath.Join(*from, "vmlinux")) + ":/rig/vmlinux", "--file", abs(filepath.Join(*from, "initramfs.cpio")) + ":/rig/initramfs.cpio",
+		"--file", abs(filepath.Join(*from, "wsl2")) + ":/rig/wsl2", "--file", abs(filepath.Join(*from, "wsl2-verbs")) + ":/rig/wsl2-verbs", "--file", abs(filepath.Join(*from, "vmlinux")) + ":/rig/vmlinux", "--file", abs(filepath.Join(*from, "initramfs.cpio")) + ":/rig/initramfs.cpio",
 		"--file", filepath.Join(tmp, "guest") + ":/rig/guest",
 		"--bin", "qemu-system-x86_64", "--bin", "mke2fs", "--bin", "busybox",
 		"--env", "GODEBUG=", "--env", "GOTRACEBACK=",

@@ -1,11 +1,10 @@
-// Package images is where distros come from: archives of root file systems,
-// opened as streams of tar, and the empty ext4 disks that they are unpacked to.
+// Package archive opens archives of root file systems as streams of tar.
 //
 // The tar itself is not parsed here but in the guest, as root of nothing but
 // its own VM. What runs on the host is decompression, by memory-safe code with
 // bounded memory, and one look at the first header to refuse early what is no
 // tar at all.
-package images
+package archive
 
 import (
 	"bufio"
@@ -225,6 +224,12 @@ func (a *Archive) wrap(err error) error {
 	}
 	return fmt.Errorf("%s: %w", a.Name, err)
 }
+
+// Label names the file in messages.
+func (a *Archive) Label() string { return a.Name }
+
+// FileSize is Size, for the interfaces that archives meet.
+func (a *Archive) FileSize() int64 { return a.Size }
 
 // Consumed is how many bytes of the file have been read, for a progress bar
 // against Size. It may be called by any goroutine.

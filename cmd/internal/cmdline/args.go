@@ -1,4 +1,6 @@
-package main
+// Package cmdline decides what a command line of wsl2 asks for. It is shared by
+// wsl2, which runs programs in distros, and wsl2-verbs, which does all else.
+package cmdline
 
 import (
 	"fmt"
@@ -10,30 +12,30 @@ import (
 	"github.com/wsl2/wsl2/launcher/client"
 )
 
-// invocation is what a command line asks for: a program in a distro (run), or
-// a verb with its arguments.
-type invocation struct {
-	run  *client.RunSpec
-	verb *verb
-	// args are the verb's options, each as one word, then "--" and the rest.
-	args []string
-	vm   api.VMOptions
+// Invocation is what a command line asks for: a program in a distro (Run), or
+// a Verb with its arguments.
+type Invocation struct {
+	Run  *client.RunSpec
+	Verb *Verb
+	// Args are the verb's options, each as one word, then "--" and the rest.
+	Args []string
+	VM   api.VMOptions
 }
 
-// usageError is a command line that makes no sense.
-type usageError struct{ text string }
+// UsageError is a command line that makes no sense.
+type UsageError struct{ text string }
 
-func (e *usageError) Error() string { return e.text }
+func (e *UsageError) Error() string { return e.text }
 
-func usagef(format string, a ...any) error { return &usageError{fmt.Sprintf(format, a...)} }
+func Usagef(format string, a ...any) error { return &UsageError{fmt.Sprintf(format, a...)} }
 
-func invalid(arg string) error { return usagef("Invalid command line argument: %s", arg) }
+func invalid(arg string) error { return Usagef("Invalid command line argument: %s", arg) }
 
-// parse decides what args (without the program's name) ask for. The rules are
+// Parse decides what args (without the program's name) ask for. The rules are
 // those of wsl.exe: options come first; the first word that is none begins the
 // command, which the distro's shell runs (see script); after -e the words are the
 // program and its arguments; a verb takes the rest of the line.
-func parse(args []string) (*invocation, error) {
+func Parse(args []string) (*Invocation, error) {
 	if len(args) > 0 {
 		// Verbs without dashes are verbs only as the first word: anything
 		// behind an option is a command.
@@ -59,10 +61,10 @@ func parse(args []string) (*invocation, error) {
 			name, hasValue = word, false
 		}
 		if opt, ok := runOptions[name]; ok {
-			if seen[opt.long] {
-				return nil, usagef("%s is given twice", opt.long)
+			if seen[opt.Long] {
+				return nil, Usagef("%s is given twice", opt.Long)
 			}
-			seen[opt.long] = true
+			seen[opt.Long] = true
 			if opt.set == nil { // a switch
 				if hasValue {
 					return nil, invalid(word)
@@ -70,7 +72,7 @@ func parse(args []string) (*invocation, error) {
 			} else {
 				if !hasValue {
 					if len(rest) == 0 {
-						return nil, usagef("%s needs a value: %s", name, opt.value)
+						return nil, Usagef("%s needs a value: %s", name, opt.Value)
 					}
 					value, rest = rest[0], rest[1:]
 				}
@@ -78,24 +80,24 @@ func parse(args []string) (*invocation, error) {
 					return nil, err
 				}
 			}
-			switch opt.long {
+			switch opt.Long {
 			case "--system":
 				spec.Open.System = true
 			case "--exec":
 				if len(rest) == 0 {
-					return nil, usagef("%s needs a program", name)
+					return nil, Usagef("%s needs a program", name)
 				}
 				if shellType != "" {
-					return nil, usagef("--exec and --shell-type exclude each other")
+					return nil, Usagef("--exec and --shell-type exclude each other")
 				}
 				return finish(spec, rest, "none")
 			}
 			continue
 		}
-		if v := findVerb(name, false); v != nil && (!hasValue || v.long == name) {
+		if v := findVerb(name, false); v != nil && (!hasValue || v.Long == name) {
 			for long := range seen {
 				if long != "--accel" && long != "--kernel" {
-					return nil, usagef("%s does not go with %s", long, name)
+					return nil, Usagef("%s does not go with %s", long, name)
 				}
 			}
 			if hasValue {
@@ -139,14 +141,14 @@ func quote(w string) string {
 }
 
 // finish makes a program of words and checks what no single option can.
-func finish(spec *client.RunSpec, words []string, shellType string) (*invocation, error) {
+func finish(spec *client.RunSpec, words []string, shellType string) (*Invocation, error) {
 	if spec.Open.System && spec.Open.Distro != "" {
-		return nil, usagef("--system and --distribution exclude each other")
+		return nil, Usagef("--system and --distribution exclude each other")
 	}
 	switch {
 	case shellType == "none":
 		if len(words) == 0 {
-			return nil, usagef("--shell-type none needs a program")
+			return nil, Usagef("--shell-type none needs a program")
 		}
 		spec.Shell, spec.Argv = wire.ShellNone, slices.Clone(words)
 	case len(words) > 0:
@@ -158,101 +160,98 @@ func finish(spec *client.RunSpec, words []string, shellType string) (*invocation
 	case "login":
 		spec.Shell = wire.ShellLogin
 	}
-	return &invocation{run: spec, vm: spec.Open.VM}, nil
+	return &Invocation{Run: spec, VM: spec.Open.VM}, nil
 }
 
-// runOption is an option of a command in a distro.
-type runOption struct {
-	long, value, help string
+// RunOption is an option of a command in a distro.
+type RunOption struct {
+	Names             []string // its spellings
+	Long, Value, Help string
 	set               func(spec *client.RunSpec, shellType *string, value string) error // nil: a switch
 }
 
 // runOptions by each of their spellings.
-var runOptions = map[string]*runOption{}
+var runOptions = map[string]*RunOption{}
 
-// runOptionList is their order in the help.
-var runOptionList = []struct {
-	names []string
-	runOption
-}{
-	{[]string{"-d", "--distribution"}, runOption{value: "NAME", help: "the distro, instead of the default one", set: func(s *client.RunSpec, _ *string, v string) error {
+// RunOptions is their order in the help.
+var RunOptions = []RunOption{
+	{Names: []string{"-d", "--distribution"}, Value: "NAME", Help: "the distro, instead of the default one", set: func(s *client.RunSpec, _ *string, v string) error {
 		if v == "" {
-			return usagef("--distribution needs a name")
+			return Usagef("--distribution needs a name")
 		}
 		s.Open.Distro = v
 		return nil
-	}}},
-	{[]string{"-u", "--user"}, runOption{value: "USER", help: "the user, by name or number", set: func(s *client.RunSpec, _ *string, v string) error { s.User = v; return nil }}},
-	{[]string{"--cd"}, runOption{value: "DIR", help: "the directory: absolute in the distro, or ~", set: func(s *client.RunSpec, _ *string, v string) error {
+	}},
+	{Names: []string{"-u", "--user"}, Value: "USER", Help: "the user, by name or number", set: func(s *client.RunSpec, _ *string, v string) error { s.User = v; return nil }},
+	{Names: []string{"--cd"}, Value: "DIR", Help: "the directory: absolute in the distro, or ~", set: func(s *client.RunSpec, _ *string, v string) error {
 		if v != "~" && !strings.HasPrefix(v, "/") {
-			return usagef("--cd %s: give an absolute path in the distro, or ~", v)
+			return Usagef("--cd %s: give an absolute path in the distro, or ~", v)
 		}
 		s.Cwd = v
 		return nil
-	}}},
-	{[]string{"-e", "--exec"}, runOption{value: "PROGRAM...", help: "run PROGRAM itself, without a shell"}},
-	{[]string{"--shell-type"}, runOption{value: "TYPE", help: "standard, login or none", set: func(_ *client.RunSpec, t *string, v string) error {
+	}},
+	{Names: []string{"-e", "--exec"}, Value: "PROGRAM...", Help: "run PROGRAM itself, without a shell"},
+	{Names: []string{"--shell-type"}, Value: "TYPE", Help: "standard, login or none", set: func(_ *client.RunSpec, t *string, v string) error {
 		if v != "standard" && v != "login" && v != "none" {
-			return usagef("--shell-type %s: want standard, login or none", v)
+			return Usagef("--shell-type %s: want standard, login or none", v)
 		}
 		*t = v
 		return nil
-	}}},
-	{[]string{"--system"}, runOption{help: "the system distro, which is always there"}},
-	{[]string{"--accel"}, runOption{value: "HOW", help: "run the VM by kvm, tcg (QEMU, slow) or auto", set: func(s *client.RunSpec, _ *string, v string) error {
+	}},
+	{Names: []string{"--system"}, Help: "the system distro, which is always there"},
+	{Names: []string{"--accel"}, Value: "HOW", Help: "run the VM by kvm, tcg (QEMU, slow) or auto", set: func(s *client.RunSpec, _ *string, v string) error {
 		if v != "auto" && v != "kvm" && v != "tcg" {
-			return usagef("--accel %s: want auto, kvm or tcg", v)
+			return Usagef("--accel %s: want auto, kvm or tcg", v)
 		}
 		s.Open.VM.Accel = v
 		return nil
-	}}},
-	{[]string{"--kernel"}, runOption{value: "FILE", help: "boot the VM with this vmlinux or bzImage", set: func(s *client.RunSpec, _ *string, v string) error {
+	}},
+	{Names: []string{"--kernel"}, Value: "FILE", Help: "boot the VM with this vmlinux or bzImage", set: func(s *client.RunSpec, _ *string, v string) error {
 		if v == "" {
-			return usagef("--kernel needs a file")
+			return Usagef("--kernel needs a file")
 		}
 		s.Open.VM.Kernel = v
 		return nil
-	}}},
+	}},
 }
 
 func init() {
-	for i := range runOptionList {
-		o := &runOptionList[i]
-		o.long = o.names[len(o.names)-1]
-		for _, n := range o.names {
-			runOptions[n] = &o.runOption
+	for i := range RunOptions {
+		o := &RunOptions[i]
+		o.Long = o.Names[len(o.Names)-1]
+		for _, n := range o.Names {
+			runOptions[n] = o
 		}
 	}
 }
 
-// verb is everything but running a command.
-type verb struct {
-	long    string // "--list"; without dashes for verbs that are words
-	also    []string
-	args    string // usage of what follows the options
-	min     int    // fewest and
-	max     int    // most positional arguments
-	help    string
-	options []verbOption
-	hidden  bool
-	action  func(*command) error
+// Verb is everything but running a command.
+type Verb struct {
+	Long    string // "--list"; without dashes for verbs that are words
+	Also    []string
+	Args    string // usage of what follows the options
+	Min     int    // fewest and
+	Max     int    // most positional arguments
+	Help    string
+	Options []Option
+	Hidden  bool
 }
 
-// verbOption is an option of a verb.
-type verbOption struct {
-	long, short string // without dashes
-	value       string // what its value is, "" for a switch
-	help        string
+// Option is an option of a verb.
+type Option struct {
+	Long, Short string // without dashes
+	Value       string // what its value is, "" for a switch
+	Help        string
 }
 
 // findVerb finds a verb by any of its spellings; word selects those without dashes.
-func findVerb(name string, word bool) *verb {
-	for i := range verbs {
-		v := &verbs[i]
-		if strings.HasPrefix(v.long, "-") == word {
+func findVerb(name string, word bool) *Verb {
+	for i := range Verbs {
+		v := &Verbs[i]
+		if strings.HasPrefix(v.Long, "-") == word {
 			continue
 		}
-		if v.long == name || slices.Contains(v.also, name) {
+		if v.Long == name || slices.Contains(v.Also, name) {
 			return v
 		}
 	}
@@ -260,7 +259,7 @@ func findVerb(name string, word bool) *verb {
 }
 
 // grouped resolves -lv: a verb's short name with its short switches.
-func grouped(word string) (*verb, []string) {
+func grouped(word string) (*Verb, []string) {
 	if len(word) < 3 || word[0] != '-' || word[1] == '-' {
 		return nil, nil
 	}
@@ -270,7 +269,7 @@ func grouped(word string) (*verb, []string) {
 	}
 	var flags []string
 	for _, c := range word[2:] {
-		if o := v.option("-" + string(c)); o == nil || o.value != "" {
+		if o := v.option("-" + string(c)); o == nil || o.Value != "" {
 			return nil, nil
 		}
 		flags = append(flags, "-"+string(c))
@@ -278,10 +277,10 @@ func grouped(word string) (*verb, []string) {
 	return v, flags
 }
 
-func (v *verb) option(name string) *verbOption {
-	for i := range v.options {
-		o := &v.options[i]
-		if name == "--"+o.long || o.short != "" && name == "-"+o.short {
+func (v *Verb) option(name string) *Option {
+	for i := range v.Options {
+		o := &v.Options[i]
+		if name == "--"+o.Long || o.Short != "" && name == "-"+o.Short {
 			return o
 		}
 	}
@@ -290,7 +289,7 @@ func (v *verb) option(name string) *verbOption {
 
 // parse brings a verb's arguments into the order that the flag parser wants:
 // options, which may stand anywhere before "--", then the rest.
-func (v *verb) parse(words []string, vm api.VMOptions) (*invocation, error) {
+func (v *Verb) parse(words []string, vm api.VMOptions) (*Invocation, error) {
 	var options, rest []string
 	seen := map[string]bool{}
 	for len(words) > 0 {
@@ -306,12 +305,12 @@ func (v *verb) parse(words []string, vm api.VMOptions) (*invocation, error) {
 		}
 		name, value, hasValue := strings.Cut(word, "=")
 		if name == "--help" || name == "-h" {
-			return &invocation{verb: v, args: []string{"--help"}}, nil
+			return &Invocation{Verb: v, Args: []string{"--help"}}, nil
 		}
 		if name == "--accel" || name == "--kernel" { // of the VM that the verb may start
 			if !hasValue {
 				if len(words) == 0 {
-					return nil, usagef("%s needs a value: %s", name, runOptions[name].value)
+					return nil, Usagef("%s needs a value: %s", name, runOptions[name].Value)
 				}
 				value, words = words[0], words[1:]
 			}
@@ -326,7 +325,7 @@ func (v *verb) parse(words []string, vm api.VMOptions) (*invocation, error) {
 			var split []string
 			for _, c := range word[1:] {
 				o := v.option("-" + string(c))
-				if o == nil || o.value != "" {
+				if o == nil || o.Value != "" {
 					return nil, invalid(word)
 				}
 				split = append(split, "-"+string(c))
@@ -338,30 +337,30 @@ func (v *verb) parse(words []string, vm api.VMOptions) (*invocation, error) {
 		if o == nil {
 			return nil, invalid(word)
 		}
-		if seen[o.long] {
-			return nil, usagef("--%s is given twice", o.long)
+		if seen[o.Long] {
+			return nil, Usagef("--%s is given twice", o.Long)
 		}
-		seen[o.long] = true
+		seen[o.Long] = true
 		switch {
-		case o.value == "" && hasValue:
+		case o.Value == "" && hasValue:
 			return nil, invalid(word)
-		case o.value == "":
-			options = append(options, "--"+o.long)
+		case o.Value == "":
+			options = append(options, "--"+o.Long)
 		default:
 			if !hasValue {
 				if len(words) == 0 {
-					return nil, usagef("%s needs a value: %s", name, o.value)
+					return nil, Usagef("%s needs a value: %s", name, o.Value)
 				}
 				value, words = words[0], words[1:]
 			}
-			options = append(options, "--"+o.long+"="+value)
+			options = append(options, "--"+o.Long+"="+value)
 		}
 	}
 	switch {
-	case len(rest) < v.min:
-		return nil, usagef("%s needs %s", v.long, v.args)
-	case len(rest) > v.max:
-		return nil, invalid(rest[v.max])
+	case len(rest) < v.Min:
+		return nil, Usagef("%s needs %s", v.Long, v.Args)
+	case len(rest) > v.Max:
+		return nil, invalid(rest[v.Max])
 	}
-	return &invocation{verb: v, args: append(append(options, "--"), rest...), vm: vm}, nil
+	return &Invocation{Verb: v, Args: append(append(options, "--"), rest...), VM: vm}, nil
 }

@@ -14,44 +14,26 @@ import (
 	"github.com/urfave/cli/v2"
 	"golang.org/x/term"
 
-	"github.com/wsl2/wsl2/images"
+	"github.com/wsl2/wsl2/cmd/internal/cmdline"
+	"github.com/wsl2/wsl2/images/archive"
 	"github.com/wsl2/wsl2/launcher/api"
 	"github.com/wsl2/wsl2/launcher/client"
 )
 
-// verbs in the order of the help.
-var verbs []verb
-
-func init() {
-	jsonOption := verbOption{long: "json", help: "as JSON, for programs"}
-	verbs = []verb{
-		{long: "--list", also: []string{"-l"}, help: "list the distros", action: list, options: []verbOption{
-			{long: "verbose", short: "v", help: "with state and version"},
-			{long: "quiet", short: "q", help: "names only"},
-			{long: "running", help: "only those that run"},
-			{long: "all", help: "those being installed as well (the same here)"},
-			jsonOption,
-		}},
-		{long: "--import", args: "NAME [DIR] FILE", min: 2, max: 3, help: "make a distro from FILE, a tar of its root\n(plain, gzip, bzip2, xz or zstd; - is stdin)", action: importDistro},
-		{long: "--set-default", also: []string{"-s", "--setdefault"}, args: "NAME", min: 1, max: 1, help: "make NAME the default distro", action: setDefault},
-		{long: "--terminate", also: []string{"-t"}, args: "NAME", min: 1, max: 1, help: "stop a distro and all that runs in it", action: terminate},
-		{long: "--unregister", args: "NAME", min: 1, max: 1, help: "delete a distro and its disk (asks first)", action: unregister, options: []verbOption{
-			{long: "yes", short: "y", help: "do not ask"},
-		}},
-		{long: "--shutdown", help: "stop all distros and the VM", action: shutdown, options: []verbOption{
-			{long: "force", short: "f", help: "at once, without asking the guest"},
-		}},
-		{long: "--status", help: "what runs, and how", action: status, options: []verbOption{jsonOption}},
-		{long: "doctor", help: "check what wsl2 needs on this host", action: doctor, options: []verbOption{
-			{long: "kvm", help: "only whether KVM is usable, as exit status"},
-			jsonOption,
-		}},
-		{long: "completion", args: "bash|zsh|fish", min: 1, max: 1, help: "print a completion script for a shell", action: completion},
-		{long: "--version", also: []string{"-v"}, help: "print the version", action: printVersion},
-		{long: "--help", also: []string{"-h"}, help: "print this help", action: printHelp},
-		{long: "service", hidden: true, action: runService},
-		{long: "vm", hidden: true, action: runVM},
-	}
+// actions are what the verbs of package cmdline do, but for those that are
+// processes of wsl2 itself.
+var actions = map[string]func(*command) error{
+	"--list":        list,
+	"--import":      importDistro,
+	"--set-default": setDefault,
+	"--terminate":   terminate,
+	"--unregister":  unregister,
+	"--shutdown":    shutdown,
+	"--status":      status,
+	"doctor":        doctor,
+	"completion":    completion,
+	"--version":     printVersion,
+	"--help":        printHelp,
 }
 
 // command is a verb under way.
@@ -62,25 +44,25 @@ type command struct {
 }
 
 // runVerb parses the verb's options and runs it.
-func runVerb(a *app, inv *invocation) error {
-	v := inv.verb
-	name := strings.TrimLeft(v.long, "-") // the flag parser takes no command with dashes
-	c := &cli.Command{Name: name, HelpName: v.long, ArgsUsage: v.args, Usage: strings.ReplaceAll(v.help, "\n", " "),
+func runVerb(a *app, inv *cmdline.Invocation) error {
+	v := inv.Verb
+	name := strings.TrimLeft(v.Long, "-") // the flag parser takes no command with dashes
+	c := &cli.Command{Name: name, HelpName: v.Long, ArgsUsage: v.Args, Usage: strings.ReplaceAll(v.Help, "\n", " "),
 		HideHelpCommand: true,
 		Action: func(ctx *cli.Context) error {
-			return v.action(&command{Context: ctx, app: a, vm: inv.vm})
+			return actions[v.Long](&command{Context: ctx, app: a, vm: inv.VM})
 		},
-		OnUsageError: func(_ *cli.Context, err error, _ bool) error { return &usageError{err.Error()} },
+		OnUsageError: func(_ *cli.Context, err error, _ bool) error { return cmdline.Usagef("%v", err) },
 	}
-	for _, o := range v.options {
+	for _, o := range v.Options {
 		var aliases []string
-		if o.short != "" {
-			aliases = []string{o.short}
+		if o.Short != "" {
+			aliases = []string{o.Short}
 		}
-		if o.value == "" {
-			c.Flags = append(c.Flags, &cli.BoolFlag{Name: o.long, Aliases: aliases, Usage: o.help})
+		if o.Value == "" {
+			c.Flags = append(c.Flags, &cli.BoolFlag{Name: o.Long, Aliases: aliases, Usage: o.Help})
 		} else {
-			c.Flags = append(c.Flags, &cli.StringFlag{Name: o.long, Aliases: aliases, Usage: "`" + o.value + "`: " + o.help})
+			c.Flags = append(c.Flags, &cli.StringFlag{Name: o.Long, Aliases: aliases, Usage: "`" + o.Value + "`: " + o.Help})
 		}
 	}
 	// Switches have no default worth naming.
@@ -92,7 +74,7 @@ func runVerb(a *app, inv *invocation) error {
 	x := &cli.App{Name: "wsl2", HelpName: "wsl2", Commands: []*cli.Command{c}, Writer: a.out, ErrWriter: a.err, HideHelp: true, HideVersion: true,
 		ExitErrHandler: func(*cli.Context, error) {}, // statuses are ours
 	}
-	return x.Run(append([]string{"wsl2", name}, inv.args...))
+	return x.Run(append([]string{"wsl2", name}, inv.Args...))
 }
 
 func (c *command) json(v any) error {
@@ -103,10 +85,10 @@ func (c *command) json(v any) error {
 
 func list(c *command) error {
 	if c.Bool("quiet") && c.Bool("verbose") {
-		return usagef("--quiet and --verbose exclude each other")
+		return cmdline.Usagef("--quiet and --verbose exclude each other")
 	}
 	if c.Bool("all") && c.Bool("running") {
-		return usagef("--all and --running exclude each other")
+		return cmdline.Usagef("--all and --running exclude each other")
 	}
 	cl, err := c.app.client()
 	if err != nil {
@@ -169,14 +151,14 @@ func importDistro(c *command) error {
 		}
 		call.Dir = dir
 	}
-	if err := absKernel(&call.VM); err != nil {
+	if err := call.VM.Absolute(); err != nil {
 		return err
 	}
 	file := args[len(args)-1]
-	if file == images.Stdin && term.IsTerminal(int(os.Stdin.Fd())) {
-		return usagef("standard input is a terminal; give a file, or a pipe that a tar archive comes from")
+	if file == archive.Stdin && term.IsTerminal(int(os.Stdin.Fd())) {
+		return cmdline.Usagef("standard input is a terminal; give a file, or a pipe that a tar archive comes from")
 	}
-	a, err := images.Open(file, c.app.in)
+	a, err := archive.Open(file, c.app.in)
 	if err != nil {
 		return err
 	}
@@ -279,16 +261,6 @@ func printVersion(c *command) error {
 
 func printHelp(c *command) error {
 	_, err := io.WriteString(c.app.out, helpText())
-	return err
-}
-
-// absKernel makes --kernel absolute: the service has another directory.
-func absKernel(vm *api.VMOptions) error {
-	if vm.Kernel == "" {
-		return nil
-	}
-	path, err := filepath.Abs(vm.Kernel)
-	vm.Kernel = path
 	return err
 }
 

@@ -3,6 +3,8 @@ package main
 import (
 	"fmt"
 	"strings"
+
+	"github.com/wsl2/wsl2/cmd/internal/cmdline"
 )
 
 // completion prints a script for a shell. Distros are asked for when they are
@@ -17,7 +19,7 @@ func completion(c *command) error {
 	case "fish":
 		script = fishCompletion()
 	default:
-		return usagef("completion %s: want bash, zsh or fish", shell)
+		return cmdline.Usagef("completion %s: want bash, zsh or fish", shell)
 	}
 	_, err := fmt.Fprint(c.app.out, script)
 	return err
@@ -29,24 +31,24 @@ var takesDistro = []string{"-d", "--distribution", "-t", "--terminate", "-s", "-
 // topWords are what a command line may begin with.
 func topWords() []string {
 	var words []string
-	for _, o := range runOptionList {
-		words = append(words, o.names...)
+	for _, o := range cmdline.RunOptions {
+		words = append(words, o.Names...)
 	}
-	for _, v := range verbs {
-		if !v.hidden {
-			words = append(append(words, v.long), v.also...)
+	for _, v := range cmdline.Verbs {
+		if !v.Hidden {
+			words = append(append(words, v.Long), v.Also...)
 		}
 	}
 	return words
 }
 
 // optionWords are a verb's options.
-func optionWords(v *verb) []string {
+func optionWords(v *cmdline.Verb) []string {
 	words := []string{"--help"}
-	for _, o := range v.options {
-		words = append(words, "--"+o.long)
-		if o.short != "" {
-			words = append(words, "-"+o.short)
+	for _, o := range v.Options {
+		words = append(words, "--"+o.Long)
+		if o.Short != "" {
+			words = append(words, "-"+o.Short)
 		}
 	}
 	return words
@@ -54,9 +56,9 @@ func optionWords(v *verb) []string {
 
 func bashCompletion() string {
 	var cases strings.Builder
-	for i := range verbs {
-		if v := &verbs[i]; !v.hidden && len(v.options) > 0 {
-			fmt.Fprintf(&cases, "        %s) words=%q ;;\n", strings.Join(append([]string{v.long}, v.also...), "|"), strings.Join(optionWords(v), " "))
+	for i := range cmdline.Verbs {
+		if v := &cmdline.Verbs[i]; !v.Hidden && len(v.Options) > 0 {
+			fmt.Fprintf(&cases, "        %s) words=%q ;;\n", strings.Join(append([]string{v.Long}, v.Also...), "|"), strings.Join(optionWords(v), " "))
 		}
 	}
 	return fmt.Sprintf(`# bash completion for wsl2: eval "$(wsl2 completion bash)"
@@ -116,33 +118,33 @@ func fishCompletion() string {
 	for _, n := range takesDistro {
 		distro[n] = true
 	}
-	for _, o := range runOptionList {
-		value := map[string]string{"--accel": "auto kvm tcg", "--shell-type": "standard login none"}[o.long]
-		if distro[o.long] {
+	for _, o := range cmdline.RunOptions {
+		value := map[string]string{"--accel": "auto kvm tcg", "--shell-type": "standard login none"}[o.Long]
+		if distro[o.Long] {
 			value = "DISTRO"
 		}
-		add(o.names, value, o.help)
+		add(o.Names, value, o.Help)
 	}
-	for _, v := range verbs {
-		if v.hidden {
+	for _, v := range cmdline.Verbs {
+		if v.Hidden {
 			continue
 		}
 		value := ""
-		if distro[v.long] {
+		if distro[v.Long] {
 			value = "DISTRO"
 		}
-		if v.long == "completion" {
-			add([]string{v.long}, "", v.help)
+		if v.Long == "completion" {
+			add([]string{v.Long}, "", v.Help)
 			b.WriteString("complete -c wsl2 -n '__fish_seen_subcommand_from completion' -x -a 'bash zsh fish'\n")
 			continue
 		}
-		add(append([]string{v.long}, v.also...), value, v.help)
-		for _, o := range v.options {
-			names := []string{"--" + o.long}
-			if o.short != "" {
-				names = append(names, "-"+o.short)
+		add(append([]string{v.Long}, v.Also...), value, v.Help)
+		for _, o := range v.Options {
+			names := []string{"--" + o.Long}
+			if o.Short != "" {
+				names = append(names, "-"+o.Short)
 			}
-			b.WriteString("complete -c wsl2 -n '__fish_contains_opt " + strings.TrimLeft(v.long, "-") + "'")
+			b.WriteString("complete -c wsl2 -n '__fish_contains_opt " + strings.TrimLeft(v.Long, "-") + "'")
 			for _, n := range names {
 				if strings.HasPrefix(n, "--") {
 					b.WriteString(" -l " + n[2:])
@@ -150,7 +152,7 @@ func fishCompletion() string {
 					b.WriteString(" -s " + n[1:])
 				}
 			}
-			fmt.Fprintf(&b, " -d %s\n", quote(o.help))
+			fmt.Fprintf(&b, " -d %s\n", quote(o.Help))
 		}
 	}
 	return b.String()

@@ -1,4 +1,4 @@
-package images
+package archive
 
 import (
 	"bufio"

@@ -1,9 +1,7 @@
-package main
+package cmdline
 
 import (
 	"errors"
-	"io"
-	"os"
 	"os/exec"
 	"reflect"
 	"slices"
@@ -80,13 +78,13 @@ func TestParseRun(t *testing.T) {
 		"echo --generate-bash-completion":      shell("echo --generate-bash-completion"),
 		"-u me -d debian --cd / -e sh -c true": with(debian(exec("sh", "-c", "true")), func(s *client.RunSpec) { s.User, s.Cwd = "me", "/" }),
 	} {
-		inv, err := parse(words(line))
+		inv, err := Parse(words(line))
 		if err != nil {
 			t.Errorf("%q: %v", line, err)
 			continue
 		}
-		if inv.run == nil || !reflect.DeepEqual(*inv.run, want) {
-			t.Errorf("%q:\ngot  %+v\nwant %+v", line, inv.run, want)
+		if inv.Run == nil || !reflect.DeepEqual(*inv.Run, want) {
+			t.Errorf("%q:\ngot  %+v\nwant %+v", line, inv.Run, want)
 		}
 	}
 }
@@ -148,14 +146,14 @@ func TestParseVerbs(t *testing.T) {
 		"service":                  "service: --",
 		"vm":                       "vm: --",
 	} {
-		inv, err := parse(words(line))
-		if err != nil || inv.verb == nil {
+		inv, err := Parse(words(line))
+		if err != nil || inv.Verb == nil {
 			t.Errorf("%q: %+v, %v", line, inv, err)
 			continue
 		}
-		got := inv.verb.long + ": " + strings.Join(inv.args, " ")
-		if inv.vm.Accel != "" {
-			got += " " + inv.vm.Accel
+		got := inv.Verb.Long + ": " + strings.Join(inv.Args, " ")
+		if inv.VM.Accel != "" {
+			got += " " + inv.VM.Accel
 		}
 		if got != want {
 			t.Errorf("%q: got %q, want %q", line, got, want)
@@ -202,8 +200,8 @@ func TestParseRefuses(t *testing.T) {
 		"doctor now":                "now",
 		"--help me":                 "me",
 	} {
-		inv, err := parse(words(line))
-		var usage *usageError
+		inv, err := Parse(words(line))
+		var usage *UsageError
 		if !errors.As(err, &usage) || !strings.Contains(err.Error(), strings.TrimPrefix(want, "-d")) {
 			t.Errorf("%q: %+v, %v; want %q", line, inv, err, want)
 		}
@@ -218,93 +216,12 @@ func FuzzParse(f *testing.F) {
 	f.Fuzz(func(t *testing.T, line string) {
 		args := strings.Split(line, " ")
 		before := slices.Clone(args)
-		inv, err := parse(args)
-		if err == nil && (inv.run == nil) == (inv.verb == nil) {
+		inv, err := Parse(args)
+		if err == nil && (inv.Run == nil) == (inv.Verb == nil) {
 			t.Fatalf("%q is neither or both: %+v", line, inv)
 		}
 		if !slices.Equal(args, before) {
 			t.Fatalf("%q was changed to %q", before, args)
 		}
 	})
-}
-
-// verbApp runs a verb that asks no service.
-func verbApp(t *testing.T, args ...string) (string, error) {
-	t.Helper()
-	inv, err := parse(args)
-	if err != nil {
-		return "", err
-	}
-	var out strings.Builder
-	a := &app{ctx: t.Context(), in: os.Stdin, out: &out, err: io.Discard}
-	err = runVerb(a, inv)
-	return out.String(), err
-}
-
-func TestHelp(t *testing.T) {
-	help, err := verbApp(t, "--help")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, v := range verbs {
-		if strings.Contains(help, "\n  "+v.long) == v.hidden && len(v.also) == 0 {
-			t.Errorf("%s: hidden %v", v.long, v.hidden)
-		}
-		for _, o := range v.options {
-			if !strings.Contains(help, "--"+o.long) {
-				t.Errorf("%s of %s is not in the help", o.long, v.long)
-			}
-		}
-	}
-	for _, l := range strings.Split(help, "\n") {
-		if len(l) > 80 {
-			t.Errorf("a line of %d characters: %s", len(l), l)
-		}
-	}
-	one, err := verbApp(t, "--list", "--help")
-	if err != nil || !strings.Contains(one, "wsl2 --list") || !strings.Contains(one, "--verbose") {
-		t.Errorf("--list --help: %v\n%s", err, one)
-	}
-	version, err := verbApp(t, "--version")
-	if err != nil || version != "wsl2 "+api.Version+"\n" {
-		t.Errorf("--version: %q, %v", version, err)
-	}
-}
-
-// TestCompletion lets the shells that are here read their scripts.
-func TestCompletion(t *testing.T) {
-	for _, shell := range []string{"bash", "zsh", "fish"} {
-		script, err := verbApp(t, "completion", shell)
-		if err != nil || !strings.Contains(script, "terminate") || !strings.Contains(script, "wsl2 --list --quiet") {
-			t.Errorf("%s: %v\n%s", shell, err, script)
-		}
-	}
-	if _, err := verbApp(t, "completion", "tcsh"); err == nil {
-		t.Error("tcsh has a script")
-	}
-	script, _ := verbApp(t, "completion", "bash")
-	for line, want := range map[string]string{
-		"wsl2 --term":       "--terminate\n",
-		"wsl2 --accel t":    "tcg\n",
-		"wsl2 -d b":         "beta\n",
-		"wsl2 --list --qu":  "--quiet\n",
-		"wsl2 completion f": "fish\n",
-	} {
-		program := script + `
-wsl2() { printf 'alpha\nbeta\n'; }
-COMP_WORDS=(` + line + `); COMP_CWORD=$((${#COMP_WORDS[@]}-1)); _wsl2; printf '%s\n' "${COMPREPLY[@]}"`
-		out, err := exec.Command("bash", "-c", program).CombinedOutput()
-		if err != nil || string(out) != want {
-			t.Errorf("%q completes to %q, %v; want %q", line, out, err, want)
-		}
-	}
-}
-
-func TestListOptionsExclude(t *testing.T) {
-	if _, err := verbApp(t, "--list", "--quiet", "--verbose"); err == nil {
-		t.Error("--quiet --verbose")
-	}
-	if _, err := verbApp(t, "--list", "--all", "--running"); err == nil {
-		t.Error("--all --running")
-	}
 }

@@ -3,6 +3,8 @@ package main
 import (
 	"fmt"
 	"strings"
+
+	"github.com/wsl2/wsl2/cmd/internal/cmdline"
 )
 
 // helpText is made of the tables that the parser works by.
@@ -25,32 +27,32 @@ Options:
 			fmt.Fprintf(&b, "  %-28s  %s\n", "", l)
 		}
 	}
-	for _, o := range runOptionList {
-		left := strings.Join(o.names, ", ")
-		if o.value != "" {
-			left += " " + o.value
+	for _, o := range cmdline.RunOptions {
+		left := strings.Join(o.Names, ", ")
+		if o.Value != "" {
+			left += " " + o.Value
 		}
-		line(left, o.help)
+		line(left, o.Help)
 	}
 	b.WriteString("\nVerbs:\n")
-	for _, v := range verbs {
-		if v.hidden {
+	for _, v := range cmdline.Verbs {
+		if v.Hidden {
 			continue
 		}
-		left := v.long
-		if len(v.also) > 0 && len(v.also[0]) == 2 {
-			left = v.also[0] + ", " + left
+		left := v.Long
+		if len(v.Also) > 0 && len(v.Also[0]) == 2 {
+			left = v.Also[0] + ", " + left
 		}
-		if v.args != "" {
-			left += " " + v.args
+		if v.Args != "" {
+			left += " " + v.Args
 		}
-		line(left, v.help)
-		for _, o := range v.options {
-			name := "--" + o.long
-			if o.short != "" {
-				name = "-" + o.short + ", " + name
+		line(left, v.Help)
+		for _, o := range v.Options {
+			name := "--" + o.Long
+			if o.Short != "" {
+				name = "-" + o.Short + ", " + name
 			}
-			line("    "+name, o.help)
+			line("    "+name, o.Help)
 		}
 	}
 	b.WriteString(`
