@@ -40,7 +40,7 @@ func New(wsl2 string, getenv func(string) string) (*Client, error) {
 		return nil, err
 	}
 	return &Client{
-		Paths: paths, Self: api.Self(),
+		Paths: paths, Self: api.IdentityOf(wsl2),
 		Service: Command{Path: wsl2, Args: []string{"service"}, OpenLog: paths.OpenServiceLog},
 		Notice:  func(text string) { fmt.Fprintf(os.Stderr, "wsl2: %s\n", text) },
 	}, nil
