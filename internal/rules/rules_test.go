@@ -6,6 +6,7 @@ import (
 	"go/token"
 	"io/fs"
 	"os"
+	"os/exec"
 	"path"
 	"path/filepath"
 	"regexp"
@@ -152,6 +153,31 @@ func TestMap(t *testing.T) {
 		if under(dir, "vmm") && !s.test && !strings.Contains(dir, "/internal/") && path.Base(dir) != "guest" && !named[dir] {
 			t.Errorf("the map does not name %s", dir)
 			named[dir] = true
+		}
+	}
+}
+
+// slow are packages whose initialisation, or whose weight, every start of a
+// program would pay for.
+var slow = map[string]string{
+	"github.com/klauspost/compress": "1.5 ms of tables at each start",
+	"github.com/ulikunitz/xz":       "tables at each start",
+	"github.com/urfave/cli/v2":      "it uses text/template, with which the linker keeps every method",
+	"text/template":                 "with it the linker keeps every method",
+	"regexp":                        "expressions are compiled at each start",
+}
+
+// TestStart: wsl2 links nothing that slows its start down; wsl2-verbs may.
+func TestStart(t *testing.T) {
+	out, err := exec.Command("go", "list", "-deps", module+"cmd/wsl2").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for dep := range strings.FieldsSeq(string(out)) {
+		for bad, why := range slow {
+			if under(dep, bad) {
+				t.Errorf("cmd/wsl2 links %s: %s; that belongs into cmd/wsl2-verbs", dep, why)
+			}
 		}
 	}
 }
