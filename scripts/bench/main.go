@@ -12,17 +12,19 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/u-root/u-root/pkg/cpio"
+
 	"github.com/wsl2/wsl2/scripts/bench/report"
 )
 
-var topics = []string{"boot", "warm", "memory", "block", "vsock"}
+var topics = []string{"boot", "monitors", "warm", "memory", "block", "vsock"}
 
 // resultDir is where the program inside the rig leaves its figures.
 const resultDir = "/bench"
 
 var (
 	verbose = flag.Bool("v", false, "show what is under way, and traces")
-	from    = flag.String("from", "out", "directory of the wsl2, vmlinux and initramfs.cpio to measure")
+	from    = flag.String("from", "out", "directory of what make build and scripts/kernel --bzimage make")
 	limit   = flag.String("timeout", "30m", "how long one topic may take")
 )
 
@@ -46,7 +48,7 @@ func run(chosen []string) error {
 			return fmt.Errorf("unknown topic %q (%s)", t, strings.Join(topics, ", "))
 		}
 	}
-	for _, f := range []string{"wsl2", "wsl2-verbs", "vmlinux", "initramfs.cpio"} {
+	for _, f := range []string{"wsl2", "wsl2-verbs", "vmlinux", "bzImage", "initramfs.cpio"} {
 		if _, err := os.Stat(filepath.Join(*from, f)); err != nil {
 			return fmt.Errorf("%w; run make build", err)
 		}
@@ -56,13 +58,16 @@ func run(chosen []string) error {
 		return err
 	}
 	defer os.RemoveAll(tmp)
-	for _, name := range []string{"inside", "guest"} {
-		build := exec.Command("go", "build", "-trimpath", "-ldflags=-s -w", "-o", filepath.Join(tmp, name), "./scripts/bench/"+name)
+	for name, pkg := range map[string]string{"inside": "./scripts/bench/inside", "guest": "./scripts/bench/guest", "monitor": "./scripts/bench/monitor", "gokvm": "github.com/bobuhiro11/gokvm"} {
+		build := exec.Command("go", "build", "-trimpath", "-ldflags=-s -w", "-o", filepath.Join(tmp, name), pkg)
 		build.Env = append(os.Environ(), "CGO_ENABLED=0")
 		build.Stderr = os.Stderr
 		if err := build.Run(); err != nil {
-			return fmt.Errorf("build scripts/bench/%s: %w", name, err)
+			return fmt.Errorf("build %s: %w", pkg, err)
 		}
+	}
+	if err := bareInitramfs(filepath.Join(tmp, "bare.cpio"), filepath.Join(tmp, "guest")); err != nil {
+		return err
 	}
 	// One rig for each topic: a topic leaves nothing for the next.
 	var failed []error
@@ -86,6 +91,8 @@ func measure(tmp, topic string) ([]report.Row, error) {
 		"--icount", "--no-stdin", "--memory", "3072", "--timeout", *limit,
 		"--file", abs(filepath.Join(*from, "wsl2")) + ":/rig/wsl2", "--file", abs(filepath.Join(*from, "wsl2-verbs")) + ":/rig/wsl2-verbs", "--file", abs(filepath.Join(*from, "vmlinux")) + ":/rig/vmlinux", "--file", abs(filepath.Join(*from, "initramfs.cpio")) + ":/rig/initramfs.cpio",
 		"--file", filepath.Join(tmp, "guest") + ":/rig/guest",
+		"--file", filepath.Join(tmp, "monitor") + ":/rig/monitor", "--file", filepath.Join(tmp, "gokvm") + ":/rig/gokvm",
+		"--file", abs(filepath.Join(*from, "bzImage")) + ":/rig/bzImage", "--file", filepath.Join(tmp, "bare.cpio") + ":/rig/bare.cpio",
 		"--bin", "qemu-system-x86_64", "--bin", "mke2fs", "--bin", "busybox",
 		"--env", "GODEBUG=", "--env", "GOTRACEBACK=",
 		"--get", resultDir + ":" + tmp,
@@ -108,6 +115,24 @@ func measure(tmp, topic string) ([]report.Row, error) {
 		return nil, fmt.Errorf("scripts/rig: %w", err)
 	}
 	return report.Read(tmp, topic)
+}
+
+// bareInitramfs writes an initramfs of one program.
+func bareInitramfs(path, program string) (err error) {
+	text, err := os.ReadFile(program)
+	if err != nil {
+		return err
+	}
+	f, err := os.Create(path)
+	if err != nil {
+		return err
+	}
+	w := cpio.Newc.Writer(f)
+	err = cpio.WriteRecords(w, []cpio.Record{
+		cpio.Directory("dev", 0o755), cpio.CharDev("dev/console", 0o600, 5, 1), cpio.CharDev("dev/kmsg", 0o600, 1, 11), cpio.CharDev("dev/null", 0o666, 1, 3),
+		cpio.StaticFile("init", string(text), 0o755),
+	})
+	return errors.Join(err, cpio.WriteTrailer(w), f.Close())
 }
 
 // qemuFirmware lists the files that QEMU's microvm loads: the firmware that

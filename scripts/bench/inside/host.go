@@ -27,7 +27,8 @@ const distroName = "bench"
 // guestTool is guestPath inside the distro.
 const guestTool = "/bin/guest"
 
-func newHost() (*host, error) {
+// newHost makes the host, with its distro if it is asked for.
+func newHost(distro bool) (*host, error) {
 	h := &host{dir: "/bench.host"}
 	for _, m := range []struct{ kind, dir string }{{"debugfs", "/sys/kernel/debug"}, {"tracefs", "/sys/kernel/tracing"}} {
 		if err := unix.Mount(m.kind, m.dir, m.kind, 0, ""); err != nil && !errors.Is(err, unix.EBUSY) {
@@ -46,6 +47,9 @@ func newHost() (*host, error) {
 		if err := os.WriteFile(filepath.Join(h.dir, p), []byte(config), 0o600); err != nil {
 			return nil, err
 		}
+	}
+	if !distro {
+		return h, nil
 	}
 	root, err := distroTar()
 	if err != nil {

@@ -21,6 +21,12 @@ const (
 	qemuPath      = "/rig/bin/qemu-system-x86_64"
 	kernelPath    = "/rig/vmlinux"
 	initramfsPath = "/rig/initramfs.cpio"
+
+	// Of topic monitors.
+	monitorPath = "/rig/monitor"
+	gokvmPath   = "/rig/gokvm"
+	bzImagePath = "/rig/bzImage"
+	barePath    = "/rig/bare.cpio" // guestPath as /init
 )
 
 // The VM that is measured, ours and the peers'.
@@ -42,7 +48,7 @@ func logf(format string, a ...any) {
 func main() {
 	flag.Parse()
 	topics := map[string]func(*host) ([]report.Row, error){
-		"boot": boot, "warm": warm, "memory": memory, "block": block, "vsock": vsock,
+		"boot": boot, "warm": warm, "memory": memory, "block": block, "vsock": vsock, "monitors": monitors,
 	}
 	topic := topics[flag.Arg(1)]
 	if topic == nil {
@@ -50,7 +56,7 @@ func main() {
 		os.Exit(2)
 	}
 	err := func() error {
-		h, err := newHost()
+		h, err := newHost(flag.Arg(1) != "monitors")
 		if err != nil {
 			return err
 		}
