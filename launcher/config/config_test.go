@@ -189,3 +189,20 @@ func shortDir(t *testing.T) string {
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	return dir
 }
+
+// What is suggested is what is known.
+func TestKnownNames(t *testing.T) {
+	if len(knownNames) != len(settings) {
+		t.Errorf("%d names, %d settings", len(knownNames), len(settings))
+	}
+	for _, n := range knownNames {
+		if settings[strings.ToLower(n)] == nil {
+			t.Errorf("%s is no setting", n)
+		}
+	}
+	var set Settings
+	w := set.parse("[wsl2]\nmemroy=4GB\n[general]\ndistributionListUrl=file:///x\ninstanceidletimeout=x\n", "F", Host{})
+	if len(w) != 2 || w[0] != "Unknown key 'wsl2.memroy' (did you mean 'wsl2.memory'?) in F:2" || set.DistributionListURL != "file:///x" {
+		t.Errorf("%q", w)
+	}
+}

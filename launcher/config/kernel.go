@@ -33,6 +33,9 @@ func FindInitramfs(getenv func(string) string) (string, error) {
 // FindVerbs returns the wsl2-verbs that came with wsl2.
 func FindVerbs() (string, error) { return find("wsl2-verbs", "wsl2-verbs") }
 
+// FindFetch returns wsl2-fetch, which came with wsl2.
+func FindFetch() (string, error) { return find("program", "wsl2-fetch") }
+
 // find looks beside the executable, in ../lib/wsl2 as seen from there, and
 // in /usr/lib/wsl2.
 func find(what, name string) (string, error) {

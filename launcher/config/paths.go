@@ -160,3 +160,25 @@ func owner(st fs.FileInfo) int {
 	}
 	return -1
 }
+
+// RemoveAll deletes what the launcher keeps, but for the user's own settings. No
+// service may run. Directories with something of somebody else's in them stay; the cache
+// is all the launcher's.
+func (p Paths) RemoveAll() error {
+	var errs []error
+	remove := func(paths ...string) {
+		for _, path := range paths {
+			if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, syscall.ENOTEMPTY) {
+				errs = append(errs, err)
+			}
+		}
+	}
+	remove(p.Registry(), p.Distros(), p.Data)
+	for _, log := range []string{p.ServiceLog(), p.ConsoleLog()} {
+		remove(log, log+".1")
+	}
+	remove(p.State)
+	errs = append(errs, os.RemoveAll(p.Cache))
+	remove(p.ServiceSocket(), p.StartLock(), p.ServiceLock(), p.VMLock(), p.VsockPath(), p.Runtime)
+	return errors.Join(errs...)
+}

@@ -4,11 +4,14 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/url"
 	"os"
 	"runtime"
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/wsl2/wsl2/internal/ini"
 )
 
 // Settings is what wslconfig says, defaults filled in. A negative timeout
@@ -26,6 +29,7 @@ type Settings struct {
 	KernelCommandLine               string // appended
 	Accel                           string // auto, kvm or tcg
 	DefaultDiskBytes                uint64 // virtual size of a new distro's disk
+	DistributionListURL             string // of a DistributionInfo.json; "" = Microsoft's
 }
 
 // Limits of what a VM can be asked for.
@@ -78,61 +82,35 @@ func Load(path string, h Host) (Settings, []string) {
 	return s, s.parse(string(text), path, h)
 }
 
-// parse applies an ini text: '#' and ';' comments, [section], key=value;
-// sections and keys ignore case; quotes around a value are dropped; the first of two
-// equal keys wins (WSL's configfile.cpp).
+// parse applies the text of a file (package ini).
 func (s *Settings) parse(text, path string, h Host) (warnings []string) {
-	section := ""
-	seen := map[string]bool{}
-	for i, line := range strings.Split(text, "\n") {
-		warn := func(format string, a ...any) {
-			warnings = append(warnings, fmt.Sprintf("%s in %s:%d", fmt.Sprintf(format, a...), path, i+1))
-		}
-		line = strings.TrimSpace(line)
-		if i == 0 {
-			line = strings.TrimPrefix(line, "\ufeff")
-		}
-		if line == "" || line[0] == '#' || line[0] == ';' {
-			continue
-		}
-		if line[0] == '[' {
-			name, ok := strings.CutSuffix(line[1:], "]")
-			if !ok {
-				warn("Invalid section '%s'", line)
-				continue
-			}
-			section = strings.ToLower(strings.TrimSpace(name))
-			continue
-		}
-		key, value, ok := strings.Cut(line, "=")
-		if !ok {
-			warn("Expected 'key = value', found '%s'", line)
-			continue
-		}
-		key = strings.TrimSpace(key)
-		value, err := unquote(strings.TrimSpace(value))
-		if err != nil {
-			warn("%v for key '%s'", err, key)
-			continue
-		}
-		full := section + "." + strings.ToLower(key)
-		set, known := settings[full]
+	warn := func(line int, what string) {
+		warnings = append(warnings, fmt.Sprintf("%s in %s:%d", what, path, line))
+	}
+	entries, problems := ini.Parse(text)
+	for _, e := range entries {
+		set, known := settings[e.Name()]
 		if !known {
-			if !knownElsewhere[full] {
-				warn("Unknown key '%s.%s'", section, key)
+			if !knownElsewhere[e.Name()] {
+				warn(e.Line, ini.Unknown(e, knownNames))
 			}
 			continue
 		}
-		if seen[full] {
-			warn("Duplicated config key '%s.%s'", section, key)
-			continue
-		}
-		seen[full] = true
-		if msg := set(s, value, h); msg != "" {
-			warn("%s '%s' for key '%s'", msg, value, key)
+		if msg := set(s, e.Value, h); msg != "" {
+			warn(e.Line, fmt.Sprintf("%s '%s' for key '%s'", msg, e.Value, e.Key))
 		}
 	}
+	for _, p := range problems {
+		warn(p.Line, p.Text)
+	}
 	return warnings
+}
+
+// knownNames are the keys that a slip of the fingers may have missed.
+var knownNames = []string{
+	"general.instanceIdleTimeout", "general.distributionListUrl",
+	"wsl2.vmIdleTimeout", "wsl2.kernelBootTimeout", "wsl2.distributionStartTimeout", "wsl2.memory", "wsl2.processors",
+	"wsl2.kernel", "wsl2.kernelCommandLine", "wsl2.accel", "wsl2.defaultVhdSize",
 }
 
 // settings maps "section.key" to what stores the value; the result is a
@@ -178,6 +156,13 @@ var settings = map[string]func(s *Settings, value string, h Host) string{
 		s.Kernel = v
 		return ""
 	},
+	"general.distributionlisturl": func(s *Settings, v string, _ Host) string {
+		if u, err := url.Parse(v); err != nil || u.Scheme != "https" && u.Scheme != "http" && u.Scheme != "file" {
+			return "Want a URL with https:// or file://; ignored:"
+		}
+		s.DistributionListURL = v
+		return ""
+	},
 	"wsl2.kernelcommandline": func(s *Settings, v string, _ Host) string { s.KernelCommandLine = v; return "" },
 	"wsl2.accel": func(s *Settings, v string, _ Host) string {
 		if !ValidAccel(v) {
@@ -214,40 +199,6 @@ func millis(d *time.Duration, v string) string {
 	}
 	*d = time.Duration(max(n, -1)) * time.Millisecond
 	return ""
-}
-
-// unquote drops a pair of quotes and resolves the escapes \\ \" \n \t \b.
-func unquote(v string) (string, error) {
-	if len(v) >= 2 && v[0] == '"' && v[len(v)-1] == '"' {
-		v = v[1 : len(v)-1]
-	}
-	if !strings.Contains(v, `\`) {
-		return v, nil
-	}
-	var b strings.Builder
-	for i := 0; i < len(v); i++ {
-		if v[i] != '\\' {
-			b.WriteByte(v[i])
-			continue
-		}
-		i++
-		if i == len(v) {
-			return "", errors.New(`Invalid escape '\'`)
-		}
-		switch v[i] {
-		case '\\', '"':
-			b.WriteByte(v[i])
-		case 'n':
-			b.WriteByte('\n')
-		case 't':
-			b.WriteByte('\t')
-		case 'b':
-			b.WriteByte('\b')
-		default:
-			return "", fmt.Errorf(`Invalid escape '\%c'`, v[i])
-		}
-	}
-	return b.String(), nil
 }
 
 // ParseSize reads a size as WSL writes it: digits and B, K, KB, M, MB, G, GB,
