@@ -25,16 +25,8 @@ var ErrNoSpace = errors.New("not enough space on the disk")
 // fills it would give the guest I/O errors.
 const reserve = 8 << 20
 
-// FindMke2fs looks for mke2fs, which for ordinary users often is not in PATH.
-func FindMke2fs() (string, error) {
-	for _, dir := range append([]string{"/sbin", "/usr/sbin", "/usr/local/sbin"}, filepath.SplitList(os.Getenv("PATH"))...) {
-		path := filepath.Join(dir, "mke2fs")
-		if filepath.IsAbs(path) && unix.Access(path, unix.X_OK) == nil {
-			return path, nil
-		}
-	}
-	return "", ErrNoMke2fs
-}
+// FindMke2fs looks for mke2fs.
+func FindMke2fs() (string, error) { return FindTool("mke2fs", ErrNoMke2fs) }
 
 // CreateDisk makes a sparse file of size bytes at path, which must not exist,
 // and an empty ext4 file system in it. It costs a few MiB on the host until

@@ -102,6 +102,17 @@ func Open(path string, stdin io.Reader) (*Archive, error) {
 	return a, nil
 }
 
+// OpenReader is Open for what is read from r; name is for messages. The caller
+// closes the Archive, and with it r.
+func OpenReader(name string, r io.ReadCloser) (*Archive, error) {
+	a := &Archive{Name: name, file: r}
+	if err := a.detect(); err != nil {
+		a.Close()
+		return nil, err
+	}
+	return a, nil
+}
+
 // detect finds the format and sets up the decompressor.
 func (a *Archive) detect() error {
 	a.counted = &counter{r: a.file, n: &a.consumed}
@@ -113,42 +124,65 @@ func (a *Archive) detect() error {
 	if len(head) == 0 {
 		return fmt.Errorf("%s: %w: it is empty", a.Name, ErrNotTar)
 	}
-	var out io.Reader
-	switch {
-	case bytes.HasPrefix(head, []byte{0x1f, 0x8b}):
-		a.Format = TarGzip
-		var z *gzip.Reader
-		if z, err = gzip.NewReader(in); err == nil {
-			out = z
-		}
-	case bytes.HasPrefix(head, []byte("BZh")):
-		a.Format = TarBzip2
-		out, err = bzip2.NewReader(in), nil
-	case bytes.HasPrefix(head, []byte{0xfd, '7', 'z', 'X', 'Z', 0}):
-		a.Format = TarXZ
-		var z *xz.Reader
-		if z, err = xz.NewReader(newXZLimiter(in, MaxWindow)); err == nil {
-			out = z
-		}
-	case isZstd(head):
-		a.Format = TarZstd
-		var z *zstd.Decoder
-		// One goroutine decodes ahead; more only help with many cores and cost memory.
-		z, err = zstd.NewReader(in, zstd.WithDecoderMaxWindow(MaxWindow), zstd.WithDecoderConcurrency(2))
-		if err == nil {
-			out, a.release = z, z.Close
-		}
-	default:
-		a.Format = Tar
-		if len(head) < tarBlock {
-			return fmt.Errorf("%s: %w", a.Name, ErrNotTar)
-		}
-		return a.checkTar(in)
+	if len(head) < tarBlock && formatOf(head) == Tar {
+		return fmt.Errorf("%s: %w", a.Name, ErrNotTar)
 	}
+	a.Format = formatOf(head)
+	out, release, err := Decompress(in)
 	if err != nil {
 		return a.wrap(err)
 	}
+	a.release = release
+	if a.Format == Tar {
+		return a.checkTar(in)
+	}
 	return a.checkTar(bufio.NewReaderSize(out, bufferSize))
+}
+
+// formatOf tells a format by the first bytes of a file; Tar is all that is not
+// compressed.
+func formatOf(head []byte) Format {
+	switch {
+	case bytes.HasPrefix(head, []byte{0x1f, 0x8b}):
+		return TarGzip
+	case bytes.HasPrefix(head, []byte("BZh")):
+		return TarBzip2
+	case bytes.HasPrefix(head, []byte{0xfd, '7', 'z', 'X', 'Z', 0}):
+		return TarXZ
+	case isZstd(head):
+		return TarZstd
+	}
+	return Tar
+}
+
+// Decompress returns what is in r, which may be compressed in any of the formats,
+// and what frees the decompressor.
+func Decompress(r *bufio.Reader) (out io.Reader, release func(), err error) {
+	head, err := r.Peek(tarBlock)
+	if err != nil && err != io.EOF {
+		return nil, nil, err
+	}
+	release = func() {}
+	switch formatOf(head) {
+	case TarGzip:
+		out, err = gzip.NewReader(r)
+	case TarBzip2:
+		out, err = bzip2.NewReader(r), nil
+	case TarXZ:
+		out, err = xz.NewReader(newXZLimiter(r, MaxWindow))
+	case TarZstd:
+		// One goroutine decodes ahead; more only help with many cores and cost memory.
+		var z *zstd.Decoder
+		if z, err = zstd.NewReader(r, zstd.WithDecoderMaxWindow(MaxWindow), zstd.WithDecoderConcurrency(2)); err == nil {
+			out, release = z, z.Close
+		}
+	default:
+		out, err = r, nil
+	}
+	if err != nil {
+		return nil, nil, err
+	}
+	return out, release, nil
 }
 
 // isZstd knows a zstd frame and a skippable frame (RFC 8878 §3.1).
