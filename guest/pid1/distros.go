@@ -9,7 +9,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/wsl2/wsl2/guest/distro"
-	"github.com/wsl2/wsl2/guest/importer"
 	"github.com/wsl2/wsl2/guest/mounts"
 	"github.com/wsl2/wsl2/internal/wire"
 )
@@ -315,9 +314,10 @@ func (v *vm) stopDistro(m *wire.StopDistro) *wire.Reply {
 	return &wire.Reply{}
 }
 
-// importDisk runs an import and passes its messages on.
-func (v *vm) importDisk(m *wire.Import) *wire.Reply {
-	device, err := distro.Device(m.Slot)
+// diskJob runs work on a disk outside of any distro (package diskjob), by /init
+// as argv0, and passes its messages on. m is the request with this ID.
+func (v *vm) diskJob(argv0 string, id uint32, slot int32, m wire.Message) *wire.Reply {
+	device, err := distro.Device(slot)
 	if err != nil {
 		return refused("%v", err)
 	}
@@ -331,19 +331,19 @@ func (v *vm) importDisk(m *wire.Import) *wire.Reply {
 	if r := checkDisk(device); r != nil {
 		return r
 	}
-	c, err := v.spawn(importer.Argv0, port, fmt.Sprint(m.Slot), unix.CLONE_NEWNS, -1)
+	c, err := v.spawn(argv0, port, fmt.Sprint(slot), unix.CLONE_NEWNS, -1)
 	if err != nil {
 		return failed(wire.CodeInternal, err)
 	}
 	defer c.channel.Close()
-	reply := &wire.Reply{Code: wire.CodeInternal, Text: "the import ended without a result (see `dmesg` of the VM)"}
+	reply := failed(wire.CodeInternal, fmt.Errorf("%s ended without a result (see `dmesg` of the VM)", argv0))
 	if err := c.send(m); err == nil {
-		reply = v.relayImport(c, m.ID, port, reply)
+		reply = v.relayJob(c, id, port, reply)
 	}
 	// The disk is unmounted when the process is gone.
 	status := <-c.proc.Exited
 	if reply.Code == wire.CodeOK && (!status.Exited() || status.ExitStatus() != 0) {
-		return failed(wire.CodeInternal, errors.New("the import ended: "+describe(status)))
+		return failed(wire.CodeInternal, errors.New(argv0+" ended: "+describe(status)))
 	}
 	if reply.Code == wire.CodeOK {
 		if err := distro.Released(device); err != nil {
@@ -353,8 +353,8 @@ func (v *vm) importDisk(m *wire.Import) *wire.Reply {
 	return reply
 }
 
-// relayImport passes ImportReady on and returns the import's reply.
-func (v *vm) relayImport(c *child, id, port uint32, otherwise *wire.Reply) *wire.Reply {
+// relayJob passes ImportReady on and returns the job's reply.
+func (v *vm) relayJob(c *child, id, port uint32, otherwise *wire.Reply) *wire.Reply {
 	for {
 		m, err := wire.Read(c.r)
 		if err != nil {

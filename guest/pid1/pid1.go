@@ -4,7 +4,7 @@
 //   - say Ready to the host, before anything else: that is what a user waits for;
 //   - make the VM's own minimal root: proc, sys, dev, cgroups, loopback;
 //   - start, watch and stop distros, each a process with namespaces of its own (package distro);
-//   - start imports (package importer);
+//   - start work on disks outside of distros (package diskjob);
 //   - reap every process whose parent died in the VM's own pid namespace;
 //   - stop everything and power off when told to, or when the host's service is gone.
 //
@@ -27,7 +27,10 @@ import (
 	"github.com/mdlayher/vsock"
 	"golang.org/x/sys/unix"
 
+	"github.com/wsl2/wsl2/guest/exporter"
+	"github.com/wsl2/wsl2/guest/importer"
 	"github.com/wsl2/wsl2/guest/kmsg"
+	"github.com/wsl2/wsl2/guest/maintain"
 	"github.com/wsl2/wsl2/guest/mounts"
 	"github.com/wsl2/wsl2/guest/reaper"
 	"github.com/wsl2/wsl2/internal/wire"
@@ -147,7 +150,11 @@ func (v *vm) serve(r io.Reader) error {
 		case *wire.StopDistro:
 			v.request(m.ID, func() *wire.Reply { return v.stopDistro(m) })
 		case *wire.Import:
-			v.request(m.ID, func() *wire.Reply { return v.importDisk(m) })
+			v.request(m.ID, func() *wire.Reply { return v.diskJob(importer.Argv0, m.ID, m.Slot, m) })
+		case *wire.Export:
+			v.request(m.ID, func() *wire.Reply { return v.diskJob(exporter.Argv0, m.ID, m.Slot, m) })
+		case *wire.Maintain:
+			v.request(m.ID, func() *wire.Reply { return v.diskJob(maintain.Argv0, m.ID, m.Slot, m) })
 		case *wire.Shutdown:
 			v.stopAll(time.Duration(m.GraceMillis) * time.Millisecond)
 			v.powerOff()

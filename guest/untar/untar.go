@@ -68,7 +68,11 @@ func Unpack(ctx context.Context, root string, r io.Reader, skipped func(name, at
 		}
 		h, err := t.Next()
 		if err == io.EOF {
-			break
+			if !u.layered || !in.another() {
+				break
+			}
+			t = tar.NewReader(in)
+			continue
 		}
 		if err != nil {
 			return in.explain(err, entries)
@@ -100,10 +104,16 @@ type trailer struct {
 	r    io.Reader
 	last [blockSize]byte
 	n    int64
-	err  error // other than io.EOF
+	err  error  // other than io.EOF
+	next []byte // read by another, to be read again
 }
 
 func (t *trailer) Read(p []byte) (int, error) {
+	if len(t.next) > 0 {
+		n := copy(p, t.next)
+		t.next = t.next[n:]
+		return n, nil
+	}
 	n, err := t.r.Read(p)
 	if n >= blockSize {
 		copy(t.last[:], p[n-blockSize:n])
@@ -142,6 +152,9 @@ type unpacker struct {
 	dirs       []dirTime
 	skipped    func(name, attr string)
 	buf        []byte
+
+	layered bool                // see layer.go
+	layer   map[string]struct{} // the names that the layer has brought so far
 }
 
 // dirTime is set when all is done: each entry in a directory changes its time.
@@ -257,6 +270,10 @@ func refuse(err error) error {
 
 // entry unpacks one entry whose content, if any, is in r.
 func (u *unpacker) entry(h *tar.Header, r io.Reader) error {
+	if h.Typeflag == tar.TypeXGlobalHeader {
+		u.mark(h)
+		return nil
+	}
 	name, err := clean(h.Name)
 	if err != nil {
 		return err
@@ -271,6 +288,9 @@ func (u *unpacker) entry(h *tar.Header, r io.Reader) error {
 			return fmt.Errorf("%w: the root is not a directory", ErrArchive)
 		}
 		return u.directoryMeta(u.root, ".", name, h, mode)
+	}
+	if done, err := u.whiteout(name); done || err != nil {
+		return err
 	}
 	dir, base, err := u.parentOf(name)
 	if err != nil {
@@ -316,8 +336,6 @@ func (u *unpacker) entry(h *tar.Header, r io.Reader) error {
 		}
 		dev := unix.Mkdev(uint32(h.Devmajor), uint32(h.Devminor))
 		err = u.replace(dir, base, func() error { return unix.Mknodat(dir, base, kind|mode, int(dev)) })
-	case tar.TypeXGlobalHeader:
-		return nil
 	default:
 		return fmt.Errorf("%w: unknown kind of entry %q", ErrArchive, h.Typeflag)
 	}
@@ -339,10 +357,13 @@ func (u *unpacker) replace(dir int, base string, make func() error) error {
 	return err
 }
 
-// remove unlinks a name. A directory must be empty.
+// remove unlinks a name. A directory must be empty, but in layers.
 func (u *unpacker) remove(dir int, base string) error {
 	err := unix.Unlinkat(dir, base, 0)
 	if err == unix.EISDIR {
+		if u.layered {
+			return u.removeAll(dir, base)
+		}
 		err = unix.Unlinkat(dir, base, unix.AT_REMOVEDIR)
 	}
 	return err

@@ -83,6 +83,40 @@ func (m *Import) readBody(d *decoder) {
 	m.Archive = d.session()
 }
 
+func (*Export) Type() Type { return TypeExport }
+
+func (m *Export) appendBody(b []byte) []byte {
+	b = appendU32(b, m.ID)
+	b = appendU32(b, uint32(m.Slot))
+	return append(b, m.Archive[:]...)
+}
+
+func (m *Export) readBody(d *decoder) {
+	m.ID = d.u32()
+	m.Slot = int32(d.u32())
+	m.Archive = d.session()
+}
+
+func (*Maintain) Type() Type { return TypeMaintain }
+
+func (m *Maintain) appendBody(b []byte) []byte {
+	b = appendU32(b, m.ID)
+	b = appendU32(b, uint32(m.Slot))
+	b = append(b, byte(m.Task))
+	b = appendU64(b, m.Bytes)
+	return append(b, m.Archive[:]...)
+}
+
+func (m *Maintain) readBody(d *decoder) {
+	m.ID = d.u32()
+	m.Slot = int32(d.u32())
+	if m.Task = Task(d.atMost(d.u8(), uint8(TaskCheck), "task")); m.Task == 0 {
+		d.fail("unknown task 0")
+	}
+	m.Bytes = d.u64()
+	m.Archive = d.session()
+}
+
 func (*Shutdown) Type() Type { return TypeShutdown }
 
 func (m *Shutdown) appendBody(b []byte) []byte {
@@ -237,6 +271,10 @@ func (t Type) String() string {
 		return "Import"
 	case TypeShutdown:
 		return "Shutdown"
+	case TypeExport:
+		return "Export"
+	case TypeMaintain:
+		return "Maintain"
 	case TypeImportReady:
 		return "ImportReady"
 	case TypeDistroExited:

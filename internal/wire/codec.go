@@ -33,6 +33,8 @@ const (
 	TypeStopDistro   Type = 17
 	TypeImport       Type = 18
 	TypeShutdown     Type = 19
+	TypeExport       Type = 20
+	TypeMaintain     Type = 21
 	TypeImportReady  Type = 32
 	TypeDistroExited Type = 33
 	TypeDistroIdle   Type = 34
@@ -61,6 +63,10 @@ func newMessage(t Type) Message {
 		return new(Import)
 	case TypeShutdown:
 		return new(Shutdown)
+	case TypeExport:
+		return new(Export)
+	case TypeMaintain:
+		return new(Maintain)
 	case TypeImportReady:
 		return new(ImportReady)
 	case TypeDistroExited:

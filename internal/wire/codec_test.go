@@ -20,6 +20,8 @@ func samples() []Message {
 		&StartDistro{ID: 7, Name: "debian", Slot: SystemSlot, Hostname: "host"},
 		&StopDistro{ID: 8, Name: "debian", IfIdle: true, GraceMillis: 5000},
 		&Import{ID: 9, Slot: 3, Archive: id},
+		&Export{ID: 13, Slot: 4, Archive: id},
+		&Maintain{ID: 14, Slot: 5, Task: TaskShrink, Bytes: 1 << 32, Archive: id},
 		&Shutdown{ID: 10, GraceMillis: 1},
 		&Reply{ID: 11, Code: CodeRefused, Text: "no", Port: 70000},
 		&ImportReady{ID: 12, Port: 1025},

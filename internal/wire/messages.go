@@ -14,8 +14,8 @@ const (
 	RoleStdout       // guest → host
 	RoleStderr       // guest → host
 	RolePTY          // both ways: the terminal
-	// RoleArchive carries the archive of an Import, host → guest, on PID 1's
-	// port (Reply.Port); its SessionID is Import.Archive.
+	// RoleArchive carries a tar on the port of an ImportReady: host → guest for
+	// Import and Maintain, guest → host for Export. Its SessionID is the request's Archive.
 	RoleArchive
 )
 
@@ -72,6 +72,46 @@ type Import struct {
 	Archive SessionID
 }
 
+// Export reads the ext4 file system on Slot, which nothing uses, as a tar archive
+// (PAX, with extended attributes). The guest answers with ImportReady; the launcher
+// connects to its Port as RoleArchive, and the guest sends the archive and closes.
+// The Reply comes when all of it is sent, or at the first error.
+type Export struct {
+	ID      uint32
+	Slot    int32
+	Archive SessionID
+}
+
+// Task is what Maintain does with a file system.
+type Task uint8
+
+// Tasks.
+const (
+	// TaskTrim returns free blocks to the host (FITRIM).
+	TaskTrim Task = iota + 1
+	// TaskGrow makes the file system as large as its disk.
+	TaskGrow
+	// TaskShrink makes the file system Bytes large, by resize2fs.
+	TaskShrink
+	// TaskCheck repairs the file system, by e2fsck.
+	TaskCheck
+)
+
+// NeedsTools tells whether the task runs the host's e2fsprogs: then the guest
+// answers with ImportReady and gets them as a tar on a RoleArchive connection.
+func (t Task) NeedsTools() bool { return t == TaskShrink || t == TaskCheck }
+
+// Maintain works on the ext4 file system on Slot, which nothing uses. The tools
+// that parse a damaged or hostile file system run in the guest, like all that does. The
+// Reply's Text says what was done, whatever its Code.
+type Maintain struct {
+	ID      uint32
+	Slot    int32
+	Task    Task
+	Bytes   uint64 // TaskShrink: the new size, a multiple of 4096
+	Archive SessionID
+}
+
 // Shutdown stops every distro, unmounts, syncs and powers off through
 // engine.ExitPort. There is no Reply on success: the VM ends.
 type Shutdown struct {
@@ -82,12 +122,15 @@ type Shutdown struct {
 // Reply answers a request.
 type Reply struct {
 	ID   uint32
-	Code Code   // CodeOK or what failed
-	Text string // for people, when Code is not CodeOK
+	Code Code // CodeOK or what failed
+	// Text is for people: why, when Code is not CodeOK; what was done, for Maintain. For
+	// Import it is the distro's /etc/wsl-distribution.conf.
+	Text string
 	Port uint32 // session port, for StartDistro
 }
 
-// ImportReady says that PID 1 waits for the archive of import ID on Port.
+// ImportReady says that the guest waits for the archive's connection of request
+// ID (Import, Export, Maintain) on Port.
 type ImportReady struct {
 	ID   uint32
 	Port uint32
