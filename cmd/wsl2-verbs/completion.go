@@ -2,9 +2,11 @@ package main
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/wsl2/wsl2/cmd/internal/cmdline"
+	"github.com/wsl2/wsl2/images/archive"
 )
 
 // completion prints a script for a shell. Distros are asked for when they are
@@ -26,7 +28,10 @@ func completion(c *command) error {
 }
 
 // takesDistro are the options and verbs whose value is a distro's name.
-var takesDistro = []string{"-d", "--distribution", "-t", "--terminate", "-s", "--set-default", "--unregister"}
+var takesDistro = []string{"-d", "--distribution", "-t", "--terminate", "-s", "--set-default", "--unregister", "--export", "--manage"}
+
+// takesFile are the verbs behind which files are completed.
+var takesFile = []string{"--import", "--import-in-place", "--export"}
 
 // topWords are what a command line may begin with.
 func topWords() []string {
@@ -58,7 +63,11 @@ func bashCompletion() string {
 	var cases strings.Builder
 	for i := range cmdline.Verbs {
 		if v := &cmdline.Verbs[i]; !v.Hidden && len(v.Options) > 0 {
-			fmt.Fprintf(&cases, "        %s) words=%q ;;\n", strings.Join(append([]string{v.Long}, v.Also...), "|"), strings.Join(optionWords(v), " "))
+			files := ""
+			if slices.Contains(takesFile, v.Long) {
+				files = "[[ $cur == -* ]] || return; "
+			}
+			fmt.Fprintf(&cases, "        %s) %swords=%q ;;\n", strings.Join(append([]string{v.Long}, v.Also...), "|"), files, strings.Join(optionWords(v), " "))
 		}
 	}
 	return fmt.Sprintf(`# bash completion for wsl2: eval "$(wsl2 completion bash)"
@@ -69,18 +78,18 @@ _wsl2() {
     %s) words=$(wsl2 --list --quiet 2>/dev/null) ;;
     --accel) words="auto kvm tcg" ;;
     --shell-type) words="standard login none" ;;
-    --kernel) return ;; # file names
+    --format) words="%s" ;;
+    --kernel|--move|--location) return ;; # file names
     completion) words="bash zsh fish" ;;
     *)
       case ${COMP_WORDS[1]} in
-        --import) return ;;
 %s        *) words=%q ;;
       esac ;;
   esac
   COMPREPLY=($(compgen -W "$words" -- "$cur"))
 }
 complete -o default -F _wsl2 wsl2
-`, strings.Join(takesDistro, "|"), cases.String(), strings.Join(topWords(), " "))
+`, strings.Join(takesDistro, "|"), strings.Join(archive.ExportFormats, " "), cases.String(), strings.Join(topWords(), " "))
 }
 
 // zshCompletion is bash's script, which zsh reads: one table, one behaviour.

@@ -1,21 +1,15 @@
 package main
 
 import (
-	"bufio"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
-	"os"
-	"path/filepath"
 	"strings"
-	"time"
 
 	"github.com/urfave/cli/v2"
-	"golang.org/x/term"
 
 	"github.com/wsl2/wsl2/cmd/internal/cmdline"
-	"github.com/wsl2/wsl2/images/archive"
 	"github.com/wsl2/wsl2/launcher/api"
 	"github.com/wsl2/wsl2/launcher/client"
 )
@@ -23,17 +17,24 @@ import (
 // actions are what the verbs of package cmdline do, but for those that are
 // processes of wsl2 itself.
 var actions = map[string]func(*command) error{
-	"--list":        list,
-	"--import":      importDistro,
-	"--set-default": setDefault,
-	"--terminate":   terminate,
-	"--unregister":  unregister,
-	"--shutdown":    shutdown,
-	"--status":      status,
-	"doctor":        doctor,
-	"completion":    completion,
-	"--version":     printVersion,
-	"--help":        printHelp,
+	"--list":            list,
+	"--install":         install,
+	"--import":          importDistro,
+	"--import-in-place": importInPlace,
+	"--export":          export,
+	"--manage":          manage,
+	"--set-default":     setDefault,
+	"--terminate":       terminate,
+	"--unregister":      unregister,
+	"--shutdown":        shutdown,
+	"--status":          status,
+	"--update":          update,
+	"--uninstall":       uninstall,
+	"doctor":            doctor,
+	"completion":        completion,
+	"tools":             packTools,
+	"--version":         printVersion,
+	"--help":            printHelp,
 }
 
 // command is a verb under way.
@@ -90,6 +91,12 @@ func list(c *command) error {
 	if c.Bool("all") && c.Bool("running") {
 		return cmdline.Usagef("--all and --running exclude each other")
 	}
+	if c.Bool("json") && (c.Bool("quiet") || c.Bool("verbose")) {
+		return cmdline.Usagef("--json excludes --quiet and --verbose")
+	}
+	if c.Bool("online") {
+		return listOnline(c)
+	}
 	cl, err := c.app.client()
 	if err != nil {
 		return err
@@ -100,7 +107,11 @@ func list(c *command) error {
 	}
 	rows := l.Distros[:0]
 	for _, d := range l.Distros {
-		if !c.Bool("running") || d.State == api.StateRunning {
+		shown := d.State != api.StateInstalling || c.Bool("all")
+		if c.Bool("running") {
+			shown = d.State == api.StateRunning
+		}
+		if shown {
 			rows = append(rows, d)
 		}
 	}
@@ -121,13 +132,13 @@ func list(c *command) error {
 		for _, d := range rows {
 			width = max(width, len(d.Name))
 		}
-		fmt.Fprintf(w, "  %-*s  %-10s  %s\n", width, "NAME", "STATE", "VERSION")
+		fmt.Fprintf(w, "  %-*s  %-12s  %s\n", width, "NAME", "STATE", "VERSION")
 		for _, d := range rows {
 			mark := " "
 			if d.Default {
 				mark = "*"
 			}
-			fmt.Fprintf(w, "%s %-*s  %-10s  %d\n", mark, width, d.Name, d.State, d.Version)
+			fmt.Fprintf(w, "%s %-*s  %-12s  %d\n", mark, width, d.Name, d.State, d.Version)
 		}
 	default:
 		for _, d := range rows {
@@ -139,38 +150,6 @@ func list(c *command) error {
 		}
 	}
 	return nil
-}
-
-func importDistro(c *command) error {
-	args := c.Args().Slice()
-	call := api.Call{Name: args[0], VM: c.vm}
-	if len(args) == 3 {
-		dir, err := filepath.Abs(args[1])
-		if err != nil {
-			return err
-		}
-		call.Dir = dir
-	}
-	if err := call.VM.Absolute(); err != nil {
-		return err
-	}
-	file := args[len(args)-1]
-	if file == archive.Stdin && term.IsTerminal(int(os.Stdin.Fd())) {
-		return cmdline.Usagef("standard input is a terminal; give a file, or a pipe that a tar archive comes from")
-	}
-	a, err := archive.Open(file, c.app.in)
-	if err != nil {
-		return err
-	}
-	cl, err := c.app.client()
-	if err != nil {
-		a.Close()
-		return err
-	}
-	bar := newBar(c.app.err, call.Name)
-	err = cl.Import(call, a, bar.start)
-	bar.finish(err == nil)
-	return err
 }
 
 func setDefault(c *command) error {
@@ -187,21 +166,6 @@ func (c *command) call(call api.Call, start bool) error {
 		return err
 	}
 	return cl.Call(call, nil, start)
-}
-
-func unregister(c *command) error {
-	name := c.Args().First()
-	if !c.Bool("yes") && term.IsTerminal(int(os.Stdin.Fd())) {
-		fmt.Fprintf(c.app.err, "This deletes the distro %s with all its files. Type its name to go on: ", name)
-		line, err := bufio.NewReader(c.app.in).ReadString('\n')
-		if err != nil && !errors.Is(err, io.EOF) {
-			return err
-		}
-		if !strings.EqualFold(strings.TrimSpace(line), name) {
-			return errors.New("nothing was deleted")
-		}
-	}
-	return c.call(api.Call{Verb: api.VerbUnregister, Name: name}, true)
 }
 
 func shutdown(c *command) error {
@@ -262,82 +226,4 @@ func printVersion(c *command) error {
 func printHelp(c *command) error {
 	_, err := io.WriteString(c.app.out, helpText())
 	return err
-}
-
-// bar shows an import's progress: a line that is drawn over on a terminal,
-// sparse lines elsewhere.
-type bar struct {
-	w       io.Writer
-	name    string
-	term    bool
-	stop    chan struct{}
-	stopped chan struct{}
-}
-
-func newBar(w io.Writer, name string) *bar {
-	b := &bar{w: w, name: name}
-	if f, ok := w.(*os.File); ok {
-		b.term = term.IsTerminal(int(f.Fd()))
-	}
-	return b
-}
-
-// Intervals between updates.
-const (
-	barTerminal = 200 * time.Millisecond
-	barLines    = 10 * time.Second
-)
-
-func (b *bar) start(p *client.Progress) {
-	b.stop, b.stopped = make(chan struct{}), make(chan struct{})
-	every := barLines
-	if b.term {
-		every = barTerminal
-	}
-	go func() {
-		defer close(b.stopped)
-		t := time.NewTicker(every)
-		defer t.Stop()
-		for {
-			select {
-			case <-t.C:
-				b.draw(p)
-			case <-b.stop:
-				return
-			}
-		}
-	}()
-}
-
-func (b *bar) draw(p *client.Progress) {
-	read, size, sent := p.Read()
-	text := fmt.Sprintf("%d MiB unpacked", sent>>20)
-	if size > 0 {
-		percent := min(read*100/size, 100)
-		text = fmt.Sprintf("%3d %%, %s", percent, text)
-		if b.term {
-			const width = 30
-			n := int(percent) * width / 100
-			text = "[" + strings.Repeat("#", n) + strings.Repeat(".", width-n) + "] " + text
-		}
-	}
-	if b.term {
-		fmt.Fprintf(b.w, "\r\x1b[Kimporting %s %s", b.name, text)
-	} else {
-		fmt.Fprintf(b.w, "importing %s: %s\n", b.name, text)
-	}
-}
-
-func (b *bar) finish(ok bool) {
-	if b.stop == nil {
-		return
-	}
-	close(b.stop)
-	<-b.stopped
-	if b.term {
-		fmt.Fprint(b.w, "\r\x1b[K")
-		if ok {
-			fmt.Fprintf(b.w, "imported %s\n", b.name)
-		}
-	}
 }

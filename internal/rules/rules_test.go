@@ -80,6 +80,8 @@ var banned = []struct{ from, to, why string }{
 	{"cmd/init", "launcher", "host and guest share only the wire"},
 	{"launcher", "guest", "host and guest share only the wire"},
 	{"launcher", "cmd", "imports run one way"},
+	{"cmd/wsl2-verbs", "images/oci", "what needs HTTP is wsl2-fetch"},
+	{"cmd/wsl2-verbs", "images/catalog", "what needs HTTP is wsl2-fetch"},
 	{"images", "launcher", "imports run one way"},
 	{"images", "vmm", "imports run one way"},
 	{"internal/wire", "vmm", "the messages belong to neither side"},
@@ -160,11 +162,15 @@ func TestMap(t *testing.T) {
 // slow are packages whose initialisation, or whose weight, every start of a
 // program would pay for.
 var slow = map[string]string{
-	"github.com/klauspost/compress": "1.5 ms of tables at each start",
-	"github.com/ulikunitz/xz":       "tables at each start",
-	"github.com/urfave/cli/v2":      "it uses text/template, with which the linker keeps every method",
-	"text/template":                 "with it the linker keeps every method",
-	"regexp":                        "expressions are compiled at each start",
+	"github.com/klauspost/compress":          "1.5 ms of tables at each start",
+	"github.com/ulikunitz/xz":                "tables at each start",
+	"github.com/urfave/cli/v2":               "it uses text/template, with which the linker keeps every method",
+	"github.com/google/go-containerregistry": "1 ms of tables at each start",
+	"net/http":                               "tables at each start",
+	"archive/tar":                            "tables at each start",
+	"debug/elf":                              "tables at each start",
+	"text/template":                          "with it the linker keeps every method",
+	"regexp":                                 "expressions are compiled at each start",
 }
 
 // TestStart: wsl2 links nothing that slows its start down; wsl2-verbs may.

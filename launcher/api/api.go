@@ -14,7 +14,8 @@
 //	  close ---------------------->          the session is over
 //
 //	  Call ----------------------->          everything else
-//	  <----------- Notice * Ready *          Ready: an import waits for its archive
+//	  <-- Notice * Progress * Ready *        Ready: an import or export waits for its archive's
+//	  Sent ----------------------->          connection; Sent: the client has done its part
 //	  <---------- Result | Error | Replaced
 //
 // Open and Opened are on the path of every command, hence not JSON; the others
@@ -55,6 +56,7 @@ const (
 	KindReady    Kind = 20
 	KindEnded    Kind = 21
 	KindReplaced Kind = 22
+	KindProgress Kind = 23
 )
 
 // MaxFrame bounds a frame's length field.
@@ -99,6 +101,10 @@ type Opened struct {
 	VsockPath   string // the VM's vsock socket
 	Port        uint32 // the distro's session port
 	DefaultUser string // "" leaves it to the distro
+	// FirstRun: the distro is to be set up before its first interactive shell, by SetUp, a
+	// shell's command ("" is our own); then SetUpUID is to be the default user.
+	FirstRun        bool
+	SetUp, SetUpUID string
 }
 
 // Error is a failure that the user is told of.
@@ -125,6 +131,7 @@ const (
 	CodeNoDefault   Code = "no-default-distro"
 	CodeExists      Code = "distro-exists"
 	CodeBusy        Code = "busy"
+	CodeSize        Code = "size"
 	CodeVersion     Code = "version"
 	CodeVM          Code = "vm"
 	CodeArchive     Code = "archive"
@@ -155,6 +162,16 @@ const (
 	VerbTerminate  = "terminate"
 	VerbUnregister = "unregister"
 	VerbSetDefault = "set-default"
+	VerbExport     = "export"
+	VerbInPlace    = "import-in-place"
+	VerbRename     = "rename"
+	VerbSetUser    = "set-default-user"
+	VerbMove       = "move"
+	VerbResize     = "resize"
+	VerbCompact    = "compact"
+	VerbClone      = "clone"
+	VerbRepair     = "repair"
+	VerbSetUp      = "set-up" // the first run is done; User is the default user from now on
 	VerbShutdown   = "shutdown"
 	VerbStatus     = "status"
 )
@@ -163,20 +180,56 @@ const (
 type Call struct {
 	Verb  string `json:"verb"`
 	Name  string `json:"name,omitempty"`
-	Dir   string `json:"dir,omitempty"`   // import: where the disk goes
-	Force bool   `json:"force,omitempty"` // shutdown: without the guest's help
+	Dir   string `json:"dir,omitempty"`   // import, move, clone: where the disk goes; absolute
+	New   string `json:"new,omitempty"`   // rename, clone: the new name
+	User  string `json:"user,omitempty"`  // set-default-user; "" leaves it to the distro
+	Size  uint64 `json:"size,omitempty"`  // resize, import of an archive: the disk's, in bytes
+	Image string `json:"image,omitempty"` // import of a disk image, import-in-place: its absolute path
+	Disk  bool   `json:"disk,omitempty"`  // export: as a disk image, which the client makes
+	// Install is an import that is set up at its first run, and named by its archive if Name is "".
+	Install bool `json:"install,omitempty"`
+	Force   bool `json:"force,omitempty"` // shutdown: without the guest's help
 	// ArchiveBytes is the archive's size as far as it is known, for the check
 	// of free space; 0 if it is not.
 	ArchiveBytes uint64    `json:"archiveBytes,omitempty"`
 	VM           VMOptions `json:"vm,omitzero"`
 }
 
-// Ready says where an import's archive is to be sent: a wire.RoleArchive
-// connection to Port of VsockPath.
+// Ready says where an archive's connection is to go: a wire.RoleArchive
+// connection to Port of VsockPath. For an export as a disk image it names the image, which
+// stays as it is until the client says Sent or goes.
 type Ready struct {
-	VsockPath string   `json:"vsockPath"`
-	Port      uint32   `json:"port"`
+	VsockPath string   `json:"vsockPath,omitempty"`
+	Port      uint32   `json:"port,omitempty"`
 	Archive   [16]byte `json:"archive"`
+	Disk      string   `json:"disk,omitempty"`
+	// Bytes is about how much there is to export.
+	Bytes int64 `json:"bytes,omitempty"`
+}
+
+// Installed is the Result of an import.
+type Installed struct {
+	Name string `json:"name"`
+}
+
+// Progress is the body of KindProgress, JSON: how far the work on a disk is.
+type Progress struct {
+	What  string `json:"what"` // "copying the disk"
+	Done  int64  `json:"done"`
+	Total int64  `json:"total"` // 0 if it is not known
+}
+
+// Changed is the Result of the verbs that change a disk: its size and what it takes
+// of the host's file system, before and after, in bytes.
+type Changed struct {
+	SizeBefore int64 `json:"sizeBefore"`
+	SizeAfter  int64 `json:"sizeAfter"`
+	UsedBefore int64 `json:"usedBefore"`
+	UsedAfter  int64 `json:"usedAfter"`
+	// Shared: a clone shares its blocks with the original.
+	Shared bool `json:"shared,omitempty"`
+	// Report is what e2fsck said.
+	Report string `json:"report,omitempty"`
 }
 
 // Distro is a row of a List.
@@ -187,6 +240,10 @@ type Distro struct {
 	Version  int    `json:"version"`
 	Disk     string `json:"disk"`
 	Sessions int    `json:"sessions"`
+	// SizeBytes is the size of the disk, UsedBytes what it takes of the host's file system.
+	SizeBytes   int64  `json:"sizeBytes"`
+	UsedBytes   int64  `json:"usedBytes"`
+	DefaultUser string `json:"defaultUser,omitempty"`
 }
 
 // States of a distro.
@@ -195,6 +252,11 @@ const (
 	StateStarting = "Starting"
 	StateRunning  = "Running"
 	StateStopping = "Stopping"
+	// While something is done with its disk.
+	StateInstalling   = "Installing"
+	StateUninstalling = "Uninstalling"
+	StateExporting    = "Exporting"
+	StateChanging     = "Changing"
 )
 
 // List is the Result of VerbList.
@@ -302,6 +364,9 @@ func AppendOpened(b []byte, o *Opened) []byte {
 	b = appendString(b, o.VsockPath)
 	b = binary.LittleEndian.AppendUint32(b, o.Port)
 	b = appendString(b, o.DefaultUser)
+	b = appendBool(b, o.FirstRun)
+	b = appendString(b, o.SetUp)
+	b = appendString(b, o.SetUpUID)
 	binary.LittleEndian.PutUint32(b[start:], uint32(len(b)-start-4))
 	return b
 }
@@ -328,7 +393,8 @@ func DecodeOpen(rest []byte) (Open, error) {
 // DecodeOpened decodes an Opened body.
 func DecodeOpened(body []byte) (Opened, error) {
 	d := decoder{b: body}
-	o := Opened{Distro: d.string(), VsockPath: d.string(), Port: d.u32(), DefaultUser: d.string()}
+	o := Opened{Distro: d.string(), VsockPath: d.string(), Port: d.u32(), DefaultUser: d.string(),
+		FirstRun: d.bool(), SetUp: d.string(), SetUpUID: d.string()}
 	return o, d.end()
 }
 

@@ -24,7 +24,7 @@ func TestOpenRoundTrip(t *testing.T) {
 }
 
 func TestOpenedRoundTrip(t *testing.T) {
-	in := Opened{"debian", "/run/v", 1025, "me"}
+	in := Opened{"debian", "/run/v", 1025, "me", true, "/setup --now", "1000"}
 	kind, body, err := Read(bytes.NewReader(AppendOpened(nil, &in)))
 	if err != nil || kind != KindOpened {
 		t.Fatal(kind, err)

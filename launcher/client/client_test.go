@@ -24,6 +24,7 @@ import (
 	"github.com/creack/pty"
 
 	"github.com/wsl2/wsl2/images/archive"
+	"github.com/wsl2/wsl2/images/tools"
 	"github.com/wsl2/wsl2/internal/wire"
 	"github.com/wsl2/wsl2/launcher/api"
 	"github.com/wsl2/wsl2/launcher/config"
@@ -92,7 +93,7 @@ func newService(dir string, fleet *fakevm.Fleet) *service.Service {
 		Start: func(ctx context.Context, c vmproc.Config, lock *os.File, _ func(int, error)) (service.Process, error) {
 			return fleet.Start(ctx, c, lock)
 		}}
-	return service.New(service.Config{Paths: pathsIn(dir), Boot: b.Boot, Log: b.Log, Self: api.Self(), Linger: time.Minute})
+	return service.New(service.Config{Paths: pathsIn(dir), Boot: b.Boot, Log: b.Log, Self: api.Self(), Linger: time.Minute, Tools: tools.Archive})
 }
 
 // host is a service in this process.
@@ -726,7 +727,8 @@ func (h *host) doImport(name, dir, path string) error {
 	if err != nil {
 		return err
 	}
-	return h.client().Import(api.Call{Name: name, Dir: dir}, a, nil)
+	_, err = h.client().Import(api.Call{Name: name, Dir: dir}, a, nil)
+	return err
 }
 
 // left are the files in the data directory besides the registry.
@@ -914,7 +916,7 @@ func TestImportVMDies(t *testing.T) {
 		t.Fatal(err)
 	}
 	result := make(chan error, 1)
-	go func() { result <- h.client().Import(api.Call{Name: "debian"}, a, nil) }()
+	go func() { _, err := h.client().Import(api.Call{Name: "debian"}, a, nil); result <- err }()
 	<-started
 	h.fleet.VMs()[0].End(&vmproc.ExitError{Reason: "the guest's kernel crashed"})
 	if err := <-result; err == nil || !strings.Contains(err.Error(), "crashed") {
@@ -933,14 +935,17 @@ func TestSweep(t *testing.T) {
 	h := &host{t: t, dir: dir, fleet: &fakevm.Fleet{}}
 	os.MkdirAll(p.Distros()+"/half", 0o700)
 	os.WriteFile(p.Distros()+"/half/disk.ext4.partial", []byte("x"), 0o600)
-	note, _ := json.Marshal(map[string]any{"name": "half", "dir": p.Distros() + "/half", "created": true})
-	os.WriteFile(p.Distros()+"/.import-half", note, 0o600)
-	os.WriteFile(p.Distros()+"/.import-cut", note[:5], 0o600)
+	note := func(name string) []byte {
+		dir := p.Distros() + "/" + name
+		text, _ := json.Marshal(map[string]any{"name": name, "make": []string{dir + "/disk.ext4.partial", dir + "/disk.ext4"}, "dirs": []string{dir}})
+		return text
+	}
+	os.WriteFile(p.Distros()+"/.change-half", note("half"), 0o600)
+	os.WriteFile(p.Distros()+"/.change-cut", note("cut")[:5], 0o600)
 	// A registered one whose note was not removed in time is complete.
 	os.MkdirAll(p.Distros()+"/done", 0o700)
 	os.WriteFile(p.Distros()+"/done/disk.ext4", []byte("x"), 0o600)
-	note, _ = json.Marshal(map[string]any{"name": "done", "dir": p.Distros() + "/done", "created": true})
-	os.WriteFile(p.Distros()+"/.import-done", note, 0o600)
+	os.WriteFile(p.Distros()+"/.change-done", note("done"), 0o600)
 	r, _ := registry.Open(p.Registry())
 	if err := r.Add(registry.Distro{Name: "done", ID: "1", Disk: p.Distros() + "/done/disk.ext4"}); err != nil {
 		t.Fatal(err)

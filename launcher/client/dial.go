@@ -27,6 +27,8 @@ type Client struct {
 	Service Command
 	// Notice receives what the service has to tell the user.
 	Notice func(text string)
+	// Progress, if not nil, receives how far the service's work on a disk is.
+	Progress func(api.Progress)
 	// AnswerWait bounds the wait for the guest to start a program, which is the
 	// only sign of a guest that hangs; 0 is a minute. A program may run for ever.
 	AnswerWait time.Duration
@@ -187,6 +189,11 @@ func (c *Client) answer(conn net.Conn, kind api.Kind, body []byte, ready func(ne
 		switch kind {
 		case api.KindNotice:
 			c.Notice(string(body))
+		case api.KindProgress:
+			var p api.Progress
+			if err := json.Unmarshal(body, &p); err == nil && c.Progress != nil {
+				c.Progress(p)
+			}
 		case api.KindReady:
 			var r api.Ready
 			if err := json.Unmarshal(body, &r); err != nil || ready == nil {

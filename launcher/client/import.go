@@ -5,9 +5,9 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"sync/atomic"
 	"time"
 
+	"github.com/wsl2/wsl2/images"
 	"github.com/wsl2/wsl2/internal/wire"
 	"github.com/wsl2/wsl2/launcher/api"
 )
@@ -26,29 +26,27 @@ type Archive interface {
 }
 
 // Import makes the distro named in call from an archive: the service prepares a
-// disk in the VM, and the archive is sent there, decompressed on the way. begun,
-// if not nil, is called once, before the first byte is sent. Import closes the
-// archive, if need be after it has returned: reading it may block (a pipe) while
-// the service already knows that the import has failed.
-func (c *Client) Import(call api.Call, a Archive, begun func(*Progress)) error {
+// disk in the VM, and the archive is sent there, decompressed on the way. progress,
+// if not nil, is told how much of the file has been read. Import closes the archive,
+// if need be after it has returned: reading it may block (a pipe) while the service already knows that the import has failed.
+func (c *Client) Import(call api.Call, a Archive, progress images.Progress) (api.Installed, error) {
 	call.Verb = api.VerbImport
-	call.ArchiveBytes = uint64(a.FileSize())
+	if n := a.FileSize(); n > 0 {
+		call.ArchiveBytes = uint64(n)
+	}
 	var guest *guestConn
 	failed := make(chan error, 1)
-	err := c.call(call, nil, true, func(service net.Conn, r api.Ready) (err error) {
+	var made api.Installed
+	err := c.call(call, &made, true, func(service net.Conn, r api.Ready) (err error) {
 		guest, err = dialGuest(r.VsockPath, r.Port, wire.Hello{Version: wire.Version, Role: wire.RoleArchive, Session: r.Archive}, nil)
 		if err != nil {
 			return fmt.Errorf("send the archive: %w", err)
-		}
-		p := &Progress{archive: a}
-		if begun != nil {
-			begun(p)
 		}
 		go func() {
 			defer a.Close()
 			// A file that cannot be read to its end fails the import: without
 			// the word that all is sent the service takes it back.
-			complete, err := send(guest, p)
+			complete, err := send(guest, a, progress)
 			switch {
 			case err != nil:
 				failed <- err
@@ -61,23 +59,30 @@ func (c *Client) Import(call api.Call, a Archive, begun func(*Progress)) error {
 	})
 	if guest == nil {
 		a.Close()
-		return err
+		return made, err
 	}
 	guest.Close() // ends send, unless it waits for the file
 	select {
 	case ferr := <-failed:
-		return ferr
+		return made, ferr
 	default:
 	}
 	var told *api.Error
 	if errors.As(err, &told) && told.Code == api.CodeArchive {
 		told.Text = a.Label() + ": " + told.Text
 	}
-	return err
+	return made, err
 }
 
 // undoWait bounds the wait for the service to take back an import.
 const undoWait = 10 * time.Second
+
+// ImportImage makes the distro named in call from a disk image, call.Image, by the
+// service alone.
+func (c *Client) ImportImage(call api.Call) error {
+	call.Verb = api.VerbImport
+	return c.call(call, nil, true, nil)
+}
 
 // giveUp ends an import from this side. The service answers, or closes the
 // connection, once it has taken it back, so that the next command does not meet
@@ -90,29 +95,19 @@ func giveUp(guest *guestConn, service net.Conn) {
 	}
 }
 
-// Progress is how far an import is. Its methods may be called by any goroutine.
-type Progress struct {
-	archive Archive
-	bytes   atomic.Int64
-}
-
-// Read returns how much of the file has been read, of how much (0 if that is not
-// known), and how many bytes of tar have been sent.
-func (p *Progress) Read() (read, size, sent int64) {
-	return p.archive.Consumed(), p.archive.FileSize(), p.bytes.Load()
-}
-
 // send carries the archive to the guest and tells whether all of it went. An
 // error is the archive's own; why the guest takes no more is the service's to say.
-func send(g *guestConn, p *Progress) (complete bool, err error) {
+func send(g *guestConn, a Archive, progress images.Progress) (complete bool, err error) {
 	buf := make([]byte, bigBuffer)
 	for {
-		n, err := p.archive.Read(buf)
+		n, err := a.Read(buf)
 		if n > 0 {
 			if _, werr := g.Write(buf[:n]); werr != nil {
 				return false, nil
 			}
-			p.bytes.Add(int64(n))
+			if progress != nil {
+				progress(a.Consumed(), a.FileSize())
+			}
 		}
 		if errors.Is(err, io.EOF) {
 			// The guest closes its side once it has read all: closing ours

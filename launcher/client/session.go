@@ -76,6 +76,12 @@ func (c *Client) Run(spec RunSpec, std Stdio) (status int, err error) {
 		return StatusFailed, err
 	}
 	defer lease.Close()
+	if opened.FirstRun && interactive(spec, std) {
+		if err := c.firstRun(opened, spec, std); err != nil {
+			return StatusFailed, err
+		}
+		return c.Run(spec, std) // as the user that was made
+	}
 	s := &session{c: c, io: std, lease: lease, opened: opened, hangup: make(chan int, 1)}
 	defer s.close()
 	return s.run(spec)

@@ -36,6 +36,16 @@ type Distro struct {
 	// DefaultUser runs its sessions; "" leaves the choice to the distro (root).
 	DefaultUser string    `json:"defaultUser,omitempty"`
 	Created     time.Time `json:"created"`
+	// FirstRun is what has to run before the first interactive shell; nil if nothing.
+	FirstRun *FirstRun `json:"firstRun,omitempty"`
+}
+
+// FirstRun is a distro's set-up (WSL's OOBE).
+type FirstRun struct {
+	// Command is a shell's, run as root; "" is our own.
+	Command string `json:"command,omitempty"`
+	// UID is who the default user is afterwards, if there is such a user.
+	UID string `json:"uid,omitempty"`
 }
 
 // file is what stands on disk.
@@ -214,6 +224,33 @@ func (r *Registry) Remove(name string) error {
 				f.Default = f.Distros[0].Name
 			}
 		}
+		return nil
+	})
+}
+
+// Update changes the named distro by edit, which must not change its ID. It may change
+// its Name, which must be free; the default follows.
+func (r *Registry) Update(name string, edit func(*Distro)) error {
+	return r.change(func(f *file) error {
+		i := f.find(name)
+		if i < 0 {
+			return ErrNotFound
+		}
+		d := f.Distros[i]
+		edit(&d)
+		if err := CheckName(d.Name); err != nil {
+			return err
+		}
+		if !filepath.IsAbs(d.Disk) {
+			return fmt.Errorf("registry: disk path %q is not absolute", d.Disk)
+		}
+		if j := f.find(d.Name); j >= 0 && j != i {
+			return ErrExists
+		}
+		if strings.EqualFold(f.Default, f.Distros[i].Name) {
+			f.Default = d.Name
+		}
+		f.Distros[i] = d
 		return nil
 	})
 }

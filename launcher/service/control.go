@@ -240,9 +240,24 @@ func (c *control) StopDistro(ctx context.Context, r wire.StopDistro) error {
 	return err
 }
 
-func (c *control) Import(ctx context.Context, r wire.Import, ready func(port uint32)) error {
+func (c *control) Import(ctx context.Context, r wire.Import, ready func(port uint32)) (string, error) {
+	return textOf(c.request(ctx, ready, func(id uint32) wire.Message { r.ID = id; return &r }))
+}
+
+func (c *control) Export(ctx context.Context, r wire.Export, ready func(port uint32)) error {
 	_, err := c.request(ctx, ready, func(id uint32) wire.Message { r.ID = id; return &r })
 	return err
+}
+
+func (c *control) Maintain(ctx context.Context, r wire.Maintain, ready func(port uint32)) (string, error) {
+	return textOf(c.request(ctx, ready, func(id uint32) wire.Message { r.ID = id; return &r }))
+}
+
+func textOf(r *wire.Reply, err error) (string, error) {
+	if err != nil {
+		return "", err
+	}
+	return r.Text, nil
 }
 
 // Shutdown has no Reply but the VM's end.

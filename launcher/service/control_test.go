@@ -51,7 +51,7 @@ func TestControlReadyOnce(t *testing.T) {
 			wire.Write(guest, &wire.Reply{ID: id})
 		}()
 		calls := make(chan uint32, 1) // a second would block
-		if err := c.Import(context.Background(), wire.Import{}, func(port uint32) { calls <- port }); err != nil || <-calls != 7 {
+		if _, err := c.Import(context.Background(), wire.Import{}, func(port uint32) { calls <- port }); err != nil || <-calls != 7 {
 			t.Error(err)
 		}
 	})

@@ -26,9 +26,10 @@ type distro struct {
 	settled  chan struct{} // closed when a stop is over, which may leave it running
 	leases   map[*Lease]struct{}
 	timer    *time.Timer
-	idleSeen bool    // a DistroIdle came while it was being stopped
-	diskErr  error   // the host's file of its disk failed; the guest may have made it read-only
-	exited   *string // how its init ended before the start was over, nil if it did not
+	quieter  chan struct{} // closed when a lease is released or the guest says idle; nil if nobody waits
+	idleSeen bool          // a DistroIdle came while it was being stopped
+	diskErr  error         // the host's file of its disk failed; the guest may have made it read-only
+	exited   *string       // how its init ended before the start was over, nil if it did not
 }
 
 // diskNotice tells what the guest only knows as an I/O error.
@@ -200,7 +201,7 @@ func (m *Manager) explain(v *vm, name string, err error) error {
 func guestFailure(name string, e *GuestError) *api.Error {
 	switch e.Code {
 	case wire.CodeDisk:
-		return api.Errorf(api.CodeFailed, "`fsck.ext4 -f` on its disk may repair it (wsl2 --list --json shows the path), after wsl2 --shutdown",
+		return api.Errorf(api.CodeFailed, "wsl2 --manage "+name+" --repair may repair it",
 			"the disk of %s cannot be mounted: %s", name, e.Text)
 	case wire.CodeNoSpace:
 		return api.Errorf(api.CodeNoSpace, "free some space on the host", "no space left: %s", e.Text)
@@ -237,6 +238,7 @@ func (m *Manager) distroIdle(v *vm, name string) {
 		return
 	}
 	d.idleSeen = true
+	d.isQuieter()
 	m.armDistro(d)
 }
 

@@ -3,341 +3,361 @@ package service
 import (
 	"context"
 	"crypto/rand"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io/fs"
 	"net"
 	"os"
 	"path/filepath"
-	"slices"
+	"strconv"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/wsl2/wsl2/images"
+	"github.com/wsl2/wsl2/internal/ini"
 	"github.com/wsl2/wsl2/internal/wire"
 	"github.com/wsl2/wsl2/launcher/api"
 	"github.com/wsl2/wsl2/launcher/config"
 	"github.com/wsl2/wsl2/launcher/registry"
+	"github.com/wsl2/wsl2/vmm/virtio/blk"
 )
 
 // diskName is a distro's disk in its directory; partialSuffix marks it until
-// the import has succeeded.
+// it is complete.
 const (
 	diskName      = "disk.ext4"
 	partialSuffix = ".partial"
 )
 
-// pending is the note of an import under way, written before the first file of
-// it is made: who finds it after a crash removes what it names.
-type pending struct {
-	Name    string `json:"name"`
-	Dir     string `json:"dir"`
-	Created bool   `json:"created"` // the directory is the import's own
+// newName refuses what cannot be a new distro's name, and takes it.
+func (s *Service) newName(reg *registry.Registry, name string, why lockReason) error {
+	if err := registry.CheckName(name); err != nil {
+		return api.Errorf(api.CodeBadRequest, "choose another name", "%v", err)
+	}
+	if d, err := reg.Get(name); err == nil {
+		return api.Errorf(api.CodeExists, "choose another name, or remove it: wsl2 --unregister "+d.Name, "a distro named %s exists", d.Name)
+	}
+	return s.m.Lock(name, why)
 }
 
-const pendingPrefix = ".import-"
+// distroDir is the directory of a new distro's disk: dir if the user chose one,
+// else one that is named after the distro and no other distro's.
+func (s *Service) distroDir(reg *registry.Registry, name, dir string) string {
+	if dir != "" {
+		return dir
+	}
+	dir = filepath.Join(s.paths.Distros(), name)
+	for _, d := range reg.List() {
+		if filepath.Dir(d.Disk) == dir { // it was renamed
+			return filepath.Join(s.paths.Distros(), name+"."+registry.NewID())
+		}
+	}
+	return dir
+}
 
-// importDistro makes a distro from an archive that the client sends. On any
-// failure, the client's death included, nothing is left.
-func (s *Service) importDistro(p *peer, reg *registry.Registry, c api.Call) (_ any, err error) {
-	if err := registry.CheckName(c.Name); err != nil {
-		return nil, api.Errorf(api.CodeBadRequest, "choose another name", "%v", err)
+// importDistro makes a distro from an archive that the client sends, or from a
+// disk image. On any failure, the client's death included, nothing is left.
+func (s *Service) importDistro(p *peer, reg *registry.Registry, c api.Call) (any, error) {
+	unnamed := c.Install && c.Name == ""
+	if unnamed { // the archive has to say
+		c.Name = "install-" + registry.NewID()
 	}
-	if d, err := reg.Get(c.Name); err == nil {
-		return nil, api.Errorf(api.CodeExists, "choose another name, or remove it: wsl2 --unregister "+d.Name, "a distro named %s exists", d.Name)
-	}
-	if err := s.m.Lock(c.Name, "being imported"); err != nil {
+	if err := s.newName(reg, c.Name, beingImported); err != nil {
 		return nil, err
 	}
 	defer s.m.Unlock(c.Name)
-
-	note := pending{Name: c.Name, Dir: c.Dir}
-	if note.Dir == "" {
-		note.Dir = filepath.Join(s.paths.Distros(), c.Name)
-	}
-	if !filepath.IsAbs(note.Dir) {
-		return nil, api.Errorf(api.CodeBadRequest, "", "directory %q is not absolute", note.Dir)
-	}
-	// Before the note is written: what it names is removed after a crash.
-	if disk := filepath.Join(note.Dir, diskName); exists(disk) {
-		return nil, diskThere(disk)
-	}
-	if err := images.CheckSpace(note.Dir, c.ArchiveBytes); err != nil {
+	dir := s.distroDir(reg, c.Name, c.Dir)
+	if err := images.CheckSpace(dir, c.ArchiveBytes); err != nil {
 		return nil, importFailure(err)
 	}
 	ctx, sent, end := p.watch()
 	defer end()
-	undo, err := s.begin(&note)
+	op, err := s.begin(note{Name: c.Name}, dir)
 	if err != nil {
 		return nil, err
 	}
-	defer func() {
-		if uerr := undo(err != nil); uerr != nil {
-			s.log.Error("import not cleaned up", "dir", note.Dir, "err", uerr)
-		}
-	}()
-
-	settings, _ := config.Load(s.paths.ConfigFile, config.ThisHost())
-	partial := filepath.Join(note.Dir, diskName+partialSuffix)
-	if err := images.CreateDisk(ctx, partial, settings.DefaultDiskBytes); err != nil {
-		return nil, importFailure(err)
+	defer op.end(reg)
+	disk := filepath.Join(dir, diskName)
+	conf := ""
+	if c.Image != "" {
+		err = s.importImage(ctx, p, c.Image, disk+partialSuffix)
+	} else {
+		conf, err = s.importArchive(ctx, p, sent, c, disk+partialSuffix)
 	}
-	var archive wire.SessionID
-	rand.Read(archive[:])
-	var target Session
-	unpacked := make(chan error, 1)
-	ready := make(chan Session, 1)
-	// Not ctx: the guest has to be done with the disk in any case. It is, as soon
-	// as the archive's connection ends; one that is not gets killAfter.
-	work, giveUp := context.WithCancelCause(context.Background())
-	defer giveUp(nil)
-	undone := func() {
-		t := time.AfterFunc(killAfter, func() { giveUp(fmt.Errorf("the guest has not given up the import within %v", killAfter)) })
-		defer t.Stop()
-		<-unpacked
-	}
-	go func() {
-		unpacked <- s.m.Import(work, c.Name, partial, archive, c.VM, func(at Session) { ready <- at })
-	}()
-	select {
-	case target = <-ready:
-		for _, n := range target.Notices {
-			p.notice(n)
-		}
-		p.json(api.KindReady, api.Ready{VsockPath: target.VsockPath, Port: target.Port, Archive: archive})
-	case err := <-unpacked:
+	if err != nil {
 		return nil, err
-	case <-ctx.Done():
-		go func() { // it may be about to wait for the archive
-			select {
-			case at := <-ready:
-				cutArchive(at, archive)
-			case <-work.Done():
+	}
+	d := registry.Distro{Name: c.Name, ID: registry.NewID(), Disk: disk, Created: now()}
+	if c.Install {
+		var name string
+		if name, d.FirstRun = parseDistribution(conf); unnamed {
+			if name == "" {
+				return nil, api.Errorf(api.CodeBadRequest, "give it one: --name NAME", "the archive does not name its distro (defaultName in /etc/wsl-distribution.conf)")
 			}
-		}()
-		undone()
-		return nil, errClientGone
+			if err := s.newName(reg, name, beingImported); err != nil {
+				return nil, err
+			}
+			defer s.m.Unlock(name)
+			d.Name = name
+		}
 	}
-	select {
-	case err = <-unpacked:
-	case <-ctx.Done():
-		// The client has gone, perhaps before it sent anything: an archive
-		// that ends at once lets the guest stop waiting.
-		cutArchive(target, archive)
-		undone()
-		return nil, errClientGone
+	if err := commit(disk+partialSuffix, disk); err != nil {
+		return nil, fmt.Errorf("the imported disk cannot be stored: %w", err)
 	}
+	if err := reg.Add(d); err != nil {
+		return nil, err
+	}
+	s.log.Info("imported", "distro", d.Name, "disk", disk)
+	return api.Installed{Name: d.Name}, nil
+}
+
+// parseDistribution reads a distro's wsl-distribution.conf (wsl.md §3.12): the name
+// that it wants and what is to run before its first shell.
+func parseDistribution(conf string) (name string, first *registry.FirstRun) {
+	first = &registry.FirstRun{}
+	entries, _ := ini.Parse(conf) // whoever made it has read its warnings
+	for _, e := range entries {
+		switch e.Name() {
+		case "oobe.command":
+			first.Command = e.Value
+		case "oobe.defaultuid":
+			if _, err := strconv.ParseUint(e.Value, 10, 32); err == nil {
+				first.UID = e.Value
+			}
+		case "oobe.defaultname":
+			name = e.Value
+		}
+	}
+	if first.Command != "" && first.UID == "" {
+		first.UID = "1000" // WSL's default
+	}
+	return name, first
+}
+
+func now() time.Time { return time.Now().UTC().Truncate(time.Second) }
+
+// importArchive fills the new disk from the client's archive.
+func (s *Service) importArchive(ctx context.Context, p *peer, sent <-chan struct{}, c api.Call, disk string) (conf string, err error) {
+	settings, _ := config.Load(s.paths.ConfigFile, config.ThisHost())
+	size := settings.DefaultDiskBytes
+	if c.Size != 0 {
+		if c.Size < minInstall || c.Size > maxResize {
+			return "", api.Errorf(api.CodeSize, "", "a disk of %d bytes: from %d MiB to %d TiB are possible", c.Size, minInstall>>20, maxResize>>40)
+		}
+		size = (c.Size + sizeStep - 1) / sizeStep * sizeStep
+	}
+	if err := images.CreateDisk(ctx, disk, size); err != nil {
+		return "", importFailure(err)
+	}
+	archive := newArchive()
+	err = s.transfer(ctx, p, api.Ready{Archive: archive}, func(ctx context.Context, ready func(Session)) (err error) {
+		conf, err = s.m.Import(ctx, c.Name, disk, archive, c.VM, ready)
+		return err
+	})
 	if err != nil {
 		// To the guest a full host is an I/O error of its disk.
-		if full := images.CheckSpace(note.Dir, 0); errors.Is(full, images.ErrNoSpace) {
-			return nil, importFailure(full)
+		if full := images.CheckSpace(filepath.Dir(disk), 0); errors.Is(full, images.ErrNoSpace) {
+			return "", importFailure(full)
 		}
-		return nil, err
+		return "", err
 	}
 	// The guest has seen the end of a tar; only the client knows whether that
 	// was all of the file (a checksum may have failed behind it).
 	select {
 	case <-sent:
+		return conf, nil
 	case <-ctx.Done():
-		return nil, errClientGone
+		return "", errClientGone
 	}
-	disk := filepath.Join(note.Dir, diskName)
-	if err := commit(partial, disk); err != nil {
-		return nil, fmt.Errorf("the imported disk cannot be stored: %w", err)
+}
+
+// minInstall is the smallest disk that a new file system with its journal fits.
+const minInstall = 256 << 20
+
+// importImage copies or converts a disk image to the new disk.
+func (s *Service) importImage(ctx context.Context, p *peer, image, disk string) error {
+	format, err := images.DetectDisk(image)
+	if err != nil {
+		return api.Errorf(api.CodeArchive, "", "%v", err)
 	}
-	err = reg.Add(registry.Distro{Name: c.Name, ID: registry.NewID(), Disk: disk, Created: time.Now().UTC().Truncate(time.Second)})
+	if format == images.Raw {
+		// No distro may run from it meanwhile.
+		lock, err := blk.Open(image, true)
+		if err != nil {
+			return diskBusy(err, image)
+		}
+		defer lock.Close()
+		_, err = images.CopyDisk(ctx, image, disk, p.progress("copying the disk"))
+		return importFailure(err)
+	}
+	f, err := os.OpenFile(disk, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if err := images.Convert(ctx, image, format, f, images.Raw, p.progress("converting the disk")); err != nil {
+		return importFailure(err)
+	}
+	if _, err := images.Ext4Size(disk); err != nil {
+		if errors.Is(err, images.ErrNotExt4) {
+			err = images.ErrNotExt4
+		}
+		return api.Errorf(api.CodeArchive, "", "%s: %v", image, err)
+	}
+	return nil
+}
+
+// importInPlace registers a disk where it lies.
+func (s *Service) importInPlace(reg *registry.Registry, c api.Call) (any, error) {
+	if err := s.newName(reg, c.Name, beingImported); err != nil {
+		return nil, err
+	}
+	defer s.m.Unlock(c.Name)
+	if !filepath.IsAbs(c.Image) {
+		return nil, api.Errorf(api.CodeBadRequest, "", "disk %q is not absolute", c.Image)
+	}
+	st, err := os.Stat(c.Image)
 	if err != nil {
 		return nil, err
 	}
-	s.log.Info("imported", "distro", c.Name, "disk", disk)
+	for _, d := range reg.List() {
+		if other, err := os.Stat(d.Disk); err == nil && os.SameFile(st, other) {
+			return nil, api.Errorf(api.CodeExists, "to have it twice: wsl2 --manage "+d.Name+" --clone NAME", "%s is the disk of %s", c.Image, d.Name)
+		}
+	}
+	switch format, err := images.DetectDisk(c.Image); {
+	case err != nil:
+		return nil, api.Errorf(api.CodeArchive, "", "%v", err)
+	case format != images.Raw:
+		return nil, api.Errorf(api.CodeArchive, "make a distro of a copy: wsl2 --import "+c.Name+" --vhd "+c.Image, "%s is a %s image, and a distro runs from a raw one", c.Image, format)
+	}
+	lock, err := blk.Open(c.Image, false)
+	if err != nil {
+		return nil, diskBusy(err, c.Image)
+	}
+	lock.Close()
+	if err := reg.Add(registry.Distro{Name: c.Name, ID: registry.NewID(), Disk: c.Image, Created: now()}); err != nil {
+		return nil, err
+	}
+	s.log.Info("registered in place", "distro", c.Name, "disk", c.Image)
 	return struct{}{}, nil
 }
 
-func exists(path string) bool {
-	_, err := os.Lstat(path)
-	return err == nil
+// diskBusy says what a lock that was not to be had means.
+func diskBusy(err error, disk string) error {
+	if errors.Is(err, blk.ErrInUse) {
+		return api.Errorf(api.CodeBusy, "end the program that has it open (fuser -v shows it)", "the disk %s is in use", disk)
+	}
+	return err
+}
+
+func newArchive() (id wire.SessionID) {
+	rand.Read(id[:])
+	return id
+}
+
+// transfer runs guest work that needs the client's connection for an archive: it
+// tells the client where to, as answer with the place filled in, once the guest
+// is ready. ctx's end, the client's, cuts the connection; the work's end is waited for in any case.
+func (s *Service) transfer(ctx context.Context, p *peer, answer api.Ready, work func(ctx context.Context, ready func(Session)) error) error {
+	// Not ctx: the guest has to be done with the disk in any case. It is, as soon
+	// as the archive's connection ends; one that is not gets killAfter.
+	background, giveUp := context.WithCancelCause(context.Background())
+	defer giveUp(nil)
+	done := make(chan error, 1)
+	ready := make(chan Session, 1)
+	undone := func() error {
+		t := time.AfterFunc(killAfter, func() { giveUp(fmt.Errorf("the guest has not given up the archive within %v", killAfter)) })
+		defer t.Stop()
+		<-done
+		return errClientGone
+	}
+	go func() { done <- work(background, func(at Session) { ready <- at }) }()
+	var at Session
+	select {
+	case at = <-ready:
+		for _, n := range at.Notices {
+			p.notice(n)
+		}
+		answer.VsockPath, answer.Port = at.VsockPath, at.Port
+		p.json(api.KindReady, answer)
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+		go func() { // it may be about to wait for the archive
+			select {
+			case at := <-ready:
+				cutArchive(at, answer.Archive)
+			case <-background.Done():
+			}
+		}()
+		return undone()
+	}
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+		// The client has gone, perhaps before it sent anything: an archive
+		// that ends at once lets the guest stop waiting.
+		cutArchive(at, answer.Archive)
+		return undone()
+	}
 }
 
 func importFailure(err error) error {
 	switch {
 	case errors.Is(err, images.ErrNoSpace):
-		return api.Errorf(api.CodeNoSpace, "free some, or give another directory: wsl2 --import NAME DIR FILE", "%v", err)
-	case errors.Is(err, images.ErrNoMke2fs):
+		return api.Errorf(api.CodeNoSpace, "free some, or give another directory (wsl2 --import NAME DIR FILE, wsl2 --manage NAME --move DIR)", "%v", err)
+	case errors.Is(err, images.ErrNoMke2fs), errors.Is(err, images.ErrNoQemuImg), errors.Is(err, images.ErrNoE2fsprogs):
 		return api.Errorf(api.CodeNoToolchain, "", "%v", err)
 	}
 	return err
 }
 
-// begin writes the note and makes the directory. undo removes the note and, if
-// the import failed, what it made.
-func (s *Service) begin(note *pending) (undo func(failed bool) error, err error) {
-	if err := os.MkdirAll(s.paths.Distros(), 0o700); err != nil {
-		return nil, err
-	}
-	if _, err := os.Lstat(note.Dir); errors.Is(err, fs.ErrNotExist) {
-		note.Created = true
-	}
-	text, err := json.Marshal(note)
-	if err != nil {
-		return nil, err
-	}
-	path := filepath.Join(s.paths.Distros(), pendingPrefix+note.Name)
-	if err := writeSynced(path, text); err != nil {
-		os.Remove(path)
-		return nil, err
-	}
-	lock, err := claimDir(note.Dir)
-	if err != nil {
-		os.Remove(path)
-		if note.Created {
-			os.Remove(note.Dir) // if it is empty, hence nobody else's
-		}
-		return nil, err
-	}
-	return func(failed bool) error {
-		defer lock.Close()
-		var err error
-		if failed {
-			err = note.remove()
-		}
-		return errors.Join(err, os.Remove(path))
-	}, nil
-}
-
-// claimDir makes the directory and locks it (flock) for one import: two that were
-// given the same one would take each other's disk. Nothing of an import may be there.
-func claimDir(dir string) (lock *os.File, err error) {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, err
-	}
-	if lock, err = os.Open(dir); err != nil {
-		return nil, err
-	}
-	defer func() {
-		if err != nil {
-			lock.Close()
-		}
-	}()
-	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err == unix.EWOULDBLOCK {
-		return nil, api.Errorf(api.CodeBusy, "choose another directory", "another distro is being imported to %s", dir)
-	} else if err != nil {
-		return nil, fmt.Errorf("lock %s: %w", dir, err)
-	}
-	for _, name := range []string{diskName, diskName + partialSuffix} {
-		if path := filepath.Join(dir, name); exists(path) {
-			return nil, diskThere(path)
-		}
-	}
-	return lock, nil
-}
-
-func diskThere(path string) error {
-	return api.Errorf(api.CodeExists, "move it away or choose another directory", "%s is there already, and belongs to no distro that is registered", path)
-}
-
-// remove takes away what the import made. A disk under its final name is the
-// import's as well: none was there when it began.
-func (n pending) remove() error {
-	var errs []error
-	for _, name := range []string{diskName + partialSuffix, diskName} {
-		if err := os.Remove(filepath.Join(n.Dir, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			errs = append(errs, err)
-		}
-	}
-	if n.Created {
-		// Only if it is empty: the user may have put something there.
-		os.Remove(n.Dir)
-	}
-	return errors.Join(errs...)
-}
-
-func writeSynced(path string, text []byte) error {
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(text)
-	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
-		return err
-	}
-	return registry.SyncDir(filepath.Dir(path))
-}
-
-// commit makes the disk durable under its final name.
-func commit(partial, disk string) error {
-	f, err := os.Open(partial)
-	if err != nil {
-		return err
-	}
-	if err := errors.Join(f.Sync(), f.Close()); err != nil {
-		return err
-	}
-	if err := os.Rename(partial, disk); err != nil {
-		return err
-	}
-	return registry.SyncDir(filepath.Dir(disk))
-}
-
-// sweep removes what imports that were cut off by a crash left. The VM that
-// worked on them may still be ending: removing a file that it has open is harmless.
-func (s *Service) sweep(reg *registry.Registry) {
-	notes, _ := filepath.Glob(filepath.Join(s.paths.Distros(), pendingPrefix+"*"))
-	for _, path := range notes {
-		text, err := os.ReadFile(path)
-		if err != nil {
-			s.log.Warn("import's note not read", "err", err)
-			continue
-		}
-		var n pending
-		if json.Unmarshal(text, &n) != nil || registry.CheckName(n.Name) != nil || !filepath.IsAbs(n.Dir) {
-			// Cut off while it was written: nothing else was made yet.
-			os.Remove(path)
-			continue
-		}
-		// The disk there may be that of a distro which was imported after all, or of
-		// another one that was being imported to the same directory.
-		if !slices.ContainsFunc(reg.List(), func(d registry.Distro) bool { return filepath.Dir(d.Disk) == n.Dir }) {
-			if err := n.remove(); err != nil {
-				s.log.Warn("import not cleaned up", "dir", n.Dir, "err", err)
-				continue
-			}
-			s.log.Info("removed what was left of an import", "distro", n.Name)
-		}
-		os.Remove(path)
-	}
-}
-
-// cutArchive opens an import's archive connection and closes it.
+// cutArchive opens a request's archive connection and closes it.
 func cutArchive(at Session, archive wire.SessionID) {
+	if c, err := dialArchive(at, archive); err == nil {
+		c.Close()
+	}
+}
+
+// dialArchive opens a request's archive connection.
+func dialArchive(at Session, archive wire.SessionID) (*net.UnixConn, error) {
 	c, err := net.DialTimeout("unix", at.VsockPath, time.Second)
 	if err != nil {
-		return
+		return nil, err
 	}
-	defer c.Close()
 	c.SetDeadline(time.Now().Add(time.Second))
 	b := fmt.Appendf(nil, "CONNECT %d\n", at.Port)
 	if b, err = wire.Append(b, &wire.Hello{Version: wire.Version, Role: wire.RoleArchive, Session: archive}); err == nil {
-		c.Write(b)
+		_, err = c.Write(b)
 	}
+	if err != nil {
+		c.Close()
+		return nil, err
+	}
+	c.SetDeadline(time.Time{})
+	return c.(*net.UnixConn), nil
 }
 
 // unregister stops a distro and deletes it.
 func (s *Service) unregister(reg *registry.Registry, d registry.Distro) error {
-	if err := s.m.Lock(d.Name, "being unregistered"); err != nil {
+	if err := s.m.Lock(d.Name, beingUnregistered); err != nil {
 		return err
 	}
 	defer s.m.Unlock(d.Name)
 	if err := s.m.Terminate(context.Background(), d.Name); err != nil {
 		return err
 	}
-	// Off the list first: a crash in between leaves a file, not an entry
-	// without a disk.
+	// Off the list first: a crash in between leaves a file, which the note
+	// names, not an entry without a disk.
+	op, err := s.begin(note{Name: d.Name, Drop: []string{d.Disk}}, "")
+	if err != nil {
+		return err
+	}
+	defer op.end(reg)
 	if err := reg.Remove(d.Name); err != nil {
 		return err
 	}
-	if err := os.Remove(d.Disk); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := os.Remove(d.Disk); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return api.Errorf(api.CodeFailed, "delete it yourself", "%s is unregistered, but its disk could not be deleted: %v", d.Name, err)
 	}
 	os.Remove(filepath.Dir(d.Disk)) // if nothing else is there

@@ -1,12 +1,15 @@
 package service
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"log/slog"
 	"net"
 	"os"
+	"os/exec"
 	"os/signal"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -63,7 +66,28 @@ func Main(paths config.Paths) error {
 	}
 	boot := &Booter{Paths: paths, Start: start, Getenv: os.Getenv, Log: log}
 	log.Info("service started", "version", api.Version)
-	err = New(Config{Paths: paths, Boot: boot.Boot, Log: log, Self: api.Self()}).Serve(ctx, l)
+	err = New(Config{Paths: paths, Boot: boot.Boot, Log: log, Self: api.Self(), Tools: packTools}).Serve(ctx, l)
 	log.Info("service ends", "err", err)
 	return err
+}
+
+// packTools has wsl2-verbs pack the tools.
+func packTools(ctx context.Context) ([]byte, error) {
+	path, err := config.FindVerbs()
+	if err != nil {
+		return nil, err
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return nil, err
+	}
+	cmd := exec.CommandContext(ctx, path, "tools")
+	cmd.Args[0] = self
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if err != nil {
+		return nil, fmt.Errorf("pack e2fsprogs for the guest: %w: %s", err, strings.TrimPrefix(strings.TrimSpace(stderr.String()), "wsl2: "))
+	}
+	return out, nil
 }

@@ -2,13 +2,11 @@ package service
 
 import (
 	"context"
-	"errors"
 	"log/slog"
 	"strings"
 	"sync"
 	"time"
 
-	"github.com/wsl2/wsl2/internal/wire"
 	"github.com/wsl2/wsl2/launcher/api"
 	"github.com/wsl2/wsl2/launcher/config"
 )
@@ -37,7 +35,7 @@ type Manager struct {
 	mu      sync.Mutex
 	vm      *vm                // nil while there is none; guarded by mu
 	distros map[string]*distro // those that are not stopped, by folded name; guarded by mu
-	locked  map[string]string  // distros that may not start and why, by folded name; guarded by mu
+	locked  map[string]lock    // distros that may not start, by folded name; guarded by mu
 	closing bool               // nothing is started any more; guarded by mu
 	wg      sync.WaitGroup     // the goroutines below; Close waits
 }
@@ -70,7 +68,7 @@ type Session struct {
 // NewManager returns a Manager without a VM. settings is called at each start
 // of a VM.
 func NewManager(boot BootFunc, settings func() (config.Settings, []string), log *slog.Logger, onIdle func()) *Manager {
-	return &Manager{boot: boot, settings: settings, log: log, onIdle: onIdle, distros: map[string]*distro{}, locked: map[string]string{}}
+	return &Manager{boot: boot, settings: settings, log: log, onIdle: onIdle, distros: map[string]*distro{}, locked: map[string]lock{}}
 }
 
 // errClosing says that the Manager starts nothing any more: the next service does.
@@ -92,9 +90,9 @@ func (m *Manager) Open(ctx context.Context, spec DistroSpec, options api.VMOptio
 			m.mu.Unlock()
 			return nil, Session{}, errClosing
 		}
-		if why := m.locked[spec.key()]; why != "" {
+		if l, ok := m.locked[spec.key()]; ok {
 			m.mu.Unlock()
-			return nil, Session{}, api.Errorf(api.CodeBusy, "try again when that is done", "%s is %s", spec.Name, why)
+			return nil, Session{}, l.refuse()
 		}
 		d := m.distros[spec.key()]
 		var ending chan struct{}
@@ -163,6 +161,7 @@ func (l *Lease) Release() {
 		return
 	}
 	delete(l.d.leases, l)
+	l.d.isQuieter()
 	l.m.armDistro(l.d)
 }
 
@@ -260,68 +259,6 @@ func (m *Manager) Close() {
 	m.Refuse()
 	m.Shutdown(false)
 	m.wg.Wait()
-}
-
-// Lock keeps the named distro from starting until Unlock; why is told to who
-// tries. It fails if it is locked already.
-func (m *Manager) Lock(name, why string) error {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	key := strings.ToLower(name)
-	if now := m.locked[key]; now != "" {
-		return api.Errorf(api.CodeBusy, "try again when that is done", "%s is %s", name, now)
-	}
-	m.locked[key] = why
-	return nil
-}
-
-// Unlock ends Lock.
-func (m *Manager) Unlock(name string) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	delete(m.locked, strings.ToLower(name))
-}
-
-// Import unpacks an archive onto the empty disk: it starts the VM if need be,
-// attaches the disk, calls ready with where to send the archive, and returns
-// when the guest is done with it. The disk is detached in any case.
-func (m *Manager) Import(ctx context.Context, name, disk string, archive wire.SessionID, o api.VMOptions, ready func(s Session)) error {
-	v, slot, err := m.acquireVM(ctx, o, disk)
-	if err != nil {
-		return err
-	}
-	defer m.releaseVM(v)
-	machine := v.machine
-	if slot < 0 {
-		if slot, err = machine.Attach(ctx, disk); err != nil {
-			return m.explain(v, name, err)
-		}
-	}
-	err = machine.Import(ctx, wire.Import{Slot: int32(slot), Archive: archive}, func(port uint32) {
-		ready(Session{VsockPath: machine.Info().VsockPath, Port: port, Notices: m.startNotices(v)})
-	})
-	if err != nil {
-		var refused *GuestError
-		silent := !errors.As(err, &refused)
-		err = m.explain(v, name, err)
-		if silent {
-			m.shutdownVM(v, false) // the guest may still write to the disk
-		}
-	}
-	detach, cancel := context.WithTimeout(context.WithoutCancel(ctx), killAfter)
-	defer cancel()
-	if derr := machine.Detach(detach, slot); derr != nil {
-		select {
-		case <-machine.Done():
-		default:
-			m.log.Warn("disk not detached", "disk", disk, "err", derr)
-			m.shutdownVM(v, false)
-		}
-		if err == nil {
-			err = m.explain(v, name, derr)
-		}
-	}
-	return err
 }
 
 // RunState is a distro's state for lists.

@@ -32,6 +32,8 @@ type memMachine struct {
 	startFn func(name string) error
 	stopFn  func(name string) error
 	hang    bool // Shutdown has no effect
+	// maintain is what the guest does to a disk; nil: nothing.
+	maintain func(disk string, r wire.Maintain) (string, error)
 }
 
 func (m *memMachine) setBusy(name string, busy bool) {
@@ -124,13 +126,28 @@ func (m *memMachine) exitDistro(name, text string) {
 	m.req.DistroExited(name, text)
 }
 
-func (m *memMachine) Import(ctx context.Context, r wire.Import, ready func(uint32)) error {
+func (m *memMachine) Import(ctx context.Context, r wire.Import, ready func(uint32)) (string, error) {
 	ready(999)
 	if m.hang {
 		<-ctx.Done()
-		return context.Cause(ctx)
+		return "", context.Cause(ctx)
 	}
+	return "", nil
+}
+
+func (m *memMachine) Export(ctx context.Context, r wire.Export, ready func(uint32)) error {
+	ready(998)
 	return nil
+}
+
+func (m *memMachine) Maintain(ctx context.Context, r wire.Maintain, ready func(uint32)) (string, error) {
+	if m.maintain == nil {
+		return "", nil
+	}
+	m.mu.Lock()
+	disk := m.disks[int(r.Slot)]
+	m.mu.Unlock()
+	return m.maintain(disk, r)
 }
 
 func (m *memMachine) Shutdown(time.Duration) error {
@@ -679,7 +696,7 @@ func TestRefuse(t *testing.T) {
 		if s.boots() != 1 {
 			t.Errorf("%d boots", s.boots())
 		}
-		err := s.m.Import(context.Background(), "x", "/x", wire.SessionID{}, api.VMOptions{}, func(Session) {})
+		_, err := s.m.Import(context.Background(), "x", "/x", wire.SessionID{}, api.VMOptions{}, func(Session) {})
 		if !errors.Is(err, errClosing) {
 			t.Error(err)
 		}
@@ -732,7 +749,7 @@ func TestImportGivenUp(t *testing.T) {
 		s.prepare = func(m *memMachine) { m.hang = true }
 		ctx, cancel := context.WithCancelCause(context.Background())
 		why := errors.New("enough")
-		err := s.m.Import(ctx, "x", "/x", wire.SessionID{}, api.VMOptions{}, func(Session) { cancel(why) })
+		_, err := s.m.Import(ctx, "x", "/x", wire.SessionID{}, api.VMOptions{}, func(Session) { cancel(why) })
 		if !errors.Is(err, why) || s.m.VM() != nil {
 			t.Fatal(err, s.m.VM())
 		}

@@ -24,6 +24,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/wsl2/wsl2/images"
 	"github.com/wsl2/wsl2/launcher/api"
 	"github.com/wsl2/wsl2/launcher/config"
 	"github.com/wsl2/wsl2/launcher/registry"
@@ -49,6 +50,7 @@ type Service struct {
 	uid   uint32
 
 	linger time.Duration
+	tools  func(ctx context.Context) ([]byte, error)
 
 	mu       sync.Mutex
 	reg      *registry.Registry // nil until it could be read; guarded by mu
@@ -67,13 +69,16 @@ type Config struct {
 	Boot  BootFunc
 	Log   *slog.Logger
 	Self  api.Identity
+	// Tools makes the archive of e2fsprogs for the guest (package images/tools, which
+	// would cost each start of this process).
+	Tools func(ctx context.Context) ([]byte, error)
 	// Linger replaces the default if it is positive.
 	Linger time.Duration
 }
 
-// New returns a Service. What an import that was cut off left on disk is removed.
+// New returns a Service. What changes that were cut off left on disk is removed.
 func New(c Config) *Service {
-	s := &Service{paths: c.Paths, self: c.Self, log: c.Log, uid: uint32(os.Getuid()), linger: linger, stop: make(chan struct{})}
+	s := &Service{paths: c.Paths, self: c.Self, log: c.Log, uid: uint32(os.Getuid()), linger: linger, tools: c.Tools, stop: make(chan struct{})}
 	if c.Linger > 0 {
 		s.linger = c.Linger
 	}
@@ -323,7 +328,22 @@ func (p *peer) json(k api.Kind, v any) error {
 	return p.send(k, body)
 }
 
-func (p *peer) fail(err error)     { p.json(api.KindError, api.AsError(err)) }
+func (p *peer) fail(err error) { p.json(api.KindError, api.AsError(err)) }
+
+// progressEvery is how often a client is told.
+const progressEvery = 100 * time.Millisecond
+
+// progress returns what tells the client how far a piece of work is.
+func (p *peer) progress(what string) images.Progress {
+	var last time.Time
+	return func(done, total int64) {
+		if now := time.Now(); done == total || now.Sub(last) >= progressEvery {
+			last = now
+			p.json(api.KindProgress, api.Progress{What: what, Done: done, Total: total})
+		}
+	}
+}
+
 func (p *peer) notice(text string) { p.send(api.KindNotice, []byte(text)) }
 
 // watch returns a context that ends when the client closes its connection, a
@@ -351,7 +371,7 @@ var errClientGone = errors.New("the client has gone")
 
 // open handles a session: the connection is its lease.
 func (s *Service) open(p *peer, o api.Open) {
-	spec, user, err := s.resolve(o)
+	spec, d, err := s.resolve(o)
 	if err != nil {
 		p.fail(err)
 		return
@@ -377,35 +397,40 @@ func (s *Service) open(p *peer, o api.Open) {
 	for _, n := range session.Notices {
 		p.notice(n)
 	}
-	if p.raw(api.AppendOpened(nil, &api.Opened{Distro: spec.Name, VsockPath: session.VsockPath, Port: session.Port, DefaultUser: user})) != nil {
+	opened := api.Opened{Distro: spec.Name, VsockPath: session.VsockPath, Port: session.Port, DefaultUser: d.DefaultUser}
+	if f := d.FirstRun; f != nil {
+		opened.FirstRun, opened.SetUp, opened.SetUpUID = true, f.Command, f.UID
+	}
+	if p.raw(api.AppendOpened(nil, &opened)) != nil {
 		return
 	}
 	<-ctx.Done()
 }
 
 // resolve finds the distro that a session is asked for.
-func (s *Service) resolve(o api.Open) (DistroSpec, string, error) {
+func (s *Service) resolve(o api.Open) (DistroSpec, registry.Distro, error) {
+	var none registry.Distro
 	if o.System {
-		return DistroSpec{Name: SystemDistro}, "", nil
+		return DistroSpec{Name: SystemDistro}, none, nil
 	}
 	reg, err := s.registry()
 	if err != nil {
-		return DistroSpec{}, "", err
+		return DistroSpec{}, none, err
 	}
 	name := o.Distro
 	if name == "" {
 		if name = reg.Default(); name == "" {
-			return DistroSpec{}, "", api.Errorf(api.CodeNoDefault, "import one: wsl2 --import NAME FILE.tar (`wsl2 --system` needs none)", "no distro is installed")
+			return DistroSpec{}, none, api.Errorf(api.CodeNoDefault, "import one: wsl2 --import NAME FILE.tar (`wsl2 --system` needs none)", "no distro is installed")
 		}
 	}
 	d, err := reg.Get(name)
 	if err != nil {
-		return DistroSpec{}, "", notFound(name)
+		return DistroSpec{}, none, notFound(name)
 	}
 	if _, err := os.Stat(d.Disk); err != nil {
-		return DistroSpec{}, "", api.Errorf(api.CodeFailed, "put it back, or give the distro up: wsl2 --unregister "+d.Name, "the disk of %s is missing: %v", d.Name, err)
+		return DistroSpec{}, none, api.Errorf(api.CodeFailed, "put it back, or give the distro up: wsl2 --unregister "+d.Name, "the disk of %s is missing: %v", d.Name, err)
 	}
-	return DistroSpec{Name: d.Name, Disk: d.Disk}, d.DefaultUser, nil
+	return DistroSpec{Name: d.Name, Disk: d.Disk}, d, nil
 }
 
 func notFound(name string) error {
@@ -431,6 +456,8 @@ func (s *Service) call(p *peer, c api.Call) (any, error) {
 		return s.list(reg), nil
 	case api.VerbImport:
 		return s.importDistro(p, reg, c)
+	case api.VerbInPlace:
+		return s.importInPlace(reg, c)
 	}
 	d, err := reg.Get(c.Name)
 	if err != nil {
@@ -444,19 +471,27 @@ func (s *Service) call(p *peer, c api.Call) (any, error) {
 	case api.VerbUnregister:
 		return struct{}{}, s.unregister(reg, d)
 	}
-	return nil, api.Errorf(api.CodeBadRequest, "", "unknown request %q", c.Verb)
+	return s.manage(p, reg, d, c)
 }
 
 func (s *Service) list(reg *registry.Registry) api.List {
 	l := api.List{Distros: []api.Distro{}}
-	states := s.m.States()
+	states, locked := s.m.States(), s.m.Locked()
 	def := reg.Default()
 	for _, d := range reg.List() {
-		row := api.Distro{Name: d.Name, Default: d.Name == def, State: api.StateStopped, Version: 2, Disk: d.Disk}
-		if st, ok := states[strings.ToLower(d.Name)]; ok {
+		key := strings.ToLower(d.Name)
+		row := api.Distro{Name: d.Name, Default: d.Name == def, State: api.StateStopped, Version: 2, Disk: d.Disk, DefaultUser: d.DefaultUser}
+		row.SizeBytes, row.UsedBytes = diskUse(d.Disk)
+		if st, ok := states[key]; ok {
 			row.State, row.Sessions = st.State, st.Sessions
+		} else if lock, ok := locked[key]; ok {
+			row.State = lock[1]
 		}
+		delete(locked, key)
 		l.Distros = append(l.Distros, row)
+	}
+	for _, lock := range locked {
+		l.Distros = append(l.Distros, api.Distro{Name: lock[0], State: api.StateInstalling, Version: 2})
 	}
 	return l
 }

@@ -25,7 +25,11 @@ type Machine interface {
 	// for the archive.
 	StartDistro(ctx context.Context, r wire.StartDistro) (port uint32, err error)
 	StopDistro(ctx context.Context, r wire.StopDistro) error
-	Import(ctx context.Context, r wire.Import, ready func(port uint32)) error
+	// text is the distro's wsl-distribution.conf.
+	Import(ctx context.Context, r wire.Import, ready func(port uint32)) (text string, err error)
+	// Export and Maintain are the same, text being what Maintain has to tell.
+	Export(ctx context.Context, r wire.Export, ready func(port uint32)) error
+	Maintain(ctx context.Context, r wire.Maintain, ready func(port uint32)) (text string, err error)
 	// Shutdown asks the guest to power off; Done tells when it has.
 	Shutdown(grace time.Duration) error
 	// Kill ends the VM without asking the guest.

@@ -47,6 +47,10 @@ type VM struct {
 type Hooks struct {
 	// Import replaces reading the archive to its end.
 	Import func(archive io.Reader) error
+	// Export writes the archive; nil: nothing is written.
+	Export func(archive io.Writer) error
+	// Maintain does the work on the disk's file; tools is the archive of them.
+	Maintain func(disk string, m *wire.Maintain, tools []byte) *wire.Reply
 	// StartDistro may fail it.
 	StartDistro func(name string) *wire.Reply
 	// NoReady keeps /init from becoming ready.
@@ -228,6 +232,10 @@ func (v *VM) serveControl() {
 			v.send(v.stopDistro(m))
 		case *wire.Import:
 			go v.importArchive(m)
+		case *wire.Export:
+			go v.exportArchive(m)
+		case *wire.Maintain:
+			go v.maintain(m)
 		case *wire.Shutdown:
 			v.End(nil)
 			return
@@ -273,31 +281,76 @@ func (v *VM) stopDistro(m *wire.StopDistro) *wire.Reply {
 }
 
 func (v *VM) importArchive(m *wire.Import) {
-	ch := make(chan net.Conn, 1)
-	v.mu.Lock()
-	v.archive[m.Archive] = ch
-	disk := v.disks[int(m.Slot)]
-	v.mu.Unlock()
-	if disk == "" {
-		v.send(&wire.Reply{ID: m.ID, Code: wire.CodeDisk, Text: "no disk"})
-		return
-	}
-	v.send(&wire.ImportReady{ID: m.ID, Port: firstPort})
-	reply := &wire.Reply{ID: m.ID}
-	select {
-	case c := <-ch:
+	v.withArchive(m.ID, m.Slot, m.Archive, func(_ string, c net.Conn) *wire.Reply {
 		read := v.hook.Import
 		if read == nil {
 			read = func(r io.Reader) error { _, err := io.Copy(io.Discard, r); return err }
 		}
 		if err := read(c); err != nil {
-			reply.Code, reply.Text = wire.CodeArchive, err.Error()
+			return &wire.Reply{Code: wire.CodeArchive, Text: err.Error()}
 		}
-		c.Close()
-	case <-v.done:
+		return &wire.Reply{}
+	})
+}
+
+func (v *VM) exportArchive(m *wire.Export) {
+	v.withArchive(m.ID, m.Slot, m.Archive, func(_ string, c net.Conn) *wire.Reply {
+		if v.hook.Export != nil {
+			if err := v.hook.Export(c); err != nil {
+				return &wire.Reply{Code: wire.CodeDisk, Text: err.Error()}
+			}
+		}
+		if h, ok := c.(interface{ CloseWrite() error }); ok {
+			h.CloseWrite()
+		}
+		io.Copy(io.Discard, c)
+		return &wire.Reply{}
+	})
+}
+
+func (v *VM) maintain(m *wire.Maintain) {
+	work := func(disk string, c net.Conn) *wire.Reply {
+		var tools []byte
+		if c != nil {
+			tools, _ = io.ReadAll(c)
+		}
+		if v.hook.Maintain == nil {
+			return &wire.Reply{}
+		}
+		return v.hook.Maintain(disk, m, tools)
+	}
+	if m.Task.NeedsTools() {
+		v.withArchive(m.ID, m.Slot, m.Archive, work)
 		return
 	}
-	v.send(reply)
+	v.mu.Lock()
+	disk := v.disks[int(m.Slot)]
+	v.mu.Unlock()
+	r := work(disk, nil)
+	r.ID = m.ID
+	v.send(r)
+}
+
+// withArchive waits for a request's connection, works, and replies.
+func (v *VM) withArchive(id uint32, slot int32, archive wire.SessionID, work func(disk string, c net.Conn) *wire.Reply) {
+	ch := make(chan net.Conn, 1)
+	v.mu.Lock()
+	v.archive[archive] = ch
+	disk := v.disks[int(slot)]
+	v.mu.Unlock()
+	if disk == "" {
+		v.send(&wire.Reply{ID: id, Code: wire.CodeDisk, Text: "no disk"})
+		return
+	}
+	v.send(&wire.ImportReady{ID: id, Port: firstPort})
+	select {
+	case c := <-ch:
+		reply := work(disk, c)
+		c.Close()
+		reply.ID = id
+		v.send(reply)
+	case <-v.done:
+	}
 }
 
 func (v *VM) accept() {

@@ -1,0 +1,170 @@
+//go:build e2e
+
+package main_test
+
+import (
+	"archive/tar"
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"log"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/creack/pty"
+	"github.com/google/go-containerregistry/pkg/name"
+	"github.com/google/go-containerregistry/pkg/registry"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/empty"
+	"github.com/google/go-containerregistry/pkg/v1/mutate"
+	"github.com/google/go-containerregistry/pkg/v1/remote"
+	"github.com/google/go-containerregistry/pkg/v1/tarball"
+
+	"github.com/wsl2/wsl2/internal/testsys"
+)
+
+// push makes an image of layers in a registry of the test's own and returns its name.
+func push(t *testing.T, layers ...[]byte) string {
+	t.Helper()
+	server := httptest.NewServer(registry.New(registry.Logger(log.New(io.Discard, "", 0))))
+	t.Cleanup(server.Close)
+	img, err := mutate.ConfigFile(empty.Image, &v1.ConfigFile{OS: "linux", Architecture: "amd64"})
+	testsys.Must(t, err)
+	for _, l := range layers {
+		layer, err := tarball.LayerFromOpener(func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(l)), nil })
+		testsys.Must(t, err)
+		img, err = mutate.AppendLayers(img, layer)
+		testsys.Must(t, err)
+	}
+	ref, err := name.ParseReference(strings.TrimPrefix(server.URL, "http://") + "/library/small:1.0")
+	testsys.Must(t, err)
+	testsys.Must(t, remote.Write(ref, img))
+	return ref.String()
+}
+
+// TestInstall makes distros of a registry's image, of a list's entry and of a .wsl
+// file, and sets the last one up at its first shell.
+func TestInstall(t *testing.T) {
+	h := testsys.New(t)
+	h.Setenv("DOCKER_CONFIG", h.Path("home"))
+	h.Config("[wsl2]", "defaultVhdSize=2GB")
+	distro := testsys.Busybox(t)
+
+	image := push(t,
+		testsys.Tar(t, append(distro[:len(distro):len(distro)],
+			testsys.Entry{Name: "srv/kept", Content: []byte("kept"), UID: 1000, Mode: 0o4755},
+			testsys.Entry{Name: "srv/deleted", Content: []byte("x")},
+			testsys.Entry{Name: "srv/dir/a", Content: []byte("x")}, testsys.Entry{Name: "srv/dir/b", Content: []byte("x")})...),
+		testsys.Tar(t, testsys.Entry{Name: "srv/.wh.deleted"}, testsys.Entry{Name: "srv/dir/.wh..wh..opq"}, testsys.Entry{Name: "srv/dir/c", Content: []byte("new")},
+			testsys.Entry{Name: "srv/hard", Type: tar.TypeLink, Link: "srv/kept"}),
+	)
+	r := h.Run("--install", image)
+	h.Want(r, 0, "small is installed")
+	if got := inside(h, "small", "ls /srv /srv/dir; cat /srv/hard; stat -c '%a %u %h' /srv/hard"); got != "/srv:\ndir\nhard\nkept\n\n/srv/dir:\nc\nkept4755 1000 2" {
+		t.Errorf("the image's files: %q", got)
+	}
+	h.Refused(h.Run("--install", image), "a distro named small exists", "--unregister small")
+	h.OK("--install", image, "--name", "again", "--location", h.Path("data/elsewhere"), "--vhd-size", "1GB") // from the cache
+	if d := disks(h)["again"]; d != h.Path("data/elsewhere/disk.ext4") {
+		t.Errorf("installed at %s", d)
+	}
+	missing := strings.Replace(image, "small:1.0", "nosuch:1.0", 1)
+	h.Refused(h.Run("--install", missing), "nosuch")
+
+	// A list of one's own, with a .wsl file in it.
+	conf := "[oobe]\ncommand = printf 'a question: '; read answer && echo it was $answer >/etc/answer\ndefaultUid = 1000\ndefaultName = Own-1.0\n"
+	wsl := testsys.Compress(t, ".gz", testsys.Tar(t, append(distro[:len(distro):len(distro)], testsys.Entry{Name: "etc/wsl-distribution.conf", Content: []byte(conf)})...))
+	path := h.File("own.wsl", wsl)
+	sum, _ := testsys.SHA256(t, bytes.NewReader(wsl))
+	list := func(sum string) {
+		t.Helper()
+		text, err := json.Marshal(map[string]any{"Default": "Own", "ModernDistributions": map[string]any{"Own": []any{
+			map[string]any{"Name": "Listed", "FriendlyName": "One of our own", "Default": true, "Amd64Url": map[string]string{"Url": "file://" + path, "Sha256": "0x" + sum}},
+		}}})
+		testsys.Must(t, err)
+		h.File("DistributionInfo.json", text)
+	}
+	list(sum)
+	h.Config("[wsl2]", "defaultVhdSize=2GB", "[general]", "distributionListUrl=file://"+h.Path("DistributionInfo.json"))
+	if out := h.OK("--list", "--online"); !strings.Contains(out, "Listed") || !strings.Contains(out, "One of our own") {
+		t.Errorf("--list --online: %q", out)
+	}
+	if out := h.OK("--list", "--online", "--quiet"); !strings.HasPrefix(out, "Listed\n") {
+		t.Errorf("--list --online --quiet: %q", out)
+	}
+	h.Refused(h.Run("--install", "nosuchdistro"), "nosuchdistro")
+	h.OK("--install", "--no-launch") // the list's default
+	h.OK("-d", "Listed", "-e", "true")
+	list(strings.Repeat("00", 32))
+	before := h.Files()
+	h.Refused(h.Run("--install", "listed", "--name", "bad"), "SHA-256")
+	if after := h.Files(); fmt.Sprint(after) != fmt.Sprint(before) {
+		t.Errorf("left %v, before %v", after, before)
+	}
+	h.OK("--unregister", "listed")
+
+	// The file itself names its distro.
+	h.Refused(h.Run("--install", "--from-file", path, "--sha256", strings.Repeat("00", 32)), "SHA-256")
+	h.OK("--install", "--from-file", path, "--sha256", sum)
+	if got := strings.TrimSpace(h.OK("-d", "own-1.0", "-e", "id", "-un")); got != "root" {
+		t.Errorf("before its first run it is %q", got)
+	}
+	shell(t, h, "Own-1.0", "a question: ", "forty-two\r", "$ ", "id -un; cat /etc/answer; exit\r", "alice", "", "it was forty-two")
+	if got := strings.TrimSpace(h.OK("-d", "own-1.0", "-e", "id", "-un")); got != "alice" {
+		t.Errorf("after its first run it is %q", got)
+	}
+	shell(t, h, "Own-1.0", "$ ", "exit\r") // and never again
+
+	// One that brings no set-up gets ours.
+	shell(t, h, "small", "User name: ", "Carol\r", "User name: ", "carol\r", "New password: ", "Quite-9-long\r", "password: ", "Quite-9-long\r", "$ ", "id -un; pwd; exit\r", "carol", "", "/home/carol")
+	if got := strings.TrimSpace(h.OK("-d", "small", "-e", "id", "-un")); got != "carol" {
+		t.Errorf("after its first run it is %q", got)
+	}
+	h.Refused(h.Run("--install", "--from-file", h.File("nameless.tar", testsys.Tar(t, distro...))), "--name")
+	h.Refused(h.Run("--install", "--from-file", "https://127.0.0.1:1/x.wsl"), "--sha256")
+	if left, _ := filepath.Glob(h.Path("cache/wsl2/blobs/*.partial")); len(left) != 0 {
+		t.Errorf("left %q", left)
+	}
+	h.OK("--shutdown")
+	h.Fsck(false)
+	if _, err := os.Stat(filepath.Join(h.Data(), "distros")); err != nil {
+		t.Error(err)
+	}
+}
+
+// shell opens a distro's login shell on a terminal, and types each second word when
+// the first one has been printed.
+func shell(t *testing.T, h *testsys.Host, distro string, dialogue ...string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	cmd := h.Cmd(ctx, "-d", distro)
+	f, err := pty.Start(cmd)
+	testsys.Must(t, err)
+	defer f.Close()
+	context.AfterFunc(ctx, func() { f.Close() })
+	var seen []byte
+	b := make([]byte, 1)
+	for i := 0; i < len(dialogue); i += 2 {
+		for from := len(seen); !strings.Contains(string(seen[from:]), dialogue[i]); {
+			if _, err := f.Read(b); err != nil {
+				t.Fatalf("%s: waiting for %q: %v; it printed %q", distro, dialogue[i], err, seen)
+			}
+			seen = append(seen, b[0])
+		}
+		if i+1 < len(dialogue) {
+			_, err := io.WriteString(f, dialogue[i+1])
+			testsys.Must(t, err)
+		}
+	}
+	io.Copy(io.Discard, f) // EIO at its end
+	if err := cmd.Wait(); err != nil {
+		t.Errorf("%s: %v: %s", distro, err, seen)
+	}
+}

@@ -1,0 +1,226 @@
+package service
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/wsl2/wsl2/launcher/api"
+	"github.com/wsl2/wsl2/launcher/registry"
+)
+
+// This file keeps changes of files whole. The registry says which disk belongs to a
+// distro, and its change is atomic: what a verb makes is garbage before that change,
+// what it takes away is garbage after it. So a note of both, written before the first file is
+// touched, is enough to clean up in every case: success, failure, and kill -9,
+// after which the next service finds the note.
+
+// note is what stands in the file of an operation under way.
+type note struct {
+	Name string `json:"name"` // of the distro; the note's file is named after it
+	// Make are the files that it makes; one that is no registered distro's disk goes.
+	Make []string `json:"make,omitempty"`
+	// Drop are those that it takes away: one goes if no registered distro has it,
+	// and one of Make, if there are any, took its place.
+	Drop []string `json:"drop,omitempty"`
+	// Dirs are the directories that it made; those that are empty go.
+	Dirs []string `json:"dirs,omitempty"`
+}
+
+const notePrefix = ".change-"
+
+// operation is a noted change.
+type operation struct {
+	s    *Service
+	note note
+	path string
+	lock *os.File // of the directory that files are made in, or nil
+}
+
+// begin notes a change. dir, if not "", is the directory that it makes a disk in:
+// it is made if need be and claimed, and has no disk yet. The caller ends it with end.
+func (s *Service) begin(n note, dir string) (*operation, error) {
+	if err := os.MkdirAll(s.paths.Distros(), 0o700); err != nil {
+		return nil, err
+	}
+	if dir != "" {
+		if !filepath.IsAbs(dir) {
+			return nil, api.Errorf(api.CodeBadRequest, "", "directory %q is not absolute", dir)
+		}
+		// Before the note is written: what it names is removed after a crash.
+		if disk := filepath.Join(dir, diskName); exists(disk) {
+			return nil, diskThere(disk)
+		}
+		n.Make = append(n.Make, filepath.Join(dir, diskName+partialSuffix), filepath.Join(dir, diskName))
+		if !exists(dir) {
+			n.Dirs = append(n.Dirs, dir)
+		}
+	}
+	text, err := json.Marshal(n)
+	if err != nil {
+		return nil, err
+	}
+	o := &operation{s: s, note: n, path: filepath.Join(s.paths.Distros(), notePrefix+n.Name)}
+	if err := writeSynced(o.path, text); err != nil {
+		os.Remove(o.path)
+		return nil, err
+	}
+	if dir == "" {
+		return o, nil
+	}
+	if o.lock, err = claimDir(dir); err != nil {
+		os.Remove(o.path)
+		for _, d := range n.Dirs {
+			os.Remove(d) // if it is empty, hence nobody else's
+		}
+		return nil, err
+	}
+	return o, nil
+}
+
+// end removes what the change leaves behind, whether it was made or not, and
+// the note.
+func (o *operation) end(reg *registry.Registry) {
+	if o.lock != nil {
+		defer o.lock.Close()
+	}
+	err := o.note.settle(reg)
+	if err == nil {
+		err = os.Remove(o.path)
+	}
+	if err != nil {
+		o.s.log.Error("not cleaned up", "distro", o.note.Name, "err", err)
+	}
+}
+
+// settle removes what is garbage by the registry.
+func (n *note) settle(reg *registry.Registry) error {
+	distros := reg.List()
+	registered := func(path string) bool {
+		return slices.ContainsFunc(distros, func(d registry.Distro) bool { return d.Disk == path })
+	}
+	remove := func(path string) error {
+		err := os.Remove(path)
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		if err == nil {
+			os.Remove(filepath.Dir(path)) // if nothing else is there
+		}
+		return err
+	}
+	var errs []error
+	if len(n.Make) == 0 || slices.ContainsFunc(n.Make, registered) {
+		for _, path := range n.Drop {
+			if !registered(path) {
+				errs = append(errs, remove(path))
+			}
+		}
+	}
+	for _, path := range n.Make {
+		if !registered(path) {
+			if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				errs = append(errs, err)
+			}
+		}
+	}
+	for _, dir := range n.Dirs {
+		os.Remove(dir) // if it is empty: the user may have put something there
+	}
+	return errors.Join(errs...)
+}
+
+// sweep settles the changes that a crash cut off. The VM that worked on them may
+// still be ending: removing a file that it has open is harmless.
+func (s *Service) sweep(reg *registry.Registry) {
+	notes, _ := filepath.Glob(filepath.Join(s.paths.Distros(), notePrefix+"*"))
+	for _, path := range notes {
+		text, err := os.ReadFile(path)
+		if err != nil {
+			s.log.Warn("note of a change not read", "err", err)
+			continue
+		}
+		var n note
+		relative := func(p string) bool { return !filepath.IsAbs(p) }
+		if json.Unmarshal(text, &n) != nil || slices.ContainsFunc(slices.Concat(n.Make, n.Drop, n.Dirs), relative) {
+			// Cut off while it was written: nothing else was done yet.
+			os.Remove(path)
+			continue
+		}
+		if err := n.settle(reg); err != nil {
+			s.log.Warn("not cleaned up", "distro", n.Name, "err", err)
+			continue
+		}
+		s.log.Info("cleaned up after a change that was cut off", "distro", n.Name)
+		os.Remove(path)
+	}
+}
+
+// claimDir makes the directory and locks it (flock) for one change: two that were
+// given the same one would take each other's disk. Nothing of a disk may be there.
+func claimDir(dir string) (lock *os.File, err error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, err
+	}
+	if lock, err = os.Open(dir); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			lock.Close()
+		}
+	}()
+	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err == unix.EWOULDBLOCK {
+		return nil, api.Errorf(api.CodeBusy, "choose another directory", "another distro is being made in %s", dir)
+	} else if err != nil {
+		return nil, fmt.Errorf("lock %s: %w", dir, err)
+	}
+	for _, name := range []string{diskName, diskName + partialSuffix} {
+		if path := filepath.Join(dir, name); exists(path) {
+			return nil, diskThere(path)
+		}
+	}
+	return lock, nil
+}
+
+func diskThere(path string) error {
+	return api.Errorf(api.CodeExists, "move it away or choose another directory", "%s is there already, and belongs to no distro that is registered", path)
+}
+
+func exists(path string) bool {
+	_, err := os.Lstat(path)
+	return err == nil
+}
+
+func writeSynced(path string, text []byte) error {
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(text)
+	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
+		return err
+	}
+	return registry.SyncDir(filepath.Dir(path))
+}
+
+// commit makes a file durable under its final name.
+func commit(partial, disk string) error {
+	f, err := os.Open(partial)
+	if err != nil {
+		return err
+	}
+	if err := errors.Join(f.Sync(), f.Close()); err != nil {
+		return err
+	}
+	if err := os.Rename(partial, disk); err != nil {
+		return err
+	}
+	return registry.SyncDir(filepath.Dir(disk))
+}
