@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"strings"
 
 	"github.com/mdlayher/vsock"
 	"golang.org/x/sys/unix"
@@ -75,7 +76,8 @@ func distributionConf(root string) string {
 	if err != nil || n < 0 {
 		return ""
 	}
-	return string(b[:n])
+	// What is no text is not carried.
+	return strings.ReplaceAll(string(b[:n]), "\r\n", "\n")
 }
 
 // checkEmpty: the disk of a distro must not be unpacked over.

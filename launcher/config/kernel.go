@@ -34,7 +34,7 @@ func FindInitramfs(getenv func(string) string) (string, error) {
 func FindVerbs() (string, error) { return find("wsl2-verbs", "wsl2-verbs") }
 
 // FindFetch returns wsl2-fetch, which came with wsl2.
-func FindFetch() (string, error) { return find("program", "wsl2-fetch") }
+func FindFetch() (string, error) { return find("wsl2-fetch", "wsl2-fetch") }
 
 // find looks beside the executable, in ../lib/wsl2 as seen from there, and
 // in /usr/lib/wsl2.
