@@ -145,3 +145,26 @@ func TestDetectDisk(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// Whatever an image holds, it is told what it is, or refused.
+func FuzzDetectDisk(f *testing.F) {
+	ext4 := make([]byte, superblockEnd)
+	ext4[sbMagic], ext4[sbMagic+1] = 0x53, 0xef
+	f.Add(ext4)
+	f.Add([]byte("vhdxfile"))
+	f.Add(append(make([]byte, 1024), append([]byte("conectix"), make([]byte, 504)...)...))
+	dir := f.TempDir()
+	f.Fuzz(func(t *testing.T, text []byte) {
+		path := filepath.Join(dir, "image")
+		if err := os.WriteFile(path, text, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		format, err := DetectDisk(path)
+		if (err == nil) != (format != "") {
+			t.Errorf("%q, %v", format, err)
+		}
+		if size, err := Ext4Size(path); err == nil && size > uint64(len(text)) {
+			t.Errorf("a file system of %d bytes in %d", size, len(text))
+		}
+	})
+}
