@@ -336,6 +336,7 @@ func FuzzUnpack(f *testing.F) {
 	f.Add(archive(f, dir("d"), file("d/f", "x"), symlink("l", "/d"), hardlink("h", "d/f"), file("l/g", "y")))
 	f.Add(archive(f, symlink("l", "../outside"), file("l/secret", "x")))
 	f.Add(archive(f, item{tar.Header{Name: "p", Typeflag: tar.TypeFifo}, ""}, file("../outside/x", "")))
+	f.Add(layers(f, []string{"d/", "d/f", "l->../outside"}, []string{"l/.wh.secret", "d/.wh..wh..opq", "h=d/f", ".wh.d"}))
 	c := newCage(f)
 	f.Fuzz(func(t *testing.T, b []byte) {
 		if len(b) > 64<<10 {
