@@ -253,7 +253,7 @@ func TestStart(t *testing.T) {
 	if status, err := h.client().Run(spec, std); status != 0 || err != nil {
 		t.Fatal(status, err)
 	}
-	want := fmt.Sprintf("user=me cwd=/srv shell=0 streams=%d\nLANG=de_DE.UTF-8\nLC_ALL=C\nWSLENV=FOO:P/p:GONE:W/w:Q/z\nFOO=bar\n", wire.StreamStdout|wire.StreamStderr)
+	want := fmt.Sprintf("user=me cwd=/srv shell=0 streams=%d\nLANG=de_DE.UTF-8\nLC_ALL=C\nWSLENV=FOO:P/p:GONE:W/w:Q/z\nFOO=bar\nGONE=\n", wire.StreamStdout|wire.StreamStderr)
 	if got := s.stdout(); got != want {
 		t.Errorf("got %q\nwant %q", got, want)
 	}

@@ -88,7 +88,7 @@ func (s *session) run(spec RunSpec) (int, error) {
 	}
 	s.streams = s.classify()
 	start.Streams = s.streams
-	start.Env = guestEnv(s.io, s.tty != nil)
+	start.Env = guestEnv(s.io, s.tty != nil, nil) // nothing is shared with a distro yet
 	rand.Read(s.id[:])
 
 	if s.tty != nil {
@@ -108,16 +108,30 @@ func (s *session) run(spec RunSpec) (int, error) {
 	}
 	s.startCopies()
 	ended := make(chan result, 1)
-	go func() {
+	go s.restoring(func() {
 		st, err := s.follow()
 		ended <- result{st, err}
-	}()
+	})
 	select {
 	case r := <-ended:
 		return r.status, r.err
 	case st := <-s.hangup:
 		return st, nil
 	}
+}
+
+// restoring runs f on a goroutine of its own. Should it panic, the terminal is
+// put back first: Run's own defers do not run then.
+func (s *session) restoring(f func()) {
+	if s.tty != nil {
+		defer func() {
+			if v := recover(); v != nil {
+				s.tty.restore()
+				panic(v)
+			}
+		}()
+	}
+	f()
 }
 
 type result struct {
@@ -140,7 +154,7 @@ func (s *session) classify() (streams wire.Streams) {
 	}
 	s.tty = newTerminal(s.io, kinds)
 	for i, x := range files {
-		if kinds[i] == kindOther || kinds[i] == kindNull && s.tty != nil {
+		if kinds[i] == kindOther || kinds[i] == kindPipe || kinds[i] == kindNull && s.tty != nil {
 			streams |= x.bit
 		}
 	}
@@ -180,7 +194,7 @@ func (s *session) connect(start *wire.Start) (err error) {
 			s.outputs = append(s.outputs, newOutput(g, s.io.Err, "stderr", x.role))
 		case wire.RolePTY:
 			s.pty = g
-			s.outputs = append(s.outputs, newOutput(g, s.tty.out, "the terminal", x.role))
+			s.outputs = append(s.outputs, newOutput(g, s.tty, "the terminal", x.role))
 		}
 	}
 	return nil
@@ -195,13 +209,13 @@ func (s *session) dial(role wire.Role, start *wire.Start) (*guestConn, error) {
 // those that read the caller's streams with the process.
 func (s *session) startCopies() {
 	for _, o := range s.outputs {
-		go o.copy()
+		go s.restoring(o.copy)
 	}
 	if s.stdin != nil {
-		go s.copyStdin()
+		go s.restoring(s.copyStdin)
 	}
 	if s.tty != nil && s.tty.in != nil {
-		go s.copyTerminal()
+		go s.restoring(s.copyTerminal)
 	}
 }
 
@@ -390,7 +404,7 @@ const (
 // output carries one of the guest's streams to one of ours.
 type output struct {
 	conn *guestConn
-	to   *os.File
+	to   io.Writer
 	name string
 	role wire.Role
 
@@ -402,7 +416,7 @@ type output struct {
 	err    error  // our stream failed otherwise; guarded by mu
 }
 
-func newOutput(g *guestConn, to *os.File, name string, role wire.Role) *output {
+func newOutput(g *guestConn, to io.Writer, name string, role wire.Role) *output {
 	o := &output{conn: g, to: to, name: name, role: role}
 	o.moved.L = &o.mu
 	return o
