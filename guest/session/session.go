@@ -256,7 +256,7 @@ func (x *session) start(m *wire.Start) (notice string, err error) {
 		Env: p.env,
 		Sys: &syscall.SysProcAttr{
 			Setsid:     true,
-			Credential: &syscall.Credential{Uid: p.user.UID, Gid: p.user.GID, Groups: p.user.Groups},
+			Credential: &syscall.Credential{Uid: p.user.UID, Gid: p.user.GID, Groups: p.groups()},
 		},
 	}
 	tty := -1

@@ -1,10 +1,13 @@
 package client
 
 import (
+	"os"
+	"path/filepath"
 	"strings"
 
 	"github.com/wsl2/wsl2/internal/hostpath"
 	"github.com/wsl2/wsl2/internal/wslenv"
+	"github.com/wsl2/wsl2/launcher/api"
 )
 
 // guestEnv is what a session takes over from the caller's environment: the
@@ -25,4 +28,20 @@ func guestEnv(std Stdio, tty bool, shares hostpath.Table) []string {
 		}
 	}
 	return append(env, wslenv.Select(std.Getenv("WSLENV"), std.Environ, wslenv.ToGuest, shares.ToGuest)...)
+}
+
+// guestDir is the distro's path of a directory of the host.
+func guestDir(dir string, shares hostpath.Table) (string, error) {
+	abs, err := filepath.Abs(dir)
+	if err != nil {
+		return "", err
+	}
+	if _, err := os.Stat(abs); err != nil {
+		return "", err
+	}
+	guest, ok := shares.ToGuest(abs)
+	if !ok {
+		return "", api.Errorf(api.CodeFailed, "give an absolute path in the distro", "%s lies in no directory that is shared with the distro", abs)
+	}
+	return guest, nil
 }

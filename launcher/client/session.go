@@ -19,11 +19,13 @@ import (
 
 // RunSpec is one command in a distro.
 type RunSpec struct {
-	Open  api.Open
-	User  string // "" = the distro's default user
-	Cwd   string // "" or "~" = home, else absolute
-	Shell wire.Shell
-	Argv  []string
+	Open api.Open
+	User string // "" = the distro's default user
+	Cwd  string // "" or "~" = home, else absolute in the distro
+	// HostCwd says that Cwd is a path on the host, relative to the caller's directory.
+	HostCwd bool
+	Shell   wire.Shell
+	Argv    []string
 }
 
 // Stdio are the caller's standard streams and environment.
@@ -85,6 +87,12 @@ func (s *session) run(spec RunSpec) (int, error) {
 	start := wire.Start{Shell: spec.Shell, Argv: spec.Argv, User: spec.User, Cwd: spec.Cwd}
 	if start.User == "" {
 		start.User = s.opened.DefaultUser
+	}
+	if spec.HostCwd {
+		var err error
+		if start.Cwd, err = guestDir(spec.Cwd, nil); err != nil { // nothing is shared with a distro yet
+			return StatusFailed, err
+		}
 	}
 	s.streams = s.classify()
 	start.Streams = s.streams

@@ -14,6 +14,7 @@ import (
 	"github.com/creack/pty"
 	"golang.org/x/sys/unix"
 
+	"github.com/wsl2/wsl2/internal/hostpath"
 	"github.com/wsl2/wsl2/internal/wire"
 	"github.com/wsl2/wsl2/launcher/internal/fakevm"
 )
@@ -261,6 +262,26 @@ func TestVMDiesUnderATerminal(t *testing.T) {
 		}
 		if got := modes(t, tty); got != before {
 			t.Errorf("%s: modes afterwards %s, before %s", victim, got, before)
+		}
+	}
+}
+
+// TestGuestDir: a relative directory is the caller's, if the distro can see it.
+func TestGuestDir(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.Mkdir(dir+"/sub", 0o755); err != nil {
+		t.Fatal(err)
+	}
+	t.Chdir(dir)
+	shares := hostpath.Table{{Host: dir, Guest: "/mnt/host"}}
+	for in, want := range map[string]string{".": "/mnt/host", "sub": "/mnt/host/sub", "sub/..": "/mnt/host"} {
+		if got, err := guestDir(in, shares); err != nil || got != want {
+			t.Errorf("%s: %q, %v; want %q", in, got, err, want)
+		}
+	}
+	for in, want := range map[string]string{"..": "shared", "nosuch": "no such file"} {
+		if got, err := guestDir(in, shares); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %q, %v; want %q", in, got, err, want)
 		}
 	}
 }
