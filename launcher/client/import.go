@@ -105,7 +105,7 @@ func (p *Progress) Read() (read, size, sent int64) {
 // send carries the archive to the guest and tells whether all of it went. An
 // error is the archive's own; why the guest takes no more is the service's to say.
 func send(g *guestConn, p *Progress) (complete bool, err error) {
-	buf := make([]byte, bigBuffer)
+	buf := make([]byte, archiveBuffer)
 	for {
 		n, err := p.archive.Read(buf)
 		if n > 0 {
@@ -126,3 +126,6 @@ func send(g *guestConn, p *Progress) (complete bool, err error) {
 		}
 	}
 }
+
+// archiveBuffer is what is read of an archive at once.
+const archiveBuffer = 256 << 10

@@ -71,6 +71,17 @@ func onTerminal(cmd *exec.Cmd, fd int) *exec.Cmd {
 	return cmd
 }
 
+// allSignals are those that end a process unless it catches them, but for
+// SIGTERM, which ends the test, and those of the Go runtime.
+func allSignals() []os.Signal {
+	list := []os.Signal{unix.SIGHUP, unix.SIGINT, unix.SIGQUIT, unix.SIGUSR1, unix.SIGUSR2,
+		unix.SIGALRM, unix.SIGVTALRM, unix.SIGIO, unix.SIGPWR, unix.SIGXCPU, unix.SIGXFSZ, unix.SIGSTKFLT}
+	for n := 35; n <= 64; n++ {
+		list = append(list, unix.Signal(n))
+	}
+	return list
+}
+
 // TestRareSignals: a session that lasts hands on all signals that would end the
 // client, and none that is not meant for the program.
 func TestRareSignals(t *testing.T) {
@@ -98,7 +109,7 @@ func TestRareSignals(t *testing.T) {
 		case <-tick.C:
 		}
 	}
-	for _, sig := range append([]os.Signal{unix.SIGHUP, unix.SIGINT, unix.SIGQUIT, unix.SIGUSR1, unix.SIGUSR2}, rest()...) {
+	for _, sig := range allSignals() {
 		cmd.Process.Signal(unix.SIGURG)
 		cmd.Process.Signal(unix.SIGWINCH)
 		cmd.Process.Signal(unix.SIGPIPE)
@@ -215,28 +226,6 @@ func TestLinesOnce(t *testing.T) {
 		if st := exitStatus(cmd.Wait()); st != 0 || stderr.Len() > 0 {
 			t.Errorf("%s: status %d, %q", c.name, st, stderr.String())
 		}
-	}
-}
-
-// TestPanicRestores: a mistake of ours leaves the terminal as it was.
-func TestPanicRestores(t *testing.T) {
-	_, tty := openPTY(t)
-	before := modes(t, tty)
-	s := &session{tty: newTerminal(Stdio{In: tty, Out: tty, Err: tty}, [3]fileKind{kindTerminal, kindTerminal, kindTerminal})}
-	s.tty.raw()
-	if modes(t, tty) == before {
-		t.Fatal("the terminal is not raw")
-	}
-	func() {
-		defer func() {
-			if v := recover(); v != "boom" {
-				t.Errorf("recovered %v", v)
-			}
-		}()
-		s.restoring(func() { panic("boom") })
-	}()
-	if got := modes(t, tty); got != before {
-		t.Errorf("modes after a panic %s, before %s", got, before)
 	}
 }
 

@@ -1,4 +1,4 @@
-package client
+package console
 
 import (
 	"bytes"
@@ -216,7 +216,7 @@ const lasting = 50 * time.Millisecond
 
 // watchSignals forwards signals to the program, follows the terminal's size, and
 // keeps SIGPIPE from ending us: a closed stdout is the program's to notice.
-func (s *session) watchSignals() (stop func()) {
+func (s *Session) watchSignals() (stop func()) {
 	ch := make(chan os.Signal, 16)
 	notify := func(list ...os.Signal) {
 		// nohup(1) stays in force, and so does a shell without job control.
@@ -251,7 +251,7 @@ func (s *session) watchSignals() (stop func()) {
 	return func() { late.Stop(); close(done) }
 }
 
-func (s *session) onSignal(sig unix.Signal) {
+func (s *Session) onSignal(sig unix.Signal) {
 	switch sig {
 	case unix.SIGPIPE:
 	case unix.SIGWINCH:
@@ -278,7 +278,7 @@ func (s *session) onSignal(sig unix.Signal) {
 
 // stop stops the program and then us, with the terminal as our caller left it.
 // The shell lets us go on with SIGCONT.
-func (s *session) stop() {
+func (s *Session) stop() {
 	s.send(&wire.Signal{Number: uint8(unix.SIGTSTP)})
 	if s.tty != nil {
 		s.tty.suspend()
