@@ -38,7 +38,7 @@ kernel: ## build out/vmlinux, the guest kernel (cached by the hash of its inputs
 .PHONY: initramfs
 initramfs: ## build out/initramfs.cpio: /init and the system distro
 	@mkdir -p $(OUT)
-	$(GO) run ./scripts/initramfs -o $(OUT)/initramfs.cpio
+	$(GO) run ./scripts/initramfs -o $(OUT)/initramfs.cpio -version '$(VERSION)'
 
 .PHONY: run
 run: ## build, import Debian and open its shell (no terminal: run one command there)

@@ -1,6 +1,6 @@
 // Command init is everything of wsl2 that runs in the VM. The kernel starts it as
 // PID 1; it starts itself again, under other names, as the init of each distro
-// and for imports. See packages pid1, distro and importer.
+// for imports, and as the tools that users call in a distro. See packages pid1, distro, importer and tools.
 package main
 
 import (
@@ -9,6 +9,7 @@ import (
 	"github.com/wsl2/wsl2/guest/distro"
 	"github.com/wsl2/wsl2/guest/importer"
 	"github.com/wsl2/wsl2/guest/pid1"
+	"github.com/wsl2/wsl2/guest/tools"
 )
 
 func main() {
@@ -18,9 +19,9 @@ func main() {
 	case importer.Argv0:
 		os.Exit(importer.Run(os.Args))
 	}
-	if os.Getpid() != 1 {
-		os.Stderr.WriteString("this is the init of wsl2's VM; it runs as PID 1 only\n")
-		os.Exit(125)
+	// PID 1 of a container in a distro may be one of the tools; it has their environment.
+	if os.Getpid() != 1 || os.Getenv("WSL_DISTRO_NAME") != "" {
+		os.Exit(tools.Main(os.Args))
 	}
 	pid1.Run()
 }

@@ -314,15 +314,7 @@ func TestPeerBugs(t *testing.T) {
 			x.expect("status 125\r\n")
 			x.send("\r")
 			x.wait()
-			var modes []string
-			for _, l := range strings.Fields(x.all.String()) {
-				if strings.Count(l, ":") > 20 {
-					modes = append(modes, l)
-				}
-			}
-			if len(modes) != 2 || modes[0] != modes[1] {
-				t.Fatalf("terminal modes %q", modes)
-			}
+			x.sameModes()
 		}},
 		{"runc 3368: SIGURG is the runtime's own", func(t *testing.T) {
 			l := h.Start("-d", "small", "-e", "sh", "-c", `trap 'echo urg' URG; trap 'echo usr1; exit 4' USR1; echo ready; while :; do sleep 100000 & wait $!; done`)

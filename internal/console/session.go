@@ -182,27 +182,21 @@ func (s *Session) connect(start *wire.Start) (err error) {
 	s.writeMu.Lock()
 	s.control = control
 	s.writeMu.Unlock()
-	for _, x := range []struct {
-		bit  wire.Streams
-		role wire.Role
-	}{{wire.StreamStdin, wire.RoleStdin}, {wire.StreamStdout, wire.RoleStdout}, {wire.StreamStderr, wire.RoleStderr}, {wire.StreamPTY, wire.RolePTY}} {
-		if s.streams&x.bit == 0 {
-			continue
-		}
-		g, err := s.Peer.Open(x.role, nil)
+	for _, role := range s.streams.Roles() {
+		g, err := s.Peer.Open(role, nil)
 		if err != nil {
 			return err
 		}
-		switch x.role {
+		switch role {
 		case wire.RoleStdin:
 			s.stdin = g
 		case wire.RoleStdout:
-			s.outputs = append(s.outputs, newOutput(g, s.Out, "stdout", x.role))
+			s.outputs = append(s.outputs, newOutput(g, s.Out, "stdout", role))
 		case wire.RoleStderr:
-			s.outputs = append(s.outputs, newOutput(g, s.Err, "stderr", x.role))
+			s.outputs = append(s.outputs, newOutput(g, s.Err, "stderr", role))
 		case wire.RolePTY:
 			s.pty = g
-			s.outputs = append(s.outputs, newOutput(g, s.tty, "the terminal", x.role))
+			s.outputs = append(s.outputs, newOutput(g, s.tty, "the terminal", role))
 		}
 	}
 	return nil

@@ -10,6 +10,7 @@ import (
 
 	"github.com/wsl2/wsl2/internal/wire"
 	"github.com/wsl2/wsl2/launcher/api"
+	"github.com/wsl2/wsl2/launcher/internal/guestconn"
 )
 
 // Archive is a stream of tar and what is known of the file that it comes from
@@ -33,10 +34,10 @@ type Archive interface {
 func (c *Client) Import(call api.Call, a Archive, begun func(*Progress)) error {
 	call.Verb = api.VerbImport
 	call.ArchiveBytes = uint64(a.FileSize())
-	var guest *guestConn
+	var guest *guestconn.Conn
 	failed := make(chan error, 1)
 	err := c.call(call, nil, true, func(service net.Conn, r api.Ready) (err error) {
-		guest, err = dialGuest(r.VsockPath, r.Port, wire.Hello{Version: wire.Version, Role: wire.RoleArchive, Session: r.Archive}, nil)
+		guest, err = guestconn.Dial(r.VsockPath, r.Port, wire.Hello{Version: wire.Version, Role: wire.RoleArchive, Session: r.Archive}, nil)
 		if err != nil {
 			return fmt.Errorf("send the archive: %w", err)
 		}
@@ -82,7 +83,7 @@ const undoWait = 10 * time.Second
 // giveUp ends an import from this side. The service answers, or closes the
 // connection, once it has taken it back, so that the next command does not meet
 // its remains.
-func giveUp(guest *guestConn, service net.Conn) {
+func giveUp(guest *guestconn.Conn, service net.Conn) {
 	guest.Close()
 	service.SetReadDeadline(time.Now().Add(undoWait))
 	if c, ok := service.(interface{ CloseWrite() error }); !ok || c.CloseWrite() != nil {
@@ -104,7 +105,7 @@ func (p *Progress) Read() (read, size, sent int64) {
 
 // send carries the archive to the guest and tells whether all of it went. An
 // error is the archive's own; why the guest takes no more is the service's to say.
-func send(g *guestConn, p *Progress) (complete bool, err error) {
+func send(g *guestconn.Conn, p *Progress) (complete bool, err error) {
 	buf := make([]byte, archiveBuffer)
 	for {
 		n, err := p.archive.Read(buf)

@@ -14,6 +14,9 @@ import (
 	"github.com/wsl2/wsl2/internal/console"
 	"github.com/wsl2/wsl2/internal/wire"
 	"github.com/wsl2/wsl2/launcher/api"
+	"github.com/wsl2/wsl2/launcher/config"
+	"github.com/wsl2/wsl2/launcher/hostexec"
+	"github.com/wsl2/wsl2/launcher/internal/guestconn"
 )
 
 // RunSpec is one command in a distro.
@@ -50,6 +53,9 @@ type session struct {
 	lease  *net.UnixConn
 	opened api.Opened
 	id     wire.SessionID
+	hosts  *hostexec.Runner // nil until the guest asks; of the goroutine that reads the control connection
+	env    []string         // ours
+	agent  string           // our SSH agent's socket
 }
 
 // Run runs one command and returns its exit status. The error, if any, is for
@@ -60,9 +66,9 @@ func (c *Client) Run(spec RunSpec, std Stdio) (status int, err error) {
 		return StatusFailed, err
 	}
 	defer lease.Close()
-	s := &session{c: c, lease: lease, opened: opened}
+	s := &session{c: c, lease: lease, opened: opened, env: std.Environ, agent: std.Getenv("SSH_AUTH_SOCK")}
 	rand.Read(s.id[:])
-	start := wire.Start{Shell: spec.Shell, Argv: spec.Argv, User: spec.User, Cwd: spec.Cwd}
+	start := wire.Start{Shell: spec.Shell, Argv: spec.Argv, User: spec.User, Cwd: spec.Cwd, Agent: s.agent != ""}
 	if start.User == "" {
 		start.User = opened.DefaultUser
 	}
@@ -77,7 +83,7 @@ func (c *Client) Run(spec RunSpec, std Stdio) (status int, err error) {
 
 // Open opens one connection to the distro's session port.
 func (s *session) Open(role wire.Role, start *wire.Start) (console.Conn, error) {
-	g, err := dialGuest(s.opened.VsockPath, s.opened.Port, wire.Hello{Version: wire.Version, Role: role, Session: s.id}, start)
+	g, err := guestconn.Dial(s.opened.VsockPath, s.opened.Port, wire.Hello{Version: wire.Version, Role: role, Session: s.id}, start)
 	if err != nil {
 		return nil, err
 	}
@@ -87,8 +93,35 @@ func (s *session) Open(role wire.Role, start *wire.Start) (console.Conn, error) 
 // Notice, and the methods that follow, are those of console.Peer.
 func (s *session) Notice(text string) { s.c.Notice(text) }
 
-// Message has none that it knows.
-func (s *session) Message(wire.Message) bool { return false }
+// Message starts programs of the host, which run as children of this process.
+func (s *session) Message(m wire.Message) bool {
+	host, ok := m.(*wire.HostExec)
+	if !ok {
+		return false
+	}
+	if s.hosts == nil {
+		dir, _ := os.Getwd() // one that is gone: the program's start tells
+		s.hosts = &hostexec.Runner{
+			Dial: func(role wire.Role, id wire.SessionID) (hostexec.Conn, error) {
+				return hostexec.Dial(s.opened.VsockPath, s.opened.Port, role, id)
+			},
+			Policy: s.policy, Environ: s.env, Dir: dir,
+		}
+	}
+	if host.Kind == wire.HostAgent {
+		go s.hosts.Agent(host.Session, s.agent)
+	} else {
+		go s.hosts.Run(host.Session)
+	}
+	return true
+}
+
+// policy says which programs of the host may run. The service tells what is
+// wrong with the file.
+func (s *session) policy() hostexec.Policy {
+	settings, _ := config.Load(s.c.Paths.ConfigFile, config.ThisHost())
+	return hostexec.PolicyOf(settings)
+}
 
 // Failed gives the guest's words, with advice where there is some.
 func (s *session) Failed(f *wire.Failed) error {

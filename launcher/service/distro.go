@@ -10,6 +10,7 @@ import (
 
 	"github.com/wsl2/wsl2/internal/wire"
 	"github.com/wsl2/wsl2/launcher/api"
+	"github.com/wsl2/wsl2/launcher/hostexec"
 )
 
 // This file is the life of a distro: start, idle stop, stop, end.
@@ -26,9 +27,10 @@ type distro struct {
 	settled  chan struct{} // closed when a stop is over, which may leave it running
 	leases   map[*Lease]struct{}
 	timer    *time.Timer
-	idleSeen bool    // a DistroIdle came while it was being stopped
-	diskErr  error   // the host's file of its disk failed; the guest may have made it read-only
-	exited   *string // how its init ended before the start was over, nil if it did not
+	idleSeen bool             // a DistroIdle came while it was being stopped
+	diskErr  error            // the host's file of its disk failed; the guest may have made it read-only
+	hosts    *hostexec.Runner // nil until the guest asks
+	exited   *string          // how its init ended before the start was over, nil if it did not
 }
 
 // diskNotice tells what the guest only knows as an I/O error.
