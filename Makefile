@@ -26,9 +26,9 @@ deps: ## install what building and testing need (apt; asks for nothing)
 build: kernel initramfs wsl2 ## build everything into out/, out/wsl2 first of all
 
 .PHONY: wsl2
-wsl2: ## build out/wsl2 and out/wsl2-verbs only
+wsl2: ## build out/wsl2, out/wsl2-verbs and out/wsl2-ssh only
 	@mkdir -p $(OUT)
-	$(GO) build -trimpath -tags $(TAGS) -ldflags '$(LDFLAGS)' -o $(OUT)/ ./cmd/wsl2 ./cmd/wsl2-verbs
+	$(GO) build -trimpath -tags $(TAGS) -ldflags '$(LDFLAGS)' -o $(OUT)/ ./cmd/wsl2 ./cmd/wsl2-verbs ./cmd/wsl2-ssh
 
 .PHONY: kernel
 kernel: ## build out/vmlinux, the guest kernel (cached by the hash of its inputs)

@@ -31,6 +31,8 @@ var actions = map[string]func(*command) error{
 	"--shutdown":    shutdown,
 	"--status":      status,
 	"doctor":        doctor,
+	"ssh-config":    sshConfig,
+	"ssh-proxy":     sshProxy,
 	"completion":    completion,
 	"--version":     printVersion,
 	"--help":        printHelp,

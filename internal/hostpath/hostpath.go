@@ -61,15 +61,21 @@ func inside(dir, p string) (rest string, ok bool) {
 	return "", false
 }
 
-// escapes are those of fstab(5).
-var escape = strings.NewReplacer(`\`, `\134`, "\t", `\011`, "\n", `\012`, " ", `\040`)
-var unescape = strings.NewReplacer(`\134`, `\`, `\011`, "\t", `\012`, "\n", `\040`, " ")
+// The escapes are those of fstab(5). They are made when they are needed: every
+// command links this package.
+func escape(p string) string {
+	return strings.NewReplacer(`\`, `\134`, "\t", `\011`, "\n", `\012`, " ", `\040`).Replace(p)
+}
+
+func unescape(p string) string {
+	return strings.NewReplacer(`\134`, `\`, `\011`, "\t", `\012`, "\n", `\040`, " ").Replace(p)
+}
 
 // String is a line for each share: host path, tab, guest path, escaped as in fstab(5).
 func (t Table) String() string {
 	var b strings.Builder
 	for _, s := range t {
-		fmt.Fprintf(&b, "%s\t%s\n", escape.Replace(s.Host), escape.Replace(s.Guest))
+		fmt.Fprintf(&b, "%s\t%s\n", escape(s.Host), escape(s.Guest))
 	}
 	return b.String()
 }
@@ -79,7 +85,7 @@ func Parse(text string) (Table, error) {
 	var t Table
 	for line := range strings.Lines(text) {
 		host, guest, ok := strings.Cut(strings.TrimSuffix(line, "\n"), "\t")
-		s := Share{unescape.Replace(host), unescape.Replace(guest)}
+		s := Share{unescape(host), unescape(guest)}
 		if !ok || !clean(s.Host) || !clean(s.Guest) {
 			return nil, fmt.Errorf("%q is no share: want two absolute paths with a tab between", line)
 		}

@@ -165,6 +165,7 @@ var slow = map[string]string{
 	"github.com/urfave/cli/v2":      "it uses text/template, with which the linker keeps every method",
 	"text/template":                 "with it the linker keeps every method",
 	"regexp":                        "expressions are compiled at each start",
+	"golang.org/x/crypto":           "tables and self-tests at each start; it belongs into cmd/wsl2-ssh",
 }
 
 // TestStart: wsl2 links nothing that slows its start down; wsl2-verbs may.

@@ -187,6 +187,8 @@ func TestParseVerbs(t *testing.T) {
 		"doctor":                   "doctor: --",
 		"doctor --kvm --json":      "doctor: --kvm --json --",
 		"completion zsh":           "completion: -- zsh",
+		"ssh-config":               "ssh-config: --",
+		"ssh-proxy debian.wsl2":    "ssh-proxy: -- debian.wsl2",
 		"service":                  "service: --",
 		"vm":                       "vm: --",
 	} {
@@ -251,6 +253,7 @@ func TestParseRefuses(t *testing.T) {
 		"--terminate":               "NAME",
 		"--terminate a b":           "b",
 		"completion":                "bash|zsh|fish",
+		"ssh-proxy":                 "NAME",
 		"doctor now":                "now",
 		"--help me":                 "me",
 	} {
