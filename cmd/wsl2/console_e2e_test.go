@@ -416,3 +416,52 @@ func TestTmux(t *testing.T) {
 	step("cat /tmp/f; echo c$((40+2))", "gamma\nbeta\nc42")
 	step("exit 6", "left 6")
 }
+
+// TestGoTest is go test -exec: the test's program is the host's, its run the distro's.
+func TestGoTest(t *testing.T) {
+	h := newHost(t)
+	dir := h.Path("module")
+	testsys.Must(t, os.Mkdir(dir, 0o755))
+	for name, text := range map[string]string{
+		"go.mod": "module example.org/inside\n\ngo 1.26\n",
+		"inside_test.go": `package inside
+
+import (
+	"os"
+	"testing"
+)
+
+func TestInside(t *testing.T) {
+	text, err := os.ReadFile("/etc/os-release")
+	t.Logf("%s%v", text, err)
+}
+
+func TestFails(t *testing.T) { t.Error("as it should") }
+`} {
+		testsys.Must(t, os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644))
+	}
+	goTest := func(args ...string) testsys.Result {
+		t.Helper()
+		ctx, cancel := context.WithTimeout(context.Background(), testsys.Deadline)
+		defer cancel()
+		cmd := exec.CommandContext(ctx, "go", append([]string{"test", "-vet=off", "-count=1", "-exec", h.Exe + " -d small"}, args...)...)
+		cmd.Dir, cmd.Env = dir, append(os.Environ(), "CGO_ENABLED=0")
+		for _, kv := range h.Env { // but for HOME, where Go's caches are
+			if strings.HasPrefix(kv, "XDG_") && !strings.HasPrefix(kv, "XDG_CACHE") {
+				cmd.Env = append(cmd.Env, kv)
+			}
+		}
+		return h.Finish(ctx, cmd)
+	}
+	r := goTest("-v", "-run", "TestInside")
+	h.Want(r, 0)
+	if !strings.Contains(r.Stdout, "ID=small") || !strings.Contains(r.Stdout, "\nok ") {
+		t.Error(r)
+	}
+	if r := goTest(); r.Status != 1 || !strings.Contains(r.Stdout, "as it should") {
+		t.Error(r)
+	}
+	if out := h.OK("-d", "small", "-e", "ls", "/tmp"); strings.Contains(out, "go-build") {
+		t.Errorf("left in the distro: %s", out)
+	}
+}

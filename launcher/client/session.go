@@ -61,6 +61,13 @@ type session struct {
 // Run runs one command and returns its exit status. The error, if any, is for
 // the user, and the status is then the launcher's own.
 func (c *Client) Run(spec RunSpec, std Stdio) (status int, err error) {
+	if path := carried(&spec, std.Getenv); path != "" && c.carryIn(spec, path) {
+		defer c.carryOut(spec, path)
+	}
+	return c.run(spec, std)
+}
+
+func (c *Client) run(spec RunSpec, std Stdio) (status int, err error) {
 	lease, opened, err := c.open(&spec.Open)
 	if err != nil {
 		return StatusFailed, err

@@ -274,3 +274,36 @@ func TestGuestDir(t *testing.T) {
 		}
 	}
 }
+
+// TestCarried: only a program in a directory for temporary files is one that the
+// distro cannot have.
+func TestCarried(t *testing.T) {
+	dir := t.TempDir()
+	for name, mode := range map[string]os.FileMode{"prog": 0o755, "data": 0o644} {
+		if err := os.WriteFile(dir+"/"+name, nil, mode); err != nil {
+			t.Fatal(err)
+		}
+	}
+	env := map[string]string{"TMPDIR": dir + "/"}
+	for _, c := range []struct {
+		shell wire.Shell
+		argv  []string
+		want  bool
+	}{
+		{wire.ShellNone, []string{dir + "/prog", "a"}, true},
+		{wire.ShellStandard, []string{dir + "/prog -test.v=true"}, true},
+		{wire.ShellStandard, []string{dir + "/prog"}, true},
+		{wire.ShellNone, []string{dir + "/data"}, false},
+		{wire.ShellNone, []string{dir + "/nosuch"}, false},
+		{wire.ShellNone, []string{dir}, false},
+		{wire.ShellNone, []string{"/bin/sh"}, false},
+		{wire.ShellNone, []string{"prog"}, false},
+		{wire.ShellNone, []string{""}, false},
+		{wire.ShellLogin, nil, false},
+	} {
+		got := carried(&RunSpec{Shell: c.shell, Argv: c.argv}, func(name string) string { return env[name] })
+		if c.want && got != dir+"/prog" || !c.want && got != "" {
+			t.Errorf("%q: %q", c.argv, got)
+		}
+	}
+}
