@@ -26,9 +26,9 @@ deps: ## install what building and testing need (apt; asks for nothing)
 build: kernel initramfs wsl2 ## build everything into out/, out/wsl2 first of all
 
 .PHONY: wsl2
-wsl2: ## build out/wsl2, out/wsl2-verbs and out/wsl2-fetch only
+wsl2: ## build the executables only, without kernel and initramfs
 	@mkdir -p $(OUT)
-	$(GO) build -trimpath -tags $(TAGS) -ldflags '$(LDFLAGS)' -o $(OUT)/ ./cmd/wsl2 ./cmd/wsl2-verbs ./cmd/wsl2-fetch
+	$(GO) build -trimpath -tags $(TAGS) -ldflags '$(LDFLAGS)' -o $(OUT)/ ./cmd/wsl2 ./cmd/wsl2-verbs ./cmd/wsl2-fetch ./cmd/wsl2-ssh
 
 .PHONY: kernel
 kernel: ## build out/vmlinux, the guest kernel (cached by the hash of its inputs)
@@ -38,7 +38,7 @@ kernel: ## build out/vmlinux, the guest kernel (cached by the hash of its inputs
 .PHONY: initramfs
 initramfs: ## build out/initramfs.cpio: /init and the system distro
 	@mkdir -p $(OUT)
-	$(GO) run ./scripts/initramfs -o $(OUT)/initramfs.cpio
+	$(GO) run ./scripts/initramfs -o $(OUT)/initramfs.cpio -version '$(VERSION)'
 
 .PHONY: run
 run: ## build, import Debian and open its shell (no terminal: run one command there)

@@ -1,6 +1,7 @@
 // Command init is everything of wsl2 that runs in the VM. The kernel starts it as
 // PID 1; it starts itself again, under other names, as the init of each distro
-// and for work on disks. See packages pid1, distro and diskjob.
+// for work on disks, and as the tools that users call in a distro. See packages pid1, distro,
+// diskjob and tools.
 package main
 
 import (
@@ -11,6 +12,7 @@ import (
 	"github.com/wsl2/wsl2/guest/importer"
 	"github.com/wsl2/wsl2/guest/maintain"
 	"github.com/wsl2/wsl2/guest/pid1"
+	"github.com/wsl2/wsl2/guest/tools"
 )
 
 func main() {
@@ -24,9 +26,9 @@ func main() {
 	case maintain.Argv0:
 		os.Exit(maintain.Run(os.Args))
 	}
-	if os.Getpid() != 1 {
-		os.Stderr.WriteString("this is the init of wsl2's VM; it runs as PID 1 only\n")
-		os.Exit(125)
+	// PID 1 of a container in a distro may be one of the tools; it has their environment.
+	if os.Getpid() != 1 || os.Getenv("WSL_DISTRO_NAME") != "" {
+		os.Exit(tools.Main(os.Args))
 	}
 	pid1.Run()
 }

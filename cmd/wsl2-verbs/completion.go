@@ -28,7 +28,7 @@ func completion(c *command) error {
 }
 
 // takesDistro are the options and verbs whose value is a distro's name.
-var takesDistro = []string{"-d", "--distribution", "-t", "--terminate", "-s", "--set-default", "--unregister", "--export", "--manage"}
+var takesDistro = []string{"-d", "--distribution", "-t", "--terminate", "-s", "--set-default", "--unregister", "--export", "--manage", "ssh-proxy"}
 
 // takesFile are the verbs behind which files are completed.
 var takesFile = []string{"--import", "--import-in-place", "--export"}
@@ -142,9 +142,9 @@ func fishCompletion() string {
 		if distro[v.Long] {
 			value = "DISTRO"
 		}
-		if v.Long == "completion" {
+		if words := map[string]string{"completion": "bash zsh fish", "ssh-proxy": "(wsl2 --list --quiet 2>/dev/null)"}[v.Long]; words != "" {
 			add([]string{v.Long}, "", v.Help)
-			b.WriteString("complete -c wsl2 -n '__fish_seen_subcommand_from completion' -x -a 'bash zsh fish'\n")
+			fmt.Fprintf(&b, "complete -c wsl2 -n '__fish_seen_subcommand_from %s' -x -a '%s'\n", v.Long, words)
 			continue
 		}
 		add(append([]string{v.Long}, v.Also...), value, v.Help)

@@ -18,23 +18,25 @@ import (
 // processes of wsl2 itself.
 var actions = map[string]func(*command) error{
 	"--list":            list,
-	"--install":         install,
 	"--import":          importDistro,
-	"--import-in-place": importInPlace,
-	"--export":          export,
-	"--manage":          manage,
 	"--set-default":     setDefault,
 	"--terminate":       terminate,
 	"--unregister":      unregister,
 	"--shutdown":        shutdown,
 	"--status":          status,
-	"--update":          update,
-	"--uninstall":       uninstall,
 	"doctor":            doctor,
+	"ssh-config":        sshConfig,
+	"ssh-proxy":         sshProxy,
 	"completion":        completion,
-	"tools":             packTools,
 	"--version":         printVersion,
 	"--help":            printHelp,
+	"--install":         install,
+	"--import-in-place": importInPlace,
+	"--export":          export,
+	"--manage":          manage,
+	"--update":          update,
+	"--uninstall":       uninstall,
+	"tools":             packTools,
 }
 
 // command is a verb under way.

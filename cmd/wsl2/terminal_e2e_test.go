@@ -75,6 +75,20 @@ func (x *terminal) wait() int {
 	return x.cmd.ProcessState.ExitCode()
 }
 
+// sameModes fails the test unless `stty -g` printed the same twice.
+func (x *terminal) sameModes() {
+	x.t.Helper()
+	var modes []string
+	for _, l := range strings.Fields(x.all.String()) {
+		if strings.Count(l, ":") > 20 {
+			modes = append(modes, l)
+		}
+	}
+	if len(modes) != 2 || modes[0] != modes[1] {
+		x.t.Errorf("terminal modes %q", modes)
+	}
+}
+
 // TestTerminal is a person at a shell: prompt, echo, size, ^C, ^D, exit.
 func TestTerminal(t *testing.T) {
 	h := newHost(t)
@@ -120,15 +134,7 @@ func TestTerminal(t *testing.T) {
 		x.expect("status 3\r\n")
 		x.send("\r")
 		x.wait()
-		var modes []string
-		for _, l := range strings.Fields(x.all.String()) {
-			if strings.Count(l, ":") > 20 {
-				modes = append(modes, l)
-			}
-		}
-		if len(modes) != 2 || modes[0] != modes[1] {
-			t.Errorf("terminal modes %q", modes)
-		}
+		x.sameModes()
 	})
 
 	t.Run("only some streams are the terminal", func(t *testing.T) {

@@ -34,6 +34,7 @@ import (
 	"github.com/wsl2/wsl2/guest/session"
 	"github.com/wsl2/wsl2/guest/untar"
 	"github.com/wsl2/wsl2/internal/wire"
+	"github.com/wsl2/wsl2/internal/wslconf"
 )
 
 // Argv0 is the name under which /init is a distro's init; os.Args[1] is the
@@ -142,8 +143,15 @@ func (d *distro) start(m *wire.StartDistro, port uint32) error {
 			return diskError{err}
 		}
 	}
+	init, initErr := openInit()
 	if err := enter(); err != nil {
 		return err
+	}
+	if initErr == nil {
+		initErr = installTools(init)
+	}
+	if initErr != nil { // a disk that is read-only, say
+		d.log.Errorf("%s: no tools: %v", d.name, initErr)
 	}
 	// One thing that cannot be mounted must not lock the user out of the rest.
 	if err := mounts.All(root); err != nil {
@@ -177,6 +185,8 @@ func (d *distro) start(m *wire.StartDistro, port uint32) error {
 		Hostname: m.Hostname,
 		Logf:     d.log.Printf,
 		OnQuiet:  perhapsIdle,
+		Interop:  interopDir(),
+		StandIn:  func(id wire.SessionID) error { d.send(&wire.HostExec{Session: id}); return nil },
 	})
 	go func() {
 		for range quiet {
@@ -191,6 +201,16 @@ func (d *distro) start(m *wire.StartDistro, port uint32) error {
 		}
 	}()
 	return nil
+}
+
+// interopDir is where sessions ask for programs of the host, "" if the distro
+// wants none.
+func interopDir() string {
+	text, _ := os.ReadFile(wslconf.Path) // most have none
+	if !wslconf.Bool(string(text), "interop", "enabled", true) {
+		return ""
+	}
+	return session.InteropDir
 }
 
 // mountSystem unpacks the system distro into a tmpfs: a root of its own, which

@@ -4,6 +4,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	m "github.com/wsl2/wsl2/guest/mounts"
+	"github.com/wsl2/wsl2/guest/session"
+	"github.com/wsl2/wsl2/guest/tools"
 )
 
 // outer are the mounts of the VM's own root that a distro's namespace inherits
@@ -18,6 +20,7 @@ var root = []m.Item{
 	m.Mount{FSType: "proc", Target: "/proc", Flags: m.NoSuidDevExec, Why: "its own pid namespace"},
 	m.Mount{FSType: "sysfs", Target: "/sys", Flags: m.NoSuidDevExec, Why: "udev, docker, lscpu"},
 	m.Mount{FSType: "cgroup2", Target: "/sys/fs/cgroup", Flags: m.NoSuidDevExec, Data: "nsdelegate", Optional: true, Why: "the distro's subtree, delegated"},
+	m.Mount{FSType: "binfmt_misc", Target: "/proc/sys/fs/binfmt_misc", Flags: m.NoSuidDevExec, Optional: true, Why: "programs for other systems, qemu-user"},
 	m.Mount{FSType: "tmpfs", Target: "/dev", Flags: unix.MS_NOSUID, Data: "mode=755,size=1m", Why: "nodes of its own"},
 	m.Mount{FSType: "devpts", Target: "/dev/pts", Flags: unix.MS_NOSUID | unix.MS_NOEXEC, Data: "newinstance,ptmxmode=0666,mode=620,gid=5", Why: "terminals of its own; gid 5 is tty"},
 	m.Mount{FSType: "tmpfs", Target: "/dev/shm", Flags: m.NoSuidDev, Data: "mode=1777", Why: "shm_open(3)"},
@@ -25,6 +28,9 @@ var root = []m.Item{
 	m.Mount{FSType: "tmpfs", Target: "/run", Flags: m.NoSuidDev, Data: "mode=755", Why: "hier(7): empty at each start"},
 	m.Dir{Path: "/run/lock", Mode: 0o1777, Why: "/var/lock points here"},
 	m.Dir{Path: "/run/user", Mode: 0o755, Why: "XDG_RUNTIME_DIR"},
+	m.Dir{Path: "/run/wsl2", Mode: 0o755, Why: "what the VM tells its distros"},
+	m.Dir{Path: "/run/wsl2/bin", Mode: 0o755},
+	m.Link{Path: session.Browser, To: tools.Init, Why: "$BROWSER: pages open on the host"},
 	m.Dir{Path: "/tmp", Mode: 0o1777, Why: "some images lack it"},
 
 	m.Node{Path: "/dev/null", Mode: 0o666, Major: 1, Minor: 3},

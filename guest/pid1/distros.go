@@ -196,6 +196,8 @@ func (v *vm) read(d *distroProc, answer chan<- *wire.Reply) {
 		case *wire.DistroIdle:
 			// Also while it stops: a stop that is refused must not swallow it.
 			v.send(&wire.DistroIdle{Name: d.name})
+		case *wire.HostExec:
+			v.send(&wire.HostExec{Session: m.Session, Distro: d.name})
 		default:
 			v.log.Errorf("distro %s: unexpected %v", d.name, m.Type())
 		}

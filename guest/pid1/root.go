@@ -25,6 +25,8 @@ var forDistros = []m.Item{
 	m.Value{Path: cgroupRoot + "/cgroup.subtree_control", Value: "+pids"},
 	m.Value{Path: "/proc/sys/kernel/dmesg_restrict", Value: "0", Why: "dmesg for users, as in WSL"},
 	m.Value{Path: "/proc/sys/fs/inotify/max_user_watches", Value: "524288", Why: "editors watch whole trees"},
+	m.Mount{FSType: "binfmt_misc", Target: "/proc/sys/fs/binfmt_misc", Flags: m.NoSuidDevExec, Why: "the line below, which holds in every distro"},
+	m.Value{Path: "/proc/sys/fs/binfmt_misc/register", Value: ":WSLInterop:M::MZ::/init:FP", Why: "Windows programs are the host's to run; F: this /init, whatever a distro has there"},
 }
 
 // loopbackUp brings up lo, which every distro shares.

@@ -14,7 +14,7 @@ import (
 func (x *session) hangup() {
 	x.closeConns()
 	for _, o := range x.outputs {
-		o.finish()
+		o.Finish()
 	}
 	// The leader may be gone while its children live, so the session is looked up.
 	hangupProcesses(func(p procStat) bool { return p.session == x.process.PID })

@@ -102,6 +102,11 @@ func newProgram(cfg *Config, m *wire.Start) (*program, error) {
 	return p, nil
 }
 
+// groups are the user's as initgroups(3) sets them, with the primary one.
+func (p *program) groups() []uint32 {
+	return append([]uint32{p.user.GID}, p.user.Groups...)
+}
+
 // environment is an ordered list of K=V in which later settings win.
 type environment struct{ list []string }
 

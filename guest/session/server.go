@@ -49,6 +49,10 @@ type Config struct {
 	// AssemblyTimeout bounds the wait for a Hello, for Start and for a session's
 	// connections; 0 means 10 s.
 	AssemblyTimeout time.Duration
+	// Interop is the directory of the sockets for host programs (InteropDir); ""
+	// turns host programs off. StandIn asks the service for one, in place of a client.
+	Interop string
+	StandIn func(wire.SessionID) error
 	// OnQuiet, if set, is called when the last session has been served. It must
 	// not block.
 	OnQuiet func()
@@ -68,7 +72,8 @@ type conn interface {
 
 // Server serves any number of listeners and sessions.
 type Server struct {
-	cfg Config // immutable
+	cfg     Config   // immutable
+	interop *interop // nil if it is off; immutable
 
 	mu       sync.Mutex
 	closing  bool
@@ -93,6 +98,14 @@ func NewServer(cfg Config) *Server {
 		sessions: map[*session]struct{}{},
 	}
 	close(s.quiet)
+	if cfg.Interop != "" {
+		var err error
+		if s.interop, err = newInterop(s, cfg.Interop, cfg.StandIn); err != nil {
+			cfg.Logf("no programs of the host: %v", err)
+		} else {
+			go s.interop.refill()
+		}
+	}
 	return s
 }
 
@@ -139,6 +152,9 @@ func (s *Server) Close() {
 	s.mu.Lock()
 	s.closing = true
 	s.mu.Unlock()
+	if s.interop != nil {
+		s.interop.close()
+	}
 }
 
 // Wait waits until no session is left or timeout has passed, and then cuts off
@@ -211,6 +227,14 @@ func (s *Server) handle(c conn) {
 	if !ok {
 		s.refuse(c, fmt.Errorf("%w: %v instead of Hello", wire.ErrMalformed, m.Type()))
 		return
+	}
+	if s.interop != nil && hello.Role != wire.RoleControl {
+		if taken, err := s.interop.deliver(c, hello); taken {
+			if err != nil {
+				s.cfg.Logf("interop: %v", err)
+			}
+			return
+		}
 	}
 	switch hello.Role {
 	case wire.RoleControl:

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/wsl2/wsl2/guest/reaper"
+	"github.com/wsl2/wsl2/internal/relay"
 	"github.com/wsl2/wsl2/internal/wire"
 )
 
@@ -21,12 +22,14 @@ import (
 type session struct {
 	srv     *Server
 	control conn
+	sendMu  sync.Mutex             // serialises frames on control
 	conns   [wire.RolePTY + 1]conn // data connections by role; immutable once running
 
+	uid     uint32 // the program's user; set by start
 	process *reaper.Process
-	outputs []*output
+	outputs []*relay.Output
 	// By role, nil where the stream has no connection; for Exited's counts.
-	stdout, stderr, pty *output
+	stdout, stderr, pty *relay.Output
 	master              *os.File // the pty's, or nil; closed by its output
 	stdin               *os.File // the program's stdin pipe, or nil; closed by its input
 
@@ -54,7 +57,7 @@ func (s *Server) control(c conn, id wire.SessionID) {
 		return
 	}
 	x := &session{srv: s, control: c}
-	x.conns, err = s.gather(a, id, roles(start.Streams), deadline)
+	x.conns, err = s.gather(a, id, start.Streams.Roles(), deadline)
 	if err != nil {
 		s.refuse(c, err)
 		return
@@ -66,25 +69,6 @@ func (s *Server) control(c conn, id wire.SessionID) {
 	defer s.unregister(x)
 	c.SetReadDeadline(time.Time{}) //nolint:errcheck // a dead connection shows at the next read
 	x.serve(r, start)
-}
-
-// roles lists the connections that a session with these streams consists of.
-func roles(streams wire.Streams) []wire.Role {
-	list := make([]wire.Role, 0, 4)
-	for _, s := range []struct {
-		bit  wire.Streams
-		role wire.Role
-	}{
-		{wire.StreamStdin, wire.RoleStdin},
-		{wire.StreamStdout, wire.RoleStdout},
-		{wire.StreamStderr, wire.RoleStderr},
-		{wire.StreamPTY, wire.RolePTY},
-	} {
-		if streams&s.bit != 0 {
-			list = append(list, s.role)
-		}
-	}
-	return list
 }
 
 // register makes x known to Wait, which may cut it off; false if the server is closing.
@@ -121,6 +105,8 @@ func (x *session) closeConns() {
 const controlTimeout = 10 * time.Second
 
 func (x *session) send(m wire.Message) error {
+	x.sendMu.Lock()
+	defer x.sendMu.Unlock()
 	x.control.SetWriteDeadline(time.Now().Add(controlTimeout)) //nolint:errcheck // Write tells
 	return wire.Write(x.control, m)
 }
@@ -129,22 +115,43 @@ func (x *session) send(m wire.Message) error {
 // client is gone.
 func (x *session) serve(r io.Reader, m *wire.Start) {
 	defer x.closeConns()
+	var socket *net.UnixListener
+	var err error
+	if i := x.srv.interop; i != nil {
+		if socket, err = i.socket(); err != nil {
+			x.srv.cfg.Logf("no programs of the host: %v", err)
+		} else {
+			defer func() {
+				socket.Close()
+				i.end(x)
+				i.refill()
+			}()
+			env := []string{"WSL_INTEROP=" + socket.Addr().String(), "BROWSER=" + Browser}
+			if m.Agent {
+				env = append(env, "SSH_AUTH_SOCK="+socket.Addr().String())
+			}
+			m.Env = append(env, m.Env...) // what the client says wins
+		}
+	}
 	notice, err := x.start(m)
+	if socket != nil { // only now is it known whose session it is
+		go x.srv.interop.serve(socket, x)
+	}
 	if err != nil {
 		x.send(toFailed(err)) //nolint:errcheck // the client may be gone
 		return
 	}
 	err = x.send(&wire.Started{PID: uint32(x.process.PID), Notice: notice})
 	for _, o := range x.outputs {
-		go o.run()
+		go o.Run()
 	}
 	if x.stdin != nil {
 		// Wakes an input that waits for room in the pipe; its own Close may be second.
 		defer x.stdin.Close()
-		go stdin(x.stdin, x.conns[wire.RoleStdin])
+		go relay.Stdin(x.stdin, x.conns[wire.RoleStdin])
 	}
 	if x.master != nil {
-		go input(x.master, x.conns[wire.RolePTY])
+		go relay.Input(x.master, x.conns[wire.RolePTY])
 	}
 	if err != nil {
 		x.hangup()
@@ -161,11 +168,11 @@ func (x *session) serve(r io.Reader, m *wire.Start) {
 		return
 	}
 	for _, o := range x.outputs {
-		o.finish()
+		o.Finish()
 	}
 	for _, o := range x.outputs {
 		select {
-		case <-o.done:
+		case <-o.Done:
 		case <-gone:
 			x.hangup()
 			return
@@ -183,11 +190,11 @@ func (x *session) exited(status syscall.WaitStatus) *wire.Exited {
 		m.Status = uint8(status.ExitStatus())
 	}
 	for _, c := range []struct {
-		o *output
+		o *relay.Output
 		n *uint64
 	}{{x.stdout, &m.StdoutBytes}, {x.stderr, &m.StderrBytes}, {x.pty, &m.PTYBytes}} {
 		if c.o != nil {
-			*c.n = c.o.bytes
+			*c.n = c.o.Bytes
 		}
 	}
 	return m
@@ -245,6 +252,7 @@ func (x *session) start(m *wire.Start) (notice string, err error) {
 	if err != nil {
 		return "", err
 	}
+	x.uid = p.user.UID
 	var theirs, ours closer // the child's ends; and ours, kept if all goes well
 	defer theirs.close()
 	defer func() {
@@ -256,7 +264,7 @@ func (x *session) start(m *wire.Start) (notice string, err error) {
 		Env: p.env,
 		Sys: &syscall.SysProcAttr{
 			Setsid:     true,
-			Credential: &syscall.Credential{Uid: p.user.UID, Gid: p.user.GID, Groups: p.user.Groups},
+			Credential: &syscall.Credential{Uid: p.user.UID, Gid: p.user.GID, Groups: p.groups()},
 		},
 	}
 	tty := -1
@@ -268,7 +276,7 @@ func (x *session) start(m *wire.Start) (notice string, err error) {
 		theirs.add(func() { unix.Close(tty) })
 		ours.add(func() { master.Close() })
 		x.master = master
-		x.pty = newOutput(master, x.conns[wire.RolePTY], false)
+		x.pty = relay.NewOutput(master, x.conns[wire.RolePTY], false)
 		x.outputs = append(x.outputs, x.pty)
 	}
 	// fallback is the stream without a connection: the terminal or /dev/null.
@@ -277,7 +285,7 @@ func (x *session) start(m *wire.Start) (notice string, err error) {
 	for i, s := range []struct {
 		bit  wire.Streams
 		role wire.Role
-		out  **output
+		out  **relay.Output
 	}{
 		{wire.StreamStdin, wire.RoleStdin, nil},
 		{wire.StreamStdout, wire.RoleStdout, &x.stdout},
@@ -294,7 +302,7 @@ func (x *session) start(m *wire.Start) (notice string, err error) {
 			fds[i] = uintptr(fallback)
 			continue
 		}
-		mine, child, err := pipe(s.role != wire.RoleStdin, p.user.UID)
+		mine, child, err := relay.Pipe(s.role != wire.RoleStdin, p.user.UID)
 		if err != nil {
 			return "", err
 		}
@@ -305,7 +313,7 @@ func (x *session) start(m *wire.Start) (notice string, err error) {
 			x.stdin = mine
 			continue
 		}
-		*s.out = newOutput(mine, x.conns[s.role], true)
+		*s.out = relay.NewOutput(mine, x.conns[s.role], true)
 		x.outputs = append(x.outputs, *s.out)
 	}
 	if tty >= 0 {
@@ -328,31 +336,6 @@ func (x *session) start(m *wire.Start) (notice string, err error) {
 		return err
 	})
 	return notice, err
-}
-
-// pipe returns a pipe: our end on the runtime's poller, the child's blocking as
-// programs expect. The user owns it, so that /dev/stdout can be reopened.
-func pipe(weRead bool, uid uint32) (mine *os.File, child int, err error) {
-	var p [2]int
-	if err := unix.Pipe2(p[:], unix.O_CLOEXEC); err != nil {
-		return nil, -1, fmt.Errorf("make a pipe: %w", err)
-	}
-	our, child := p[1], p[0]
-	if weRead {
-		our, child = p[0], p[1]
-	}
-	if uid != 0 {
-		err = unix.Fchown(child, int(uid), -1)
-	}
-	if err == nil {
-		err = unix.SetNonblock(our, true)
-	}
-	if err != nil {
-		unix.Close(p[0])
-		unix.Close(p[1])
-		return nil, -1, fmt.Errorf("set up a pipe: %w", err)
-	}
-	return os.NewFile(uintptr(our), "pipe"), child, nil
 }
 
 // closer collects what has to be closed.

@@ -46,10 +46,11 @@ func TestMain(m *testing.M) {
 const limit = 60 * time.Second
 
 type rig struct {
-	quiet chan struct{}
-	t     testing.TB
-	srv   *Server
-	path  string
+	quiet   chan struct{}
+	standIn chan wire.SessionID // what the service is asked
+	t       testing.TB
+	srv     *Server
+	path    string
 }
 
 // newRig serves sessions on a unix socket, with a root whose etc is ours.
@@ -65,7 +66,9 @@ func newRigTimeout(t testing.TB, timeout time.Duration) *rig {
 	must(t, os.WriteFile(root+"/etc/default/locale", []byte("LANG=\"de_DE.UTF-8\"\n"), 0o644))
 	r := &rig{t: t, path: root + "/sock"}
 	r.quiet = make(chan struct{}, 1)
+	r.standIn = make(chan wire.SessionID, 8)
 	r.srv = NewServer(Config{Reaper: theReaper, Distro: "debian", Hostname: "box", Root: root, AssemblyTimeout: timeout,
+		Interop: root + "/interop", StandIn: func(id wire.SessionID) error { r.standIn <- id; return nil },
 		OnQuiet: func() {
 			select {
 			case r.quiet <- struct{}{}:
@@ -217,7 +220,7 @@ func TestEnvironment(t *testing.T) {
 	c.started()
 	got := c.exactly(c.stdout, c.exited().StdoutBytes)
 	want := strings.Join([]string{"HOSTTYPE=x86_64", "LANG=C", "PATH=" + defaultPath, "NAME=box", "WSL_DISTRO_NAME=debian",
-		"HOME=/tmp", "USER=ann", "LOGNAME=ann", "SHELL=/bin/sh", "A=2"}, "\n") + "\n"
+		"HOME=/tmp", "USER=ann", "LOGNAME=ann", "SHELL=/bin/sh", "WSL_INTEROP=" + filepath.Dir(r.path) + "/interop/1", "BROWSER=" + Browser, "A=2"}, "\n") + "\n"
 	if got != want {
 		t.Errorf("got\n%s\nwant\n%s", got, want)
 	}

@@ -165,12 +165,13 @@ var slow = map[string]string{
 	"github.com/klauspost/compress":          "1.5 ms of tables at each start",
 	"github.com/ulikunitz/xz":                "tables at each start",
 	"github.com/urfave/cli/v2":               "it uses text/template, with which the linker keeps every method",
+	"text/template":                          "with it the linker keeps every method",
+	"regexp":                                 "expressions are compiled at each start",
+	"golang.org/x/crypto":                    "tables and self-tests at each start; it belongs into cmd/wsl2-ssh",
 	"github.com/google/go-containerregistry": "1 ms of tables at each start",
 	"net/http":                               "tables at each start",
 	"archive/tar":                            "tables at each start",
 	"debug/elf":                              "tables at each start",
-	"text/template":                          "with it the linker keeps every method",
-	"regexp":                                 "expressions are compiled at each start",
 }
 
 // TestStart: wsl2 links nothing that slows its start down; wsl2-verbs may.

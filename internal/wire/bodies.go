@@ -15,7 +15,7 @@ func (m *Hello) appendBody(b []byte) []byte {
 
 func (m *Hello) readBody(d *decoder) {
 	m.Version = d.checkVersion(true)
-	if m.Role = Role(d.atMost(d.u8(), uint8(RoleArchive), "role")); m.Role == 0 {
+	if m.Role = Role(d.atMost(d.u8(), uint8(RoleHost), "role")); m.Role == 0 {
 		d.fail("unknown role 0")
 	}
 	m.Session = d.session()
@@ -183,7 +183,7 @@ func (m *Start) appendBody(b []byte) []byte {
 	b = appendString(b, m.Cwd)
 	b = appendStrings(b, m.Env)
 	b = append(b, byte(m.Streams))
-	return m.Size.append(b)
+	return appendBool(m.Size.append(b), m.Agent)
 }
 
 func (m *Start) readBody(d *decoder) {
@@ -195,6 +195,7 @@ func (m *Start) readBody(d *decoder) {
 	const all = StreamStdin | StreamStdout | StreamStderr | StreamPTY
 	m.Streams = Streams(d.atMost(d.u8(), uint8(all), "streams"))
 	m.Size.read(d)
+	m.Agent = d.bool()
 }
 
 func (*Started) Type() Type { return TypeStarted }
@@ -248,6 +249,18 @@ func (m *Exited) readBody(d *decoder) {
 	m.PTYBytes = d.u64()
 }
 
+func (*HostExec) Type() Type { return TypeHostExec }
+
+func (m *HostExec) appendBody(b []byte) []byte {
+	return appendString(append(append(b, m.Session[:]...), byte(m.Kind)), m.Distro)
+}
+
+func (m *HostExec) readBody(d *decoder) {
+	m.Session = d.session()
+	m.Kind = HostKind(d.atMost(d.u8(), uint8(HostAgent), "kind of host program"))
+	m.Distro = d.string()
+}
+
 func (s WindowSize) append(b []byte) []byte { return appendU16(appendU16(b, s.Rows), s.Cols) }
 
 func (s *WindowSize) read(d *decoder) {
@@ -293,6 +306,8 @@ func (t Type) String() string {
 		return "Signal"
 	case TypeExited:
 		return "Exited"
+	case TypeHostExec:
+		return "HostExec"
 	}
 	return fmt.Sprintf("Type(%d)", uint8(t))
 }

@@ -44,6 +44,7 @@ const (
 	TypeResize       Type = 51
 	TypeSignal       Type = 52
 	TypeExited       Type = 53
+	TypeHostExec     Type = 54
 )
 
 // newMessage returns an empty message of type t, or nil.
@@ -85,6 +86,8 @@ func newMessage(t Type) Message {
 		return new(Signal)
 	case TypeExited:
 		return new(Exited)
+	case TypeHostExec:
+		return new(HostExec)
 	}
 	return nil
 }

@@ -28,12 +28,13 @@ func samples() []Message {
 		&DistroExited{Name: "debian", Text: "killed"},
 		&DistroIdle{Name: "debian"},
 		&Start{Shell: ShellLogin, Argv: []string{"a", "", "b c"}, User: "root", Cwd: "~", Env: []string{"TERM=xterm"},
-			Streams: StreamStdin | StreamPTY, Size: WindowSize{Rows: 24, Cols: 80}},
+			Streams: StreamStdin | StreamPTY, Size: WindowSize{Rows: 24, Cols: 80}, Agent: true},
 		&Started{PID: 42, Notice: "no such directory"},
 		&Failed{Code: CodeNotFound, Text: "x: not found"},
 		&Resize{Size: WindowSize{Rows: 1, Cols: 65535}},
 		&Signal{Number: 15},
 		&Exited{Status: 3, Signal: 9, StdoutBytes: 1 << 33, StderrBytes: 2, PTYBytes: 3},
+		&HostExec{Session: SessionID{1, 2, 15: 3}, Kind: HostAgent, Distro: "debian"},
 	}
 }
 

@@ -17,6 +17,9 @@ const (
 	// RoleArchive carries a tar on the port of an ImportReady: host → guest for
 	// Import and Maintain, guest → host for Export. Its SessionID is the request's Archive.
 	RoleArchive
+	// RoleHost is the control connection of a host program's session (HostExec),
+	// in which the guest is the one that starts.
+	RoleHost
 )
 
 // Hello is the first message on every connection to a guest port.
@@ -168,6 +171,18 @@ const (
 	StreamPTY
 )
 
+// Roles lists the connections that a session with these streams consists of,
+// beside its control connection.
+func (s Streams) Roles() []Role {
+	list := make([]Role, 0, 4)
+	for i, role := range [...]Role{RoleStdin, RoleStdout, RoleStderr, RolePTY} {
+		if s&(1<<i) != 0 {
+			list = append(list, role)
+		}
+	}
+	return list
+}
+
 // WindowSize is a terminal's size in characters.
 type WindowSize struct{ Rows, Cols uint16 }
 
@@ -181,6 +196,8 @@ type Start struct {
 	Env     []string
 	Streams Streams
 	Size    WindowSize
+	// Agent says that the client has an SSH agent: the guest sets SSH_AUTH_SOCK.
+	Agent bool
 }
 
 // Started reports the program's pid in the distro's pid namespace. Notice is
@@ -210,6 +227,26 @@ type Exited struct {
 	Signal                             uint8
 	StdoutBytes, StderrBytes, PTYBytes uint64
 }
+
+// HostExec asks for a session the other way round: a program of the host, in
+// the streams of a process of the guest. The launcher opens the connections, to
+// the distro's session port.
+type HostExec struct {
+	Session SessionID
+	Kind    HostKind
+	Distro  string // on the control channel; empty on a session's own connection
+}
+
+// HostKind is what a HostExec asks for.
+type HostKind uint8
+
+// Kinds.
+const (
+	HostProgram HostKind = iota
+	// HostAgent is the caller's SSH agent: after Hello, the RoleHost connection
+	// carries its protocol (RFC draft-ietf-sshm-ssh-agent), both ways.
+	HostAgent
+)
 
 // Code is why something failed; the launcher maps it to an exit status and
 // advice, once.

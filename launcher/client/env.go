@@ -1,14 +1,19 @@
 package client
 
 import (
-	"slices"
+	"os"
+	"path/filepath"
 	"strings"
+
+	"github.com/wsl2/wsl2/internal/hostpath"
+	"github.com/wsl2/wsl2/internal/wslenv"
+	"github.com/wsl2/wsl2/launcher/api"
 )
 
 // guestEnv is what a session takes over from the caller's environment: the
 // language, what describes the terminal if there is one, and what WSLENV names.
 // All else stays on the host.
-func guestEnv(std Stdio, tty bool) []string {
+func guestEnv(std Stdio, tty bool, shares hostpath.Table) []string {
 	var env []string
 	for _, kv := range std.Environ {
 		name, value, _ := strings.Cut(kv, "=")
@@ -22,28 +27,21 @@ func guestEnv(std Stdio, tty bool) []string {
 			env = append(env, kv)
 		}
 	}
-	if list := std.Getenv("WSLENV"); list != "" {
-		env = append(env, wslEnv(list, std.Environ)...)
-	}
-	return env
+	return append(env, wslenv.Select(std.Getenv("WSLENV"), std.Environ, wslenv.ToGuest, shares.ToGuest)...)
 }
 
-// wslEnv returns the variables that a WSLENV list hands to the guest, WSLENV
-// itself included: entries NAME[/flags] with flags p (path), l (list of paths),
-// u (host to guest only), w (guest to host only). An entry with another flag is
-// skipped. Host paths have no place in the guest yet, so that entries with p and l pass
-// nothing.
-func wslEnv(list string, environ []string) []string {
-	env := []string{"WSLENV=" + list}
-	for entry := range strings.SplitSeq(list, ":") {
-		name, flags, _ := strings.Cut(entry, "/")
-		if name == "" || strings.Trim(flags, "plu") != "" || strings.ContainsAny(flags, "pl") {
-			continue
-		}
-		i := slices.IndexFunc(environ, func(kv string) bool { return strings.HasPrefix(kv, name+"=") })
-		if i >= 0 {
-			env = append(env, environ[i])
-		}
+// guestDir is the distro's path of a directory of the host.
+func guestDir(dir string, shares hostpath.Table) (string, error) {
+	abs, err := filepath.Abs(dir)
+	if err != nil {
+		return "", err
 	}
-	return env
+	if _, err := os.Stat(abs); err != nil {
+		return "", err
+	}
+	guest, ok := shares.ToGuest(abs)
+	if !ok {
+		return "", api.Errorf(api.CodeFailed, "give an absolute path in the distro", "%s lies in no directory that is shared with the distro", abs)
+	}
+	return guest, nil
 }

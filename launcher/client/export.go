@@ -11,6 +11,7 @@ import (
 	"github.com/wsl2/wsl2/images"
 	"github.com/wsl2/wsl2/internal/wire"
 	"github.com/wsl2/wsl2/launcher/api"
+	"github.com/wsl2/wsl2/launcher/internal/guestconn"
 )
 
 // Compressor wraps what an archive is written to (package images/archive).
@@ -68,13 +69,13 @@ func exportArchive(r api.Ready, compress Compressor, out io.Writer, progress ima
 	if err != nil {
 		return err
 	}
-	guest, err := dialGuest(r.VsockPath, r.Port, wire.Hello{Version: wire.Version, Role: wire.RoleArchive, Session: r.Archive}, nil)
+	guest, err := guestconn.Dial(r.VsockPath, r.Port, wire.Hello{Version: wire.Version, Role: wire.RoleArchive, Session: r.Archive}, nil)
 	if err != nil {
 		return fmt.Errorf("receive the archive: %w", err)
 	}
 	defer guest.Close()
 	in := &meter{r: guest, total: r.Bytes, progress: progress}
-	_, err = io.CopyBuffer(z, in, make([]byte, bigBuffer))
+	_, err = io.CopyBuffer(z, in, make([]byte, archiveBuffer))
 	if in.failed {
 		return nil // the VM has ended, and the service says so
 	}

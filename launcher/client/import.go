@@ -10,6 +10,7 @@ import (
 	"github.com/wsl2/wsl2/images"
 	"github.com/wsl2/wsl2/internal/wire"
 	"github.com/wsl2/wsl2/launcher/api"
+	"github.com/wsl2/wsl2/launcher/internal/guestconn"
 )
 
 // Archive is a stream of tar and what is known of the file that it comes from
@@ -34,11 +35,11 @@ func (c *Client) Import(call api.Call, a Archive, progress images.Progress) (api
 	if n := a.FileSize(); n > 0 {
 		call.ArchiveBytes = uint64(n)
 	}
-	var guest *guestConn
+	var guest *guestconn.Conn
 	failed := make(chan error, 1)
 	var made api.Installed
 	err := c.call(call, &made, true, func(service net.Conn, r api.Ready) (err error) {
-		guest, err = dialGuest(r.VsockPath, r.Port, wire.Hello{Version: wire.Version, Role: wire.RoleArchive, Session: r.Archive}, nil)
+		guest, err = guestconn.Dial(r.VsockPath, r.Port, wire.Hello{Version: wire.Version, Role: wire.RoleArchive, Session: r.Archive}, nil)
 		if err != nil {
 			return fmt.Errorf("send the archive: %w", err)
 		}
@@ -87,7 +88,7 @@ func (c *Client) ImportImage(call api.Call) error {
 // giveUp ends an import from this side. The service answers, or closes the
 // connection, once it has taken it back, so that the next command does not meet
 // its remains.
-func giveUp(guest *guestConn, service net.Conn) {
+func giveUp(guest *guestconn.Conn, service net.Conn) {
 	guest.Close()
 	service.SetReadDeadline(time.Now().Add(undoWait))
 	if c, ok := service.(interface{ CloseWrite() error }); !ok || c.CloseWrite() != nil {
@@ -97,8 +98,8 @@ func giveUp(guest *guestConn, service net.Conn) {
 
 // send carries the archive to the guest and tells whether all of it went. An
 // error is the archive's own; why the guest takes no more is the service's to say.
-func send(g *guestConn, a Archive, progress images.Progress) (complete bool, err error) {
-	buf := make([]byte, bigBuffer)
+func send(g *guestconn.Conn, a Archive, progress images.Progress) (complete bool, err error) {
+	buf := make([]byte, archiveBuffer)
 	for {
 		n, err := a.Read(buf)
 		if n > 0 {
@@ -121,3 +122,6 @@ func send(g *guestConn, a Archive, progress images.Progress) (complete bool, err
 		}
 	}
 }
+
+// archiveBuffer is what is read of an archive at once.
+const archiveBuffer = 256 << 10

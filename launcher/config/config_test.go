@@ -3,6 +3,7 @@ package config
 import (
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -88,6 +89,7 @@ func TestSettings(t *testing.T) {
 		"\ufeff# comment", "[General]", "InstanceIdleTimeout = -1", "", "[wsl2]", "vmIdleTimeout=2000",
 		"memory=4GB", "processors=3", `kernel="/boot/my kernel"`, `kernelCommandLine = quiet foo="a"`, "accel=tcg",
 		"nestedVirtualization=true", "defaultVhdSize=1TB",
+		"[interop]", "hostPrograms = xdg-open, git /usr/bin/code", "sshAgent=false",
 	}, "\n")
 	s := Defaults(host)
 	if w := s.parse(text, "f", host); len(w) != 0 {
@@ -95,8 +97,9 @@ func TestSettings(t *testing.T) {
 	}
 	want := Settings{InstanceIdleTimeout: -time.Millisecond, VMIdleTimeout: 2 * time.Second, BootTimeout: time.Minute,
 		DistroStartTimeout: time.Minute, MemoryBytes: 4 << 30, Processors: 3, Kernel: "/boot/my kernel",
-		KernelCommandLine: `quiet foo="a"`, Accel: "tcg", DefaultDiskBytes: 1 << 40}
-	if s != want {
+		KernelCommandLine: `quiet foo="a"`, Accel: "tcg", DefaultDiskBytes: 1 << 40,
+		Interop: true, HostPrograms: []string{"xdg-open", "git", "/usr/bin/code"}}
+	if !reflect.DeepEqual(s, want) {
 		t.Fatalf("got %+v\nwant %+v", s, want)
 	}
 }

@@ -30,6 +30,9 @@ func FindInitramfs(getenv func(string) string) (string, error) {
 	return find("initramfs", "initramfs.cpio")
 }
 
+// FindSSH returns the wsl2-ssh that came with wsl2.
+func FindSSH() (string, error) { return find("wsl2-ssh", "wsl2-ssh") }
+
 // FindVerbs returns the wsl2-verbs that came with wsl2.
 func FindVerbs() (string, error) { return find("wsl2-verbs", "wsl2-verbs") }
 

@@ -30,6 +30,11 @@ type Settings struct {
 	Accel                           string // auto, kvm or tcg
 	DefaultDiskBytes                uint64 // virtual size of a new distro's disk
 	DistributionListURL             string // of a DistributionInfo.json; "" = Microsoft's
+	// Interop says whether distros may run programs of the host, HostPrograms
+	// which: names or absolute paths, "*" for all.
+	Interop      bool
+	HostPrograms []string
+	SSHAgent     bool // distros may use the caller's SSH agent
 }
 
 // Limits of what a VM can be asked for.
@@ -64,6 +69,9 @@ func Defaults(h Host) Settings {
 		Processors:          max(min(h.CPUs, 8), 1),
 		Accel:               "auto",
 		DefaultDiskBytes:    256 << 30,
+		Interop:             true,
+		HostPrograms:        []string{"*"},
+		SSHAgent:            true,
 	}
 }
 
@@ -111,6 +119,7 @@ var knownNames = []string{
 	"general.instanceIdleTimeout", "general.distributionListUrl",
 	"wsl2.vmIdleTimeout", "wsl2.kernelBootTimeout", "wsl2.distributionStartTimeout", "wsl2.memory", "wsl2.processors",
 	"wsl2.kernel", "wsl2.kernelCommandLine", "wsl2.accel", "wsl2.defaultVhdSize",
+	"interop.enabled", "interop.hostPrograms", "interop.sshAgent",
 }
 
 // settings maps "section.key" to what stores the value; the result is a
@@ -169,6 +178,28 @@ var settings = map[string]func(s *Settings, value string, h Host) string{
 			return "Accel must be auto, kvm or tcg; ignored:"
 		}
 		s.Accel = v
+		return ""
+	},
+	"interop.enabled": func(s *Settings, v string, _ Host) string {
+		b, err := strconv.ParseBool(strings.ToLower(v))
+		if err != nil {
+			s.Interop = false // who writes this wants less, not more
+			return "Invalid boolean value (programs of the host are off)"
+		}
+		s.Interop = b
+		return ""
+	},
+	"interop.sshagent": func(s *Settings, v string, _ Host) string {
+		b, err := strconv.ParseBool(strings.ToLower(v))
+		if err != nil {
+			s.SSHAgent = false
+			return "Invalid boolean value (the SSH agent is off)"
+		}
+		s.SSHAgent = b
+		return ""
+	},
+	"interop.hostprograms": func(s *Settings, v string, _ Host) string {
+		s.HostPrograms = strings.FieldsFunc(v, func(r rune) bool { return r == ',' || r == ' ' || r == '\t' })
 		return ""
 	},
 	"wsl2.defaultvhdsize": func(s *Settings, v string, _ Host) string {

@@ -169,6 +169,8 @@ func (c *control) handle(m wire.Message) error {
 		c.req.DistroExited(m.Name, m.Text)
 	case *wire.DistroIdle:
 		c.req.DistroIdle(m.Name)
+	case *wire.HostExec:
+		c.req.HostExec(m.Distro, m.Session)
 	default:
 		return fmt.Errorf("unexpected %v", m.Type())
 	}

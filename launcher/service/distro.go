@@ -10,6 +10,7 @@ import (
 
 	"github.com/wsl2/wsl2/internal/wire"
 	"github.com/wsl2/wsl2/launcher/api"
+	"github.com/wsl2/wsl2/launcher/hostexec"
 )
 
 // This file is the life of a distro: start, idle stop, stop, end.
@@ -26,10 +27,11 @@ type distro struct {
 	settled  chan struct{} // closed when a stop is over, which may leave it running
 	leases   map[*Lease]struct{}
 	timer    *time.Timer
-	quieter  chan struct{} // closed when a lease is released or the guest says idle; nil if nobody waits
-	idleSeen bool          // a DistroIdle came while it was being stopped
-	diskErr  error         // the host's file of its disk failed; the guest may have made it read-only
-	exited   *string       // how its init ended before the start was over, nil if it did not
+	quieter  chan struct{}    // closed when a lease is released or the guest says idle; nil if nobody waits
+	idleSeen bool             // a DistroIdle came while it was being stopped
+	diskErr  error            // the host's file of its disk failed; the guest may have made it read-only
+	exited   *string          // how its init ended before the start was over, nil if it did not
+	hosts    *hostexec.Runner // nil until the guest asks
 }
 
 // diskNotice tells what the guest only knows as an I/O error.

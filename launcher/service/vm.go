@@ -56,6 +56,8 @@ type BootRequest struct {
 	// Events from the guest. They are called one at a time and must not block.
 	DistroExited func(name, text string)
 	DistroIdle   func(name string)
+	// HostExec asks for a program of the host, for a process whose client is gone.
+	HostExec func(distro string, id wire.SessionID)
 	// DiskError is told that the host could not read or write a disk's file.
 	DiskError func(slot int, err error)
 }
@@ -223,6 +225,7 @@ func (m *Manager) bootVM(v *vm) {
 		DistroExited: func(name, text string) { m.distroExited(v, name, text) },
 		DistroIdle:   func(name string) { m.distroIdle(v, name) },
 		DiskError:    func(slot int, err error) { m.diskError(v, slot, err) },
+		HostExec:     func(name string, id wire.SessionID) { m.hostExec(v, name, id) },
 	})
 	m.mu.Lock()
 	defer m.mu.Unlock()

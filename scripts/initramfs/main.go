@@ -23,17 +23,18 @@ import (
 func main() {
 	out := flag.String("o", "out/initramfs.cpio", "file to write")
 	cache := flag.String("cache", "", "directory that keeps the system distro's busybox between builds (default: beside the output)")
+	version := flag.String("version", "unknown", "what wslinfo --version says in the guest")
 	flag.Parse()
 	if *cache == "" {
 		*cache = filepath.Join(filepath.Dir(*out), ".initramfs")
 	}
-	if err := build(*out, *cache); err != nil {
+	if err := build(*out, *cache, *version); err != nil {
 		fmt.Fprintln(os.Stderr, "initramfs:", err)
 		os.Exit(1)
 	}
 }
 
-func build(out, cache string) error {
+func build(out, cache, version string) error {
 	tmp, err := os.MkdirTemp("", "wsl2-initramfs-")
 	if err != nil {
 		return err
@@ -50,7 +51,7 @@ func build(out, cache string) error {
 	if err != nil {
 		return fmt.Errorf("pack the system distro: %w", err)
 	}
-	init, err := buildInit(filepath.Join(tmp, "init"))
+	init, err := buildInit(filepath.Join(tmp, "init"), version)
 	if err != nil {
 		return fmt.Errorf("build /init: %w", err)
 	}
@@ -66,8 +67,8 @@ func build(out, cache string) error {
 }
 
 // buildInit compiles cmd/init.
-func buildInit(path string) ([]byte, error) {
-	cmd := exec.Command("go", "build", "-trimpath", "-buildvcs=false", "-ldflags=-s -w -buildid=", "-o", path, "github.com/wsl2/wsl2/cmd/init")
+func buildInit(path, version string) ([]byte, error) {
+	cmd := exec.Command("go", "build", "-trimpath", "-buildvcs=false", "-ldflags=-s -w -buildid= -X github.com/wsl2/wsl2/guest/tools.Version="+version, "-o", path, "github.com/wsl2/wsl2/cmd/init")
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOOS=linux", "GOARCH=amd64")
 	cmd.Stderr = os.Stderr
 	if err := cmd.Run(); err != nil {

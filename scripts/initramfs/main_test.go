@@ -17,7 +17,7 @@ import (
 func TestReproducible(t *testing.T) {
 	var images [2][]byte
 	for i := range images {
-		init, err := buildInit(filepath.Join(t.TempDir(), "init"))
+		init, err := buildInit(filepath.Join(t.TempDir(), "init"), "test")
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -183,11 +183,15 @@ var RunOptions = []RunOption{
 		return nil
 	}},
 	{Names: []string{"-u", "--user"}, Value: "USER", Help: "the user, by name or number", set: func(s *client.RunSpec, _ *string, v string) error { s.User = v; return nil }},
-	{Names: []string{"--cd"}, Value: "DIR", Help: "the directory: absolute in the distro, or ~", set: func(s *client.RunSpec, _ *string, v string) error {
-		if v != "~" && !strings.HasPrefix(v, "/") {
-			return Usagef("--cd %s: give an absolute path in the distro, or ~", v)
+	{Names: []string{"--cd"}, Value: "DIR", Help: "the directory: absolute in the distro, ~, or\nrelative to the caller's", set: func(s *client.RunSpec, _ *string, v string) error {
+		switch {
+		case v == "":
+			return Usagef("--cd needs a directory")
+		case v == "~" || strings.HasPrefix(v, "/"):
+			s.Cwd, s.HostCwd = v, false
+		default: // as any other command's relative path: below where the caller is
+			s.Cwd, s.HostCwd = v, true
 		}
-		s.Cwd = v
 		return nil
 	}},
 	{Names: []string{"-e", "--exec"}, Value: "PROGRAM...", Help: "run PROGRAM itself, without a shell"},

@@ -64,6 +64,8 @@ var Verbs = []Verb{
 		{Long: "kvm", Help: "only whether KVM is usable, as exit status"},
 		jsonOption,
 	}},
+	{Long: "ssh-config", Help: "print lines for ~/.ssh/config, by which ssh,\nscp, rsync and editors reach NAME.wsl2"},
+	{Long: "ssh-proxy", Args: "NAME", Min: 1, Max: 1, Help: "speak SSH for a distro on stdin and stdout"},
 	{Long: "completion", Args: "bash|zsh|fish", Min: 1, Max: 1, Help: "print a completion script for a shell"},
 	{Long: "--version", Also: []string{"-v"}, Help: "print the version"},
 	{Long: "--help", Also: []string{"-h"}, Help: "print this help"},

@@ -504,6 +504,9 @@ func (s *Session) kill(sig uint8) {
 // HangUp is closed when the client is gone.
 func (s *Session) HangUp() <-chan struct{} { return s.hup }
 
+// Signals are those that the client sends.
+func (s *Session) Signals() <-chan uint8 { return s.signals }
+
 // Start is what the client asked for.
 func (s *Session) Start() *wire.Start { return s.start }
 
@@ -532,6 +535,9 @@ func (s *Session) Stdin() io.Reader {
 	return strings.NewReader("")
 }
 
+// Terminal is what is typed; the session has a terminal.
+func (s *Session) Terminal() io.Reader { return s.streams[wire.RolePTY] }
+
 // run runs the program that Argv names.
 func (s *Session) run() {
 	defer func() {
@@ -556,6 +562,12 @@ func (s *Session) run() {
 	}
 	s.send(&wire.Started{PID: 42})
 	status, sig := program(s, argv[1:])
+	s.vm.mu.Lock()
+	ended := s.vm.ended
+	s.vm.mu.Unlock()
+	if ended { // it cannot tell any more
+		return
+	}
 	s.send(&wire.Exited{Status: status, Signal: sig,
 		StdoutBytes: s.n[wire.RoleStdout], StderrBytes: s.n[wire.RoleStderr], PTYBytes: s.n[wire.RolePTY]})
 	for role, c := range s.streams {

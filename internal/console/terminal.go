@@ -1,9 +1,12 @@
-package client
+package console
 
 import (
+	"bytes"
 	"os"
 	"os/signal"
+	"slices"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 	"golang.org/x/term"
@@ -15,7 +18,8 @@ import (
 type fileKind int
 
 const (
-	kindOther fileKind = iota // pipe, file, socket: carried byte for byte
+	kindOther fileKind = iota // a file or a device: carried byte for byte
+	kindPipe                  // a pipe or a socket: the same, with a program at its end
 	kindNull                  // /dev/null or closed
 	kindTerminal
 )
@@ -26,7 +30,11 @@ func kindOf(f *os.File) fileKind {
 	if err := unix.Fstat(fd, &st); err != nil {
 		return kindNull
 	}
-	if st.Mode&unix.S_IFMT != unix.S_IFCHR {
+	switch st.Mode & unix.S_IFMT {
+	case unix.S_IFIFO, unix.S_IFSOCK:
+		return kindPipe
+	case unix.S_IFCHR:
+	default:
 		return kindOther
 	}
 	if st.Rdev == unix.Mkdev(1, 3) {
@@ -41,12 +49,15 @@ func kindOf(f *os.File) fileKind {
 // terminal is the caller's terminal: where input and output of the session's
 // pty go, and the modes that have to be put back.
 type terminal struct {
-	in  *os.File // nil if stdin is not the terminal: then its modes stay
+	in  *os.File // where keys are read; nil if there is no keyboard: then its modes stay
 	out *os.File
 	fd  int // for its size and modes
-	// post keeps the output processing: streams that do not go through the
-	// guest's pty still print lines here.
+	// post keeps the output processing: a pipe may end in a program that prints
+	// lines on this terminal (wsl2 make | tee log).
 	post bool
+	// keys keeps ^C, ^\ and ^Z the host's: stdin comes from a pipeline whose other
+	// programs they are meant for as well (tar c . | wsl2 less).
+	keys bool
 
 	mu         sync.Mutex
 	saved      *term.State // what to restore; nil while the modes are the caller's; guarded by mu
@@ -70,12 +81,22 @@ func newTerminal(std Stdio, kinds [3]fileKind) *terminal {
 	if t.out == nil {
 		return nil
 	}
-	t.post = kinds[1] != kindTerminal || kinds[2] != kindTerminal
+	t.post = kinds[1] == kindPipe || kinds[2] == kindPipe
+	if t.in == nil && kinds[1] == kindTerminal && kinds[0] != kindNull && readable(std.Out) {
+		// A pager reads its keys from /dev/tty although its stdin is a pipe or a
+		// file. Here they come from the terminal that it prints on.
+		t.in, t.keys = std.Out, true
+	}
 	t.fd = int(t.out.Fd())
 	if t.in != nil {
 		t.fd = int(t.in.Fd())
 	}
 	return t
+}
+
+func readable(f *os.File) bool {
+	flags, err := unix.FcntlInt(f.Fd(), unix.F_GETFL, 0)
+	return err == nil && flags&unix.O_ACCMODE == unix.O_RDWR
 }
 
 // isForeground tells whether our process group owns the terminal. A terminal
@@ -100,13 +121,46 @@ func (t *terminal) raw() {
 	if t.saved == nil {
 		t.saved = state
 	}
-	if t.post {
+	if t.post || t.keys {
 		if modes, err := unix.IoctlGetTermios(t.fd, unix.TCGETS); err == nil {
-			modes.Oflag |= unix.OPOST
+			if t.post {
+				modes.Oflag |= unix.OPOST
+			}
+			if t.keys {
+				modes.Lflag |= unix.ISIG
+			}
 			unix.IoctlSetTermios(t.fd, unix.TCSETS, modes)
 		}
 	}
 	t.foreground.Broadcast()
+}
+
+// cooked tells whether the terminal adds the \r to each \n itself.
+func (t *terminal) cooked() bool {
+	modes, err := unix.IoctlGetTermios(t.fd, unix.TCGETS)
+	return err == nil && modes.Oflag&unix.OPOST != 0 && modes.Oflag&unix.ONLCR != 0
+}
+
+// suspend puts the caller's modes back until raw is called again.
+func (t *terminal) suspend() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.saved != nil {
+		term.Restore(t.fd, t.saved)
+		t.saved = nil
+	}
+}
+
+// Write prints what comes from the guest's pty, which has put a \r before each
+// \n. Where our terminal does the same, those are taken out again.
+func (t *terminal) Write(p []byte) (int, error) {
+	if !t.cooked() {
+		return t.out.Write(p)
+	}
+	if _, err := t.out.Write(bytes.ReplaceAll(p, []byte("\r\n"), []byte("\n"))); err != nil {
+		return 0, err
+	}
+	return len(p), nil
 }
 
 // restore puts the caller's modes back, for good.
@@ -142,20 +196,45 @@ func (t *terminal) size() wire.WindowSize {
 // the Go runtime's own.
 var forwarded = []os.Signal{unix.SIGHUP, unix.SIGINT, unix.SIGQUIT, unix.SIGTERM, unix.SIGUSR1, unix.SIGUSR2}
 
+// jobControl are the signals that stop us and let us go on.
+var jobControl = []os.Signal{unix.SIGTSTP, unix.SIGCONT}
+
+// rest are the other signals whose default is to end a process and that the Go
+// runtime leaves to us. To catch one costs some 20 µs, all of them as much as a short
+// command: that is left to sessions that last.
+func rest() []os.Signal {
+	list := []os.Signal{unix.SIGALRM, unix.SIGVTALRM, unix.SIGIO, unix.SIGPWR, unix.SIGXCPU, unix.SIGXFSZ, unix.SIGSTKFLT}
+	const rtMin, rtMax = 35, 64 // those below are libc's own (signal(7))
+	for n := rtMin; n <= rtMax; n++ {
+		list = append(list, unix.Signal(n))
+	}
+	return list
+}
+
+// lasting is the age at which a session is no short command any more.
+const lasting = 50 * time.Millisecond
+
 // watchSignals forwards signals to the program, follows the terminal's size, and
 // keeps SIGPIPE from ending us: a closed stdout is the program's to notice.
-func (s *session) watchSignals() (stop func()) {
+func (s *Session) watchSignals() (stop func()) {
 	ch := make(chan os.Signal, 16)
-	list := []os.Signal{unix.SIGPIPE}
-	for _, sig := range forwarded {
-		if !signal.Ignored(sig) { // nohup(1) stays in force
-			list = append(list, sig)
+	notify := func(list ...os.Signal) {
+		// nohup(1) stays in force, and so does a shell without job control.
+		list = slices.DeleteFunc(slices.Clone(list), signal.Ignored)
+		if len(list) > 0 {
+			signal.Notify(ch, list...)
 		}
 	}
+	signal.Notify(ch, unix.SIGPIPE)
+	notify(forwarded...)
 	if s.tty != nil {
-		list = append(list, unix.SIGWINCH, unix.SIGCONT)
+		signal.Notify(ch, unix.SIGWINCH)
+		notify(jobControl...)
 	}
-	signal.Notify(ch, list...)
+	late := time.AfterFunc(lasting, func() {
+		notify(rest()...)
+		notify(jobControl...) // last: what shows that the others are caught
+	})
 	done := make(chan struct{})
 	go func() {
 		for {
@@ -169,19 +248,24 @@ func (s *session) watchSignals() (stop func()) {
 	}()
 	// The signals stay caught: one that comes between the session's end and the
 	// process's must not replace the exit status.
-	return func() { close(done) }
+	return func() { late.Stop(); close(done) }
 }
 
-func (s *session) onSignal(sig unix.Signal) {
+func (s *Session) onSignal(sig unix.Signal) {
 	switch sig {
 	case unix.SIGPIPE:
 	case unix.SIGWINCH:
 		s.send(&wire.Resize{Size: s.tty.size()})
+	case unix.SIGTSTP:
+		s.stop()
 	case unix.SIGCONT:
-		s.tty.raw() // the shell that continued us has set its own modes
-		s.send(&wire.Resize{Size: s.tty.size()})
+		if s.tty != nil {
+			s.tty.raw() // the shell that continued us has set its own modes
+			s.send(&wire.Resize{Size: s.tty.size()})
+		}
+		s.send(&wire.Signal{Number: uint8(sig)})
 	case unix.SIGHUP, unix.SIGTERM:
-		if s.tty != nil && s.tty.in != nil {
+		if s.tty != nil && s.tty.in != nil && !s.tty.keys {
 			// An interactive shell ignores SIGTERM; its terminal goes away.
 			s.end(statusSignal + int(sig))
 			return
@@ -190,4 +274,14 @@ func (s *session) onSignal(sig unix.Signal) {
 	default:
 		s.send(&wire.Signal{Number: uint8(sig)})
 	}
+}
+
+// stop stops the program and then us, with the terminal as our caller left it.
+// The shell lets us go on with SIGCONT.
+func (s *Session) stop() {
+	s.send(&wire.Signal{Number: uint8(unix.SIGTSTP)})
+	if s.tty != nil {
+		s.tty.suspend()
+	}
+	unix.Kill(unix.Getpid(), unix.SIGSTOP)
 }

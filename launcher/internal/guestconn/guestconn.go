@@ -1,4 +1,5 @@
-package client
+// Package guestconn connects to a guest port through the VMM's vsock socket.
+package guestconn
 
 import (
 	"bytes"
@@ -11,9 +12,9 @@ import (
 	"github.com/wsl2/wsl2/internal/wire"
 )
 
-// guestConn is a connection to a guest port through the VM's vsock socket. Reads
+// Conn is a connection to a guest port through the VM's vsock socket. Reads
 // skip the VMM's "OK N\n", which comes when the guest has accepted.
-type guestConn struct {
+type Conn struct {
 	*net.UnixConn
 	accepted bool
 	rest     []byte // read behind the OK line, not yet handed on
@@ -22,9 +23,9 @@ type guestConn struct {
 // errRefused says that nobody listens on the guest's port.
 var errRefused = errors.New("the guest does not take the connection")
 
-// dialGuest connects to port and sends Hello and, if it is not nil, Start.
-func dialGuest(vsockPath string, port uint32, hello wire.Hello, start *wire.Start) (*guestConn, error) {
-	c, err := dialUnix(vsockPath)
+// Dial connects to port and sends Hello and, if it is not nil, Start.
+func Dial(vsockPath string, port uint32, hello wire.Hello, start *wire.Start) (*Conn, error) {
+	c, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: vsockPath, Net: "unix"})
 	if err != nil {
 		return nil, err
 	}
@@ -40,13 +41,13 @@ func dialGuest(vsockPath string, port uint32, hello wire.Hello, start *wire.Star
 		c.Close()
 		return nil, err
 	}
-	return &guestConn{UnixConn: c}, nil
+	return &Conn{UnixConn: c}, nil
 }
 
 // maxOKLine is longer than any "OK N\n".
 const maxOKLine = 32
 
-func (g *guestConn) Read(p []byte) (int, error) {
+func (g *Conn) Read(p []byte) (int, error) {
 	if len(g.rest) > 0 {
 		n := copy(p, g.rest)
 		g.rest = g.rest[n:]
@@ -85,6 +86,6 @@ func (g *guestConn) Read(p []byte) (int, error) {
 }
 
 // ReadFrom and WriteTo of the embedded connection would bypass Read.
-func (g *guestConn) WriteTo(w io.Writer) (int64, error) {
+func (g *Conn) WriteTo(w io.Writer) (int64, error) {
 	return io.Copy(w, struct{ io.Reader }{g})
 }

@@ -1,7 +1,15 @@
-package session
+// Package relay moves bytes between a program's streams and their connections, on
+// the side where the program runs.
+//
+// A stream is a pipe or a pty's master, which its relay closes. What the program
+// wrote before it ended is in the pipe or the pty when its exit is known; so an
+// Output reads until nothing is left, whoever still holds the stream open, and
+// knows then how many bytes the other side has to expect.
+package relay
 
 import (
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"sync"
@@ -21,40 +29,50 @@ const (
 
 var bigBuffers = sync.Pool{New: func() any { return new([bigBuffer]byte) }}
 
-// output relays one stream of the program to its connection.
-type output struct {
+// Conn is a stream's connection.
+type Conn interface {
+	io.ReadWriteCloser
+	CloseWrite() error
+}
+
+// Output relays one stream of the program to its connection.
+type Output struct {
 	src *os.File // pipe or pty master; on the runtime's poller
-	dst conn
+	dst Conn
 	// discards says that output after the session is read and thrown away, so
 	// that background children do not fail; false for a pty, which is hung up.
 	discards bool
 
-	bytes uint64        // valid once done is closed
-	done  chan struct{} // closed when all has been sent that Exited counts
+	// Bytes is how much has been sent. It is valid once Done is closed.
+	Bytes uint64
+	// Done is closed when all has been sent that the program wrote before its end.
+	Done chan struct{}
 }
 
-func newOutput(src *os.File, dst conn, discards bool) *output {
-	return &output{src: src, dst: dst, discards: discards, done: make(chan struct{})}
+// NewOutput returns an Output that Run has yet to run; src is on the runtime's
+// poller. discards says what becomes of output that comes after Finish.
+func NewOutput(src *os.File, dst Conn, discards bool) *Output {
+	return &Output{src: src, dst: dst, discards: discards, Done: make(chan struct{})}
 }
 
-// finish tells the relay that the program has ended: it sends what is there and
+// Finish tells the relay that the program has ended: it sends what is there and
 // does not wait for more.
-func (o *output) finish() { o.src.SetReadDeadline(time.Unix(1, 0)) } //nolint:errcheck // it fails only on a closed file, which is finished
+func (o *Output) Finish() { o.src.SetReadDeadline(time.Unix(1, 0)) } //nolint:errcheck // it fails only on a closed file, which is finished
 
-// run relays until end of file, until finish, or until the client stops
+// Run relays until end of file, until Finish, or until the client stops
 // taking the data; then the program gets SIGPIPE or EPIPE as it would in a pipeline.
 // It closes src, and half-closes dst at end of file.
-func (o *output) run() {
+func (o *Output) Run() {
 	defer o.src.Close()
 	open := o.relay()
-	close(o.done)
+	close(o.Done)
 	if open && o.discards {
 		o.discard()
 	}
 }
 
 // relay reports whether the stream is still open, with nothing left in it.
-func (o *output) relay() (open bool) {
+func (o *Output) relay() (open bool) {
 	buf := make([]byte, smallBuffer)
 	var big *[bigBuffer]byte
 	defer func() {
@@ -67,7 +85,7 @@ func (o *output) relay() (open bool) {
 		n, err := read(buf)
 		if n > 0 {
 			sent, werr := o.dst.Write(buf[:n])
-			o.bytes += uint64(sent)
+			o.Bytes += uint64(sent)
 			if werr != nil {
 				return false
 			}
@@ -105,7 +123,7 @@ const ptyBuffer = 1 << 20
 
 // buffered is how many bytes may have been written and not yet read: exact for a
 // pipe, a bound for a pty.
-func (o *output) buffered() (n int) {
+func (o *Output) buffered() (n int) {
 	if !o.discards {
 		return ptyBuffer
 	}
@@ -120,7 +138,7 @@ func (o *output) buffered() (n int) {
 
 // readNow reads what is there: EAGAIN if there is nothing. A read from a pty's
 // master first takes in what is still on its way through the line discipline.
-func (o *output) readNow(buf []byte) (n int, err error) {
+func (o *Output) readNow(buf []byte) (n int, err error) {
 	rc, err := o.src.SyscallConn()
 	if err != nil {
 		return 0, err
@@ -144,7 +162,7 @@ func (o *output) readNow(buf []byte) (n int, err error) {
 }
 
 // discard keeps the stream alive for background children until they close it.
-func (o *output) discard() {
+func (o *Output) discard() {
 	o.src.SetReadDeadline(time.Time{}) //nolint:errcheck // a closed file ends the loop below
 	buf := make([]byte, 4<<10)
 	for {
@@ -154,9 +172,9 @@ func (o *output) discard() {
 	}
 }
 
-// input relays a connection to the program until the client's end of file, an
+// Input relays a connection to the program until the client's end of file, an
 // error, or the program's closing of the stream.
-func input(dst *os.File, src conn) {
+func Input(dst *os.File, src io.Reader) {
 	buf := make([]byte, smallBuffer)
 	var big *[bigBuffer]byte
 	for {
@@ -179,12 +197,37 @@ func input(dst *os.File, src conn) {
 	}
 }
 
-// stdin is input to a pipe, which it closes: that is the program's end of file.
+// Stdin is Input to a pipe, which it closes: that is the program's end of file.
 // If the program has closed its end, the client's next write fails instead of
 // vanishing. The connection is closed, not only its reading side: a writer that
 // waits for room would not notice that.
-func stdin(dst *os.File, src conn) {
-	input(dst, src)
+func Stdin(dst *os.File, src Conn) {
+	Input(dst, src)
 	dst.Close()
 	src.Close()
+}
+
+// Pipe returns a pipe: our end on the runtime's poller, the child's blocking as
+// programs expect. The user owns it, so that /dev/stdout can be reopened.
+func Pipe(weRead bool, uid uint32) (mine *os.File, child int, err error) {
+	var p [2]int
+	if err := unix.Pipe2(p[:], unix.O_CLOEXEC); err != nil {
+		return nil, -1, fmt.Errorf("make a pipe: %w", err)
+	}
+	our, child := p[1], p[0]
+	if weRead {
+		our, child = p[0], p[1]
+	}
+	if uid != 0 {
+		err = unix.Fchown(child, int(uid), -1)
+	}
+	if err == nil {
+		err = unix.SetNonblock(our, true)
+	}
+	if err != nil {
+		unix.Close(p[0])
+		unix.Close(p[1])
+		return nil, -1, fmt.Errorf("set up a pipe: %w", err)
+	}
+	return os.NewFile(uintptr(our), "pipe"), child, nil
 }

@@ -1,0 +1,313 @@
+package session
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/wsl2/wsl2/internal/wire"
+)
+
+// InteropDir is where a distro's processes find the sockets on which they ask for
+// programs of the host. $WSL_INTEROP names their session's; InteropAny is of no
+// session and always there.
+const (
+	InteropDir = "/run/wsl2/interop"
+	InteropAny = InteropDir + "/init"
+)
+
+// Browser is a link to /init that opens its argument on the host, for $BROWSER.
+const Browser = "/run/wsl2/bin/xdg-open"
+
+// What a process sends first.
+const (
+	AskProgram = 'H'
+	askAgent   = 0
+)
+
+// interop brings processes that want a program of the host together with the
+// connections that the launcher opens for it (wire.HostExec).
+//
+// A process connects to a socket of InteropDir, sends AskProgram and waits. For
+// each connection of its host session it is sent one byte, the wire.Role, with the
+// connection's descriptor (SCM_RIGHTS, unix(7)). From then on nothing of it passes
+// through init.
+//
+// A session's socket is its $SSH_AUTH_SOCK as well, so that a session needs no
+// second one: the messages of an SSH agent's client begin with a length of four
+// bytes, the first of which is 0.
+type interop struct {
+	srv     *Server
+	dir     string
+	standIn func(wire.SessionID) error // asks the service
+
+	any net.Listener // of no session; immutable
+
+	mu      sync.Mutex
+	closed  bool                          // guarded by mu
+	next    int                           // names the sockets; guarded by mu
+	spare   *net.UnixListener             // made ahead: a session's start does not wait for it; guarded by mu
+	waiting map[wire.SessionID]*hostGuest // guarded by mu
+}
+
+// hostGuest is a process of the guest that asked for a program of the host.
+type hostGuest struct {
+	c     *net.UnixConn
+	owner *session // whose client was asked; nil if that was the service
+	taken bool     // the launcher has come
+	// agent takes the launcher's connection in place of the process; nil for a program.
+	agent func(conn)
+}
+
+// newInterop makes the directory and the socket that is of no session, and serves it.
+func newInterop(srv *Server, dir string, standIn func(wire.SessionID) error) (*interop, error) {
+	i := &interop{srv: srv, dir: dir, standIn: standIn, waiting: map[wire.SessionID]*hostGuest{}}
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return nil, err
+	}
+	l, err := listenAll(filepath.Join(dir, filepath.Base(InteropAny)))
+	if err != nil {
+		return nil, err
+	}
+	i.any = l
+	go i.serve(l, nil)
+	return i, nil
+}
+
+// close takes no more requests. Those that run are not touched.
+func (i *interop) close() {
+	i.any.Close()
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	i.closed = true
+	if i.spare != nil {
+		i.spare.Close()
+		i.spare = nil
+	}
+}
+
+// listenAll listens where every user of the distro may connect: that a process
+// may ask is the host's to decide.
+func listenAll(path string) (*net.UnixListener, error) {
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+	if err != nil {
+		return nil, err
+	}
+	if err := os.Chmod(path, 0o666); err != nil {
+		l.Close()
+		return nil, err
+	}
+	return l, nil
+}
+
+// socket returns a session's, which its owner closes and thereby removes.
+func (i *interop) socket() (*net.UnixListener, error) {
+	i.mu.Lock()
+	l := i.spare
+	i.spare = nil
+	i.mu.Unlock()
+	if l != nil {
+		return l, nil
+	}
+	return i.make()
+}
+
+func (i *interop) make() (*net.UnixListener, error) {
+	i.mu.Lock()
+	i.next++
+	path := filepath.Join(i.dir, fmt.Sprint(i.next))
+	i.mu.Unlock()
+	return listenAll(path)
+}
+
+// refill makes the next session's socket, at a time when nobody waits for it.
+func (i *interop) refill() {
+	i.mu.Lock()
+	wanted := i.spare == nil && !i.closed
+	i.mu.Unlock()
+	if !wanted {
+		return
+	}
+	l, err := i.make()
+	if err != nil {
+		return // the next session tries it again, and tells
+	}
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if i.spare != nil || i.closed {
+		l.Close()
+		return
+	}
+	i.spare = l
+}
+
+// serve accepts until l is closed. x is the session whose client is asked, or nil.
+func (i *interop) serve(l *net.UnixListener, x *session) {
+	for {
+		c, err := l.AcceptUnix()
+		if err != nil {
+			if !errors.Is(err, net.ErrClosed) {
+				i.srv.cfg.Logf("interop: %v", err)
+			}
+			return
+		}
+		go i.request(c, x)
+	}
+}
+
+// request serves one process until it closes its connection.
+func (i *interop) request(c *net.UnixConn, x *session) {
+	defer c.Close()
+	first := make([]byte, 1)
+	if _, err := io.ReadFull(c, first); err != nil {
+		return
+	}
+	switch {
+	case first[0] == AskProgram:
+		w := &hostGuest{c: c, owner: x}
+		id, err := i.wait(w)
+		if err != nil {
+			i.srv.cfg.Logf("interop: %v", err)
+			return
+		}
+		defer i.forget(id)
+		if x == nil || x.send(&wire.HostExec{Session: id}) != nil {
+			i.orphan(id)
+		}
+		c.Read(first) //nolint:errcheck // its end is all that is expected
+	case first[0] == askAgent && x != nil && x.mayAsk(c):
+		i.agent(c, x, first)
+	}
+}
+
+// wait makes w known under an ID of its own.
+func (i *interop) wait(w *hostGuest) (id wire.SessionID, err error) {
+	// Not crypto/rand: its self-tests would cost every start of /init.
+	if _, err := unix.Getrandom(id[:], 0); err != nil {
+		return id, err
+	}
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	i.waiting[id] = w
+	return id, nil
+}
+
+func (i *interop) forget(id wire.SessionID) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	delete(i.waiting, id)
+}
+
+// agent carries one connection to the SSH agent of the session's client. first
+// has been read of it.
+func (i *interop) agent(c *net.UnixConn, x *session, first []byte) {
+	came := make(chan conn, 1)
+	id, err := i.wait(&hostGuest{c: c, agent: func(host conn) { came <- host }})
+	if err != nil {
+		i.srv.cfg.Logf("interop: %v", err)
+		return
+	}
+	defer i.forget(id)
+	if x.send(&wire.HostExec{Session: id, Kind: wire.HostAgent}) != nil {
+		return
+	}
+	timer := time.NewTimer(i.srv.cfg.AssemblyTimeout)
+	defer timer.Stop()
+	select {
+	case host := <-came:
+		defer host.Close()
+		host.SetReadDeadline(time.Time{}) //nolint:errcheck // the read tells
+		go func() {
+			io.Copy(c, host) //nolint:errcheck // either end closes
+			c.Close()
+		}()
+		if _, err := host.Write(first); err == nil {
+			io.Copy(host, c) //nolint:errcheck // either end closes
+		}
+	case <-timer.C:
+	}
+}
+
+// mayAsk tells whether the process at the other end may use the keys of x's
+// client: it runs as x's user, or as root, who could trace it anyway.
+func (x *session) mayAsk(c *net.UnixConn) bool {
+	rc, err := c.SyscallConn()
+	if err != nil {
+		return false
+	}
+	var cred *unix.Ucred
+	cerr := rc.Control(func(fd uintptr) { cred, err = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) })
+	return cerr == nil && err == nil && (cred.Uid == 0 || cred.Uid == x.uid)
+}
+
+// orphan hands a request whose client is gone to the service.
+func (i *interop) orphan(id wire.SessionID) {
+	i.mu.Lock()
+	if w := i.waiting[id]; w != nil {
+		w.owner = nil
+	}
+	i.mu.Unlock()
+	if err := i.standIn(id); err != nil {
+		i.srv.cfg.Logf("interop: %v", err)
+	}
+}
+
+// end is the end of a session: what its client was asked and has not begun, the
+// service is asked.
+func (i *interop) end(x *session) {
+	var left []wire.SessionID
+	i.mu.Lock()
+	for id, w := range i.waiting {
+		if w.owner == x && !w.taken {
+			left = append(left, id)
+		}
+	}
+	i.mu.Unlock()
+	for _, id := range left {
+		i.orphan(id)
+	}
+}
+
+// deliver hands a connection to the process that waits for it, and tells whether
+// there is one. It owns the connection then.
+func (i *interop) deliver(c conn, hello *wire.Hello) (bool, error) {
+	i.mu.Lock()
+	w, again := i.waiting[hello.Session], false
+	if w != nil {
+		again, w.taken = w.taken, true
+	}
+	i.mu.Unlock()
+	if w == nil {
+		return false, nil
+	}
+	if w.agent != nil {
+		if hello.Role != wire.RoleHost || again {
+			c.Close()
+			return true, fmt.Errorf("a second connection for an SSH agent")
+		}
+		w.agent(c)
+		return true, nil
+	}
+	defer c.Close()
+	raw, ok := c.(syscall.Conn)
+	if !ok {
+		return true, fmt.Errorf("a connection of type %T has no descriptor", c)
+	}
+	rc, err := raw.SyscallConn()
+	if err != nil {
+		return true, err
+	}
+	w.c.SetWriteDeadline(time.Now().Add(controlTimeout)) //nolint:errcheck // the write tells
+	cerr := rc.Control(func(fd uintptr) {
+		_, _, err = w.c.WriteMsgUnix([]byte{byte(hello.Role)}, unix.UnixRights(int(fd)), nil)
+	})
+	return true, errors.Join(cerr, err)
+}

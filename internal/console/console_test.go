@@ -1,0 +1,56 @@
+package console
+
+import (
+	"fmt"
+	"os"
+	"testing"
+
+	"github.com/creack/pty"
+	"golang.org/x/sys/unix"
+
+	"github.com/wsl2/wsl2/internal/wire"
+)
+
+// TestPanicRestores: a mistake of ours leaves the terminal as it was.
+func TestPanicRestores(t *testing.T) {
+	master, tty, err := pty.Open()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer master.Close()
+	defer tty.Close()
+	modes := func(t *testing.T, f *os.File) string {
+		t.Helper()
+		m, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return fmt.Sprint(*m)
+	}
+	before := modes(t, tty)
+	s := &Session{tty: newTerminal(Stdio{In: tty, Out: tty, Err: tty}, [3]fileKind{kindTerminal, kindTerminal, kindTerminal})}
+	s.tty.raw()
+	if modes(t, tty) == before {
+		t.Fatal("the terminal is not raw")
+	}
+	func() {
+		defer func() {
+			if v := recover(); v != "boom" {
+				t.Errorf("recovered %v", v)
+			}
+		}()
+		s.restoring(func() { panic("boom") })
+	}()
+	if got := modes(t, tty); got != before {
+		t.Errorf("modes after a panic %s, before %s", got, before)
+	}
+}
+
+// TestFailedStatus: env(1)'s statuses.
+func TestFailedStatus(t *testing.T) {
+	for code, want := range map[wire.Code]int{wire.CodeNotFound: 127, wire.CodeNotExecutable: 126, wire.CodeUnknownUser: 125, wire.CodeInternal: 125} {
+		if st := failedStatus(code); st != want {
+			t.Errorf("code %d: status %d, want %d", code, st, want)
+		}
+	}
+}
