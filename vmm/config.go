@@ -169,6 +169,12 @@ var baseCmdline = strings.Join([]string{
 	// A sysfs directory for each of 180 slab caches is a tenth of the boot, and
 	// only slabinfo's developers look into /sys/kernel/slab.
 	"initcall_blacklist=slab_late_init",
+	// What the kernel does not unpack of an initramfs can be read there; and
+	// giving its memory back is more work than keeping it.
+	"retain_initrd",
+	// The kernel is built without that mitigation (kernelcfg/security.config) and
+	// would say so: a hundred characters, two exits each, through the early console.
+	"spec_rstack_overflow=off",
 	// The host's counter is as good as its clock; watching it costs wake-ups.
 	"tsc=reliable",
 	// No wait for entropy: RDRAND, and the entropy device for the rest.

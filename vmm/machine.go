@@ -285,7 +285,7 @@ func (m *Machine) build(ctx context.Context) (*parts, error) {
 
 // newSlot makes block device i, with its disk if one is attached from the start.
 func (m *Machine) newSlot(i int) (*slot, error) {
-	c := blk.Config{Serial: fmt.Sprintf("slot%d", i)}
+	c := blk.Config{Serial: fmt.Sprintf("slot%d", i), Unplugged: i >= len(m.cfg.Disks)}
 	if f := m.cfg.OnDiskError; f != nil {
 		c.OnError = func(err error) { f(i, err) }
 	}

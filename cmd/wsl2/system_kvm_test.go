@@ -224,6 +224,46 @@ func allocated(t *testing.T, path string) int64 {
 	return st.Blocks * 512
 }
 
+// TestKVMDistros: distros that start at the same moment, in slots that never had
+// a disk, and one that starts in the slot of another: each has its own disk.
+func TestKVMDistros(t *testing.T) {
+	h := newKVMHost(t)
+	names := []string{"small"}
+	for _, name := range []string{"one", "two", "three"} {
+		h.Import(name, testsys.Busybox(t)...)
+		names = append(names, name)
+	}
+	// On the disk, not in a cache: each is written, unmounted and read again.
+	write := func(name string) error {
+		if r := h.Run("-d", name, "-e", "sh", "-c", "echo "+name+" >/srv/name && sync"); r.Status != 0 {
+			return fmt.Errorf("%s: %v", name, r)
+		}
+		return nil
+	}
+	check := func(name string) error {
+		if r := h.Run("-d", name, "-e", "cat", "/srv/name"); r.Status != 0 || r.Stdout != name+"\n" {
+			return fmt.Errorf("%s: %v", name, r)
+		}
+		return nil
+	}
+	h.OK("--shutdown")
+	h.OK("-d", "small", "-e", "true")
+	parallel(len(names), func(i int) error { return write(names[i]) }, t.Error)
+	for _, name := range names[1:] {
+		h.OK("--terminate", name)
+	}
+	// The slots are free again: in another order.
+	for _, name := range []string{"three", "one"} {
+		if err := check(name); err != nil {
+			t.Error(err)
+		}
+	}
+	h.OK("--shutdown")
+	parallel(len(names), func(i int) error { return check(names[i]) }, t.Error)
+	h.OK("--shutdown")
+	h.Fsck(false)
+}
+
 // TestKVMVsock moves 1 GB both ways at once, and holds 500 connections open at
 // the same time: four for each session.
 func TestKVMVsock(t *testing.T) {

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -23,16 +25,21 @@ func Device(slot int32) (string, error) {
 	return fmt.Sprintf("/dev/vd%c", 'a'+rune(slot)), nil
 }
 
-// AttachedDisk makes sure that the kernel knows the size of the disk that the
-// host attached to device.
+// AttachedDisk makes sure that the kernel knows the disk that the host attached to
+// device, and its size.
 //
-// A slot without a disk is a device of capacity 0. When the capacity changes to
+// A slot that never had a disk is a placeholder on the bus, for which there is no
+// block device yet: plug makes it. A slot whose disk was detached is a device of
+// capacity 0. When the capacity changes to
 // or from 0 the kernel sends no uevent (set_capacity_and_notify: "Historically we
 // did not send a uevent for changes to/from an empty device"), and the work that
 // reads the new capacity runs whenever it is scheduled. So there is nothing to wait for;
 // but binding the driver anew reads the capacity synchronously. That is only
 // needed if we come before that work.
 func AttachedDisk(device string) error {
+	if err := plug(device); err != nil {
+		return err
+	}
 	size, err := diskSize(device)
 	if err != nil || size > 0 {
 		return err
@@ -46,19 +53,79 @@ func AttachedDisk(device string) error {
 	return err
 }
 
+// errNoSlot: neither block device nor placeholder.
+var errNoSlot = errors.New("the VM has no such disk slot")
+
+// plug makes device, and those of lower slots, from what were placeholders
+// when the kernel looked: in that order, in which it gives out the letters.
+func plug(device string) error {
+	if exists(device) {
+		return nil
+	}
+	unlock, err := lockDisks()
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	const bus = "/sys/bus/platform/devices"
+	entries, err := os.ReadDir(bus)
+	if err != nil {
+		return fmt.Errorf("find the placeholder of %s: %w", device, err)
+	}
+	var waiting []int
+	for _, e := range entries {
+		number, ok := strings.CutPrefix(e.Name(), "virtio-mmio.")
+		if n, err := strconv.Atoi(number); ok && err == nil && !exists(filepath.Join(bus, e.Name(), "driver")) {
+			waiting = append(waiting, n)
+		}
+	}
+	slices.Sort(waiting)
+	for _, n := range waiting {
+		if exists(device) {
+			return nil
+		}
+		err := os.WriteFile("/sys/bus/platform/drivers/virtio-mmio/bind", fmt.Append(nil, "virtio-mmio.", n), 0)
+		if errors.Is(err, unix.ENODEV) { // still a placeholder, and so are those behind it
+			break
+		}
+		if err != nil {
+			return fmt.Errorf("plug in virtio-mmio.%d: %w", n, err)
+		}
+	}
+	if !exists(device) {
+		return fmt.Errorf("%s: %w", device, errNoSlot)
+	}
+	return nil
+}
+
+func exists(path string) bool {
+	var st unix.Stat_t
+	return unix.Lstat(path, &st) == nil
+}
+
+// lockDisks keeps all of our processes from making and unmaking block devices at
+// the same moment: a device gets the letter of its slot only if no other one is
+// missing then.
+func lockDisks() (unlock func(), err error) {
+	lock, err := unix.Open(MountPoint, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("open %s: %w", MountPoint, err)
+	}
+	if err := unix.Flock(lock, unix.LOCK_EX); err != nil {
+		unix.Close(lock)
+		return nil, fmt.Errorf("lock %s: %w", MountPoint, err)
+	}
+	return func() { unix.Close(lock) }, nil
+}
+
 // Reprobe binds the driver of a device anew, which reads its capacity again.
 // Nothing may have the device open.
 func Reprobe(device string) error {
-	// A device keeps its letter only if no other one is unbound at the same
-	// moment, whichever of our processes does it.
-	lock, err := unix.Open(MountPoint, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	unlock, err := lockDisks()
 	if err != nil {
-		return fmt.Errorf("open %s: %w", MountPoint, err)
+		return err
 	}
-	defer unix.Close(lock)
-	if err := unix.Flock(lock, unix.LOCK_EX); err != nil {
-		return fmt.Errorf("lock %s: %w", MountPoint, err)
-	}
+	defer unlock()
 	link, err := os.Readlink("/sys/block/" + filepath.Base(device) + "/device")
 	if err != nil {
 		return fmt.Errorf("find the device of %s: %w", device, err)
@@ -77,7 +144,7 @@ func diskSize(device string) (uint64, error) {
 	fd, err := unix.Open(device, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		if errors.Is(err, unix.ENOENT) {
-			return 0, fmt.Errorf("%s: the VM has no such disk slot", device)
+			return 0, fmt.Errorf("%s: %w", device, errNoSlot)
 		}
 		return 0, fmt.Errorf("open %s: %w", device, err)
 	}

@@ -48,8 +48,11 @@ const ChannelFD = 3
 const (
 	// MountPoint is where a new root is mounted before it becomes the root.
 	MountPoint = "/distro"
-	// SystemArchive is the system distro's root, a gzipped tar.
-	SystemArchive = "/system.tar.gz"
+	// initramfs is what the VM booted from, kept by the kernel for retain_initrd.
+	initramfs = "/sys/firmware/initrd"
+	// systemArchive in it is the system distro's root, a gzipped tar, which the
+	// kernel passed over when it unpacked the rest.
+	systemArchive = "system.tar.gz"
 )
 
 // settle bounds waits for what should take no time: processes to vanish after
@@ -219,17 +222,21 @@ func mountSystem() error {
 	if err := unix.Mount("tmpfs", MountPoint, "tmpfs", 0, "mode=755"); err != nil {
 		return fmt.Errorf("mount a tmpfs for the system distro: %w", err)
 	}
-	f, err := os.Open(SystemArchive)
+	f, err := os.Open(initramfs)
 	if err != nil {
-		return fmt.Errorf("the initramfs holds no system distro: %w", err)
+		return fmt.Errorf("the kernel did not keep the initramfs, which holds the system distro (is retain_initrd on its command line?): %w", err)
 	}
 	defer f.Close()
-	z, err := gzip.NewReader(f)
+	archive, err := findInitramfs(f, systemArchive)
 	if err != nil {
-		return fmt.Errorf("%s: %w", SystemArchive, err)
+		return fmt.Errorf("find the system distro: %w", err)
+	}
+	z, err := gzip.NewReader(archive)
+	if err != nil {
+		return fmt.Errorf("%s: %w", systemArchive, err)
 	}
 	if err := untar.Unpack(context.Background(), MountPoint, z, nil); err != nil {
-		return fmt.Errorf("%s: %w", SystemArchive, err)
+		return fmt.Errorf("%s: %w", systemArchive, err)
 	}
 	return nil
 }

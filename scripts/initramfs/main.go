@@ -3,8 +3,9 @@
 // busybox binary.
 //
 // The same inputs give the same bytes: nothing of the time, the user, the
-// machine or the directory gets in. Boot time counts every byte (the kernel copies each
-// to its root), so the system distro stays compressed until it is asked for.
+// machine or the directory gets in. Boot time counts every byte that the kernel copies
+// to its root, so the system distro stays where it is, and compressed, until it is
+// asked for: see packed.
 //
 //	go run ./scripts/initramfs -o out/initramfs.cpio
 package main
@@ -88,7 +89,7 @@ func writeCPIO(w io.Writer, init, system []byte) error {
 		cpio.Directory("sys", 0o555),
 		cpio.Directory("distro", 0o755),
 		cpio.StaticFile("init", string(init), 0o755),
-		cpio.StaticFile("system.tar.gz", string(system), 0o644),
+		packed("system.tar.gz", system),
 	}
 	cpio.MakeAllReproducible(records)
 	rw := cpio.Newc.Writer(w)
@@ -96,6 +97,14 @@ func writeCPIO(w io.Writer, init, system []byte) error {
 		return err
 	}
 	return cpio.WriteTrailer(rw)
+}
+
+// packed is a file that the kernel does not unpack: the content of what is neither
+// a file nor a link it passes over (init/initramfs.c, do_header). /init reads it in
+// the archive itself (package distro), which the kernel keeps if its command line
+// says retain_initrd.
+func packed(name string, content []byte) cpio.Record {
+	return cpio.StaticRecord(content, cpio.Info{Name: name, Mode: cpio.S_IFIFO | 0o444})
 }
 
 // writeAtomic replaces path with what write produces, or leaves it alone.
