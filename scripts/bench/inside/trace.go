@@ -127,7 +127,6 @@ func splitPhases(events []event, start, total float64) ([]report.Row, error) {
 		phase string // what ends here
 		is    func(e event) bool
 	}
-	machines := 0
 	execs := func(n int) func(event) bool {
 		return func(e event) bool {
 			if e.name == "sched_process_exec" {
@@ -148,10 +147,7 @@ func splitPhases(events []event, start, total float64) ([]report.Row, error) {
 			return false
 		}},
 		{"phase: VM process until the machine is created (the probe of KVM is in it)", func(e event) bool {
-			if e.name == "sys_ioctl" {
-				machines++
-			}
-			return machines == 2
+			return e.name == "sys_ioctl"
 		}},
 		{"phase: create and load, until the kernel runs", func(e event) bool { return e.name == "kvm_entry" }},
 		{"phase: kernel and /init, until it connects", func(e event) bool { return e.name == "sys_connect" && e.comm != "" && isThreadOf(events, e, vm) }},
