@@ -29,8 +29,15 @@ func newKVMHost(t *testing.T) *testsys.Host {
 	t.Helper()
 	h := newHost(t)
 	h.Setenv("PATH", filepath.Dir(mustLookup(h, "mke2fs"))) // no QEMU to fall back on
-	h.Config("[wsl2]", "processors=2")                      // the rig has fewer than it claims
+	processors(h, 2)                                        // the rig has fewer
 	return h
+}
+
+// processors configures how many the VM has, and with it what the rig demands of
+// every guest.
+func processors(h *testsys.Host, n int) {
+	h.TB.Helper()
+	h.Config("[wsl2]", fmt.Sprintf("processors=%d", n), "kernelCommandLine="+os.Getenv("WSL2_RIG_CMDLINE"))
 }
 
 // TestKVMSelected: KVM is found usable and chosen by itself, without a word.
@@ -59,7 +66,7 @@ func TestKVMSelected(t *testing.T) {
 func TestKVMProcessors(t *testing.T) {
 	h := newKVMHost(t)
 	for _, n := range []int{1, 2, 4} {
-		h.Config("[wsl2]", fmt.Sprintf("processors=%d", n))
+		processors(h, n)
 		// One busy process pinned to each vCPU ends: all of them run code.
 		script := `nproc; for c in $(seq 0 $(($(nproc)-1))); do taskset -c $c sh -c "i=0; while [ \$i -lt 500 ]; do i=\$((i+1)); done; echo ran" & done; wait`
 		r := h.Run("-d", "small", "-e", "sh", "-c", script)
@@ -107,41 +114,55 @@ func TestKVMCommands(t *testing.T) {
 			}
 		}
 	}
-	type held struct{ fds, files, guestFiles int }
-	processes := 0 // in the guest; those of the counting itself come and go
-	hold := func(p testsys.Process) held {
-		t.Helper()
-		n := strings.Fields(h.OK("-d", "small", "-e", "sh", "-c", "ls /proc/1/fd | wc -l; ls -d /proc/[0-9]* | wc -l"))
-		if len(n) != 2 {
-			t.Fatalf("the guest's counts: %q", n)
-		}
-		v := held{fds: p.FDs(), files: len(h.Files())}
-		fmt.Sscan(n[0], &v.guestFiles)
-		fmt.Sscan(n[1], &processes)
-		return v
-	}
 	run(20)
 	vm, service := h.Process("vm"), h.Process("service")
-	before := []held{hold(vm), hold(service)}
-	threads := []int{vm.Threads(), service.Threads()}
-	run(count(2000))
-	for i, p := range []testsys.Process{vm, service} {
-		if now := hold(p); now != before[i] {
-			t.Errorf("%s holds %+v, before %+v", p.Role(), now, before[i])
+
+	kinds := []string{"descriptors of the VM", "descriptors of the service", "files", "descriptors of the guest's init", "processes in the guest"}
+	type counts [5]int // of kinds
+	look := func() (c counts) {
+		t.Helper()
+		out := h.OK("-d", "small", "-e", "sh", "-c", "ls /proc/1/fd | wc -l; ls -d /proc/[0-9]* | wc -l")
+		if _, err := fmt.Sscan(out, &c[3], &c[4]); err != nil {
+			t.Fatalf("the guest's counts: %q: %v", out, err)
 		}
+		c[0], c[1], c[2] = vm.FDs(), service.FDs(), len(h.Files())
+		return c
+	}
+	// The other ends of a session's connections are closed a moment after its client
+	// has ended, and nothing tells when: a look may find some of the last session's.
+	// What is left behind for good is in the least of ten looks as well.
+	least := func() counts {
+		t.Helper()
+		c := look()
+		for range 9 {
+			for kind, n := range look() {
+				c[kind] = min(c[kind], n)
+			}
+		}
+		return c
+	}
+	before := least()
+	threads := []int{vm.Threads(), service.Threads()}
+	commands := count(2000)
+	run(commands)
+	for kind, n := range least() {
+		if n > before[kind] {
+			t.Errorf("%d %s, before %d", n, kinds[kind], before[kind])
+		}
+	}
+	for i, p := range []testsys.Process{vm, service} {
 		// The Go runtime keeps idle threads; a leak is one for each command.
 		if n := p.Threads(); n > threads[i]+8 {
 			t.Errorf("%s has %d threads, before %d", p.Role(), n, threads[i])
 		}
 	}
-	if processes > 6 {
-		t.Errorf("%d processes are left in the guest", processes)
-	}
 	// A goroutine is seen from outside only in the trace that SIGQUIT makes of
-	// it, so this comes last.
+	// it, so this comes last. The service, which ends soon after the last VM, is
+	// stopped until its turn comes.
+	testsys.Must(t, service.Signal(unix.SIGSTOP))
 	for _, p := range []testsys.Process{vm, service} {
 		if n := h.Goroutines(p); n > 60 {
-			t.Errorf("%s has %d goroutines, idle, after %d commands", p.Role(), n, count(2000))
+			t.Errorf("%s has %d goroutines, idle, after %d commands", p.Role(), n, commands)
 		}
 	}
 	h.OK("-d", "small", "-e", "true")
@@ -296,7 +317,8 @@ func TestKVMVsock(t *testing.T) {
 	for _, l := range sessions {
 		l.Expect("ready\n")
 	}
-	if now := vm.FDs(); now < fds+len(sessions)*connectionsEach {
+	// Those of the session before may have been among the first.
+	if now := vm.FDs(); now < fds+(len(sessions)-1)*connectionsEach {
 		t.Errorf("%d sessions, but the VMM's descriptors went from %d to %d", len(sessions), fds, now)
 	}
 	for i, l := range sessions {

@@ -174,14 +174,14 @@ func WaitCreated(tb testing.TB, dir, name string, start func()) {
 	}
 }
 
-// Goroutines ends one of wsl2's own processes with SIGQUIT and counts the
-// goroutines of the trace that this leaves in the service's log.
+// Goroutines ends one of wsl2's own processes with SIGQUIT, if it is stopped from
+// there, and counts the goroutines of the trace that this leaves in the service's log.
 func (h *Host) Goroutines(p Process) int {
 	h.TB.Helper()
 	log := filepath.Join(h.State(), "service.log")
 	before, err := os.ReadFile(log)
 	Must(h.TB, err)
-	Must(h.TB, p.Signal(unix.SIGQUIT))
+	Must(h.TB, errors.Join(p.Signal(unix.SIGQUIT), p.Signal(unix.SIGCONT)))
 	p.End(h.TB)
 	after, err := os.ReadFile(log)
 	Must(h.TB, err)

@@ -205,7 +205,7 @@ func boot(t testing.TB, name string, change func(*engine.Spec)) *guest {
 	spec := engine.Spec{
 		Kernel:      openKernel(t),
 		Initramfs:   initramfs(t),
-		Cmdline:     "quiet panic=-1 reboot=t guest=" + name,
+		Cmdline:     "quiet panic=-1 reboot=t guest=" + name + " " + os.Getenv("WSL2_RIG_CMDLINE"),
 		MemoryBytes: 128 << 20,
 		CPUs:        1,
 		Console:     g.screen,
@@ -300,7 +300,13 @@ func TestPanic(t *testing.T) {
 
 func TestKillRunningKernel(t *testing.T) {
 	g := boot(t, "spin", func(s *engine.Spec) { s.CPUs = 2 })
-	<-g.expect("spinning")
+	ended := make(chan struct{})
+	go func() { g.Wait(); close(ended) }()
+	select {
+	case <-g.expect("spinning"):
+	case <-ended:
+		t.Fatalf("the guest does not run; its console:\n%s", g.screen)
+	}
 	g.Kill()
 	g.mustEnd(t, engine.ReasonKilled)
 }

@@ -11,6 +11,7 @@ import (
 	"runtime"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/wsl2/wsl2/vmm/engine"
 	"github.com/wsl2/wsl2/vmm/microvm"
@@ -57,14 +58,18 @@ func payloadSpec(t testing.TB, code ...byte) engine.Spec {
 	return engine.Spec{Kernel: payload(t, code...), MemoryBytes: 64 << 20, CPUs: 1}
 }
 
-// start runs spec; the machine does not outlive the test.
+// deadline is when a guest is killed that has not ended: not as any test wants it.
+const deadline = 5 * time.Minute
+
+// start runs spec; the machine does not outlive the test, nor the deadline.
 func start(t testing.TB, spec engine.Spec) engine.Engine {
 	t.Helper()
 	m := microvm.New(spec)
 	if err := m.Start(context.Background()); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { m.Kill(); m.Wait() })
+	hangs := time.AfterFunc(deadline, m.Kill)
+	t.Cleanup(func() { hangs.Stop(); m.Kill(); m.Wait() })
 	return m
 }
 
@@ -274,11 +279,12 @@ func TestNoLeaks(t *testing.T) {
 		cycle(i)
 	}
 	after := held(t)
-	if after.fds != before.fds || len(after.files) != 0 || after.goroutines != before.goroutines {
+	if after.fds != before.fds || len(after.files) != 0 {
 		t.Errorf("before %+v, after %+v", before, after)
 	}
-	// The Go runtime keeps a few idle threads, and maps memory as it likes.
-	if after.threads > before.threads+4 || after.mappings > before.mappings+8 {
+	// The last machine's goroutines return a moment after Wait has; the Go runtime
+	// keeps a few idle threads, and maps memory as it likes. A leak is 60.
+	if after.goroutines > before.goroutines+4 || after.threads > before.threads+4 || after.mappings > before.mappings+8 {
 		t.Errorf("before %+v, after %+v", before, after)
 	}
 }

@@ -34,31 +34,21 @@ func block(h *host) ([]report.Row, error) {
 	}
 	measure := func(r *running) ([]float64, error) {
 		size := strconv.Itoa(blockSize)
-		err := r.do(func() error {
-			_, err := r.output(guestTool, "block", blockFile, size, "prepare")
-			return err
-		})
-		if err != nil {
+		if _, err := r.output(guestTool, "block", blockFile, size, "prepare"); err != nil {
 			return nil, err
 		}
 		var all []float64
 		for _, j := range jobs {
 			args := []string{guestTool, "block", blockFile, size, j.mode, fmt.Sprint(j.unit), fmt.Sprint(j.depth), fmt.Sprint(j.count)}
 			var ns float64
-			err := r.do(func() error {
-				for range 2 { // the first is discarded
-					text, err := r.output(args...)
-					if err == nil {
-						ns, err = strconv.ParseFloat(strings.TrimSpace(text), 64)
-					}
-					if err != nil {
-						return err
-					}
+			for range 2 { // the first is discarded
+				text, err := r.output(args...)
+				if err == nil {
+					ns, err = strconv.ParseFloat(strings.TrimSpace(text), 64)
 				}
-				return nil
-			})
-			if err != nil {
-				return nil, err
+				if err != nil {
+					return nil, err
+				}
 			}
 			all = append(all, ns)
 			logf("%s, %s: %.0f ns", r.name, j.name, ns/float64(j.count))

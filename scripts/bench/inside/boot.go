@@ -21,23 +21,17 @@ func boot(h *host) ([]report.Row, error) {
 		name string
 		argv []string
 		disk string // the peer's
-		hang time.Duration
 	}
 	variants := []variant{
-		{"cold boot to first output", []string{"-d", distroName, "--", "echo", "hi"}, h.disk, 300 * time.Millisecond},
-		{"cold boot to first output, system distro", []string{"--system", "--", "echo", "hi"}, "", 900 * time.Millisecond},
+		{"cold boot to first output", []string{"-d", distroName, "--", "echo", "hi"}, h.disk},
+		{"cold boot to first output, system distro", []string{"--system", "--", "echo", "hi"}, ""},
 	}
 	var rows []report.Row
 	var exits report.Row
 	for i, v := range variants {
-		restore := within(v.hang)
 		var ours, peer, oursExits, peerExits []float64
 		for n := range boots {
-			var b, p bootFigures
-			err := h.again(func() (err error) {
-				b, err = h.coldBoot(v.argv)
-				return err
-			})
+			b, err := h.coldBoot(v.argv)
 			if err != nil {
 				return nil, fmt.Errorf("wsl2 %v: %w", v.argv, err)
 			}
@@ -45,10 +39,7 @@ func boot(h *host) ([]report.Row, error) {
 			if err := h.stop(); err != nil {
 				return nil, err
 			}
-			err = h.again(func() (err error) {
-				p, err = peerBoot(v.disk)
-				return err
-			})
+			p, err := peerBoot(v.disk)
 			if err != nil {
 				return nil, err
 			}
@@ -58,7 +49,6 @@ func boot(h *host) ([]report.Row, error) {
 				oursExits, peerExits = append(oursExits, b.exits), append(peerExits, p.exits)
 			}
 		}
-		restore()
 		rows = append(rows, report.Row{Row: v.name, Unit: "ms", Ours: median(ours), Peers: map[string]float64{peerQEMU: median(peer)},
 			Bar: &report.Bar{Peer: peerQEMU, Factor: 0.5}})
 		if i == 0 {
@@ -66,11 +56,7 @@ func boot(h *host) ([]report.Row, error) {
 		}
 	}
 	rows = append(rows, exits)
-	var phases []report.Row
-	err := h.again(func() (err error) {
-		phases, err = h.phases(variants[0].argv)
-		return err
-	})
+	phases, err := h.phases(variants[0].argv)
 	if err != nil {
 		return nil, err
 	}

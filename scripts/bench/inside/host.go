@@ -42,7 +42,7 @@ func newHost(distro bool) (*host, error) {
 			return nil, err
 		}
 	}
-	config := fmt.Sprintf("[wsl2]\nmemory=%dMB\nprocessors=%d\ndefaultVhdSize=1GB\nvmIdleTimeout=-1\n[general]\ninstanceIdleTimeout=-1\n", memoryMiB, vCPUs)
+	config := fmt.Sprintf("[wsl2]\nmemory=%dMB\nprocessors=%d\nkernelCommandLine=%s\ndefaultVhdSize=1GB\nvmIdleTimeout=-1\n[general]\ninstanceIdleTimeout=-1\n", memoryMiB, vCPUs, rigCmdline())
 	for _, p := range []string{".config/wsl2/wslconfig"} {
 		if err := os.WriteFile(filepath.Join(h.dir, p), []byte(config), 0o600); err != nil {
 			return nil, err
@@ -60,11 +60,7 @@ func newHost(distro bool) (*host, error) {
 		return nil, err
 	}
 	logf("importing the distro")
-	err = h.again(func() error {
-		_, err := h.run("--import", distroName, archive)
-		return err
-	})
-	if err != nil {
+	if _, err := h.run("--import", distroName, archive); err != nil {
 		return nil, fmt.Errorf("%w\n%s", err, h.logs())
 	}
 	disks, err := filepath.Glob(filepath.Join(h.dir, ".local/share/wsl2/distros/*/*"))
@@ -73,16 +69,6 @@ func newHost(distro bool) (*host, error) {
 	}
 	h.disk = disks[0]
 	return h, h.stop()
-}
-
-// stop is shutdown, by force if that hangs.
-func (h *host) stop() error {
-	if err := h.shutdown(); errors.Is(err, errHang) {
-		return h.reset()
-	} else if err != nil {
-		return err
-	}
-	return nil
 }
 
 // distroTar is a distro of a static busybox and the benchmark's own program.
@@ -114,6 +100,9 @@ func distroTar() ([]byte, error) {
 	return b.Bytes(), errors.Join(errs...)
 }
 
+// rigCmdline is what every guest's kernel command line has to hold in the rig.
+func rigCmdline() string { return os.Getenv("WSL2_RIG_CMDLINE") }
+
 // wsl2 is a command of the user.
 func (h *host) wsl2(args ...string) *exec.Cmd {
 	c := exec.Command(wsl2Path, args...)
@@ -129,44 +118,9 @@ func (h *host) output(args ...string) (string, error) {
 // hangs is how long, in the rig's time, anything may take before it is given up:
 // a few times what it should. The rig is slow while a guest spins (a PAUSE leaves
 // the translated code), so that one ms more here is a third of a second outside.
-var hangs = 600 * time.Millisecond
+const hangs = time.Second
 
-// within sets hangs and returns how to set it back.
-func within(limit time.Duration) (restore func()) {
-	before := hangs
-	hangs = limit
-	return func() { hangs = before }
-}
-
-// errHang is what a command ends with that was killed for that.
-//
-// In the rig our guests now and then spin for ever on a lock. It may be that QEMU
-// 7.2 delivers an injected interrupt twice; that is inferred from one trace, not
-// proven, and a fault of our own machine is not excluded. Such runs are counted,
-// told, and done again, which flatters whoever hangs.
-var errHang = errors.New("the guest hangs")
-
-// retries is how often a measurement is done again for that.
-const retries = 20
-
-// again runs f until it does not hang. f starts from nothing: no VM runs.
-func (h *host) again(f func() error) error {
-	for try := 0; ; try++ {
-		err := f()
-		if !errors.Is(err, errHang) || try == retries {
-			return err
-		}
-		fmt.Fprintln(os.Stderr, "bench: the rig hung its guest; once more:", err)
-		if err := h.reset(); err != nil {
-			return err
-		}
-	}
-}
-
-// reset kills everything of wsl2.
-func (h *host) reset() error {
-	return h.gone(func(pid int) { unix.Kill(pid, unix.SIGKILL) })
-}
+var errHang = fmt.Errorf("nothing came for %v of the rig's time", hangs)
 
 // run runs a command of the user and returns what it prints.
 func (h *host) run(args ...string) (string, error) {
@@ -192,23 +146,14 @@ func supervise(c *exec.Cmd) error {
 	return err
 }
 
-// shutdown stops the VM and waits until no process of wsl2 is left.
-func (h *host) shutdown() error {
+// stop stops the VM and waits until no process of wsl2 is left.
+func (h *host) stop() error {
 	if _, err := h.run("--shutdown"); err != nil {
 		return err
 	}
-	return h.gone(func(int) {})
-}
-
-// gone waits until no process of wsl2 is left; each that is is handed to f.
-func (h *host) gone(f func(pid int)) error {
 	for deadline := time.Now().Add(hangs); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
-		left := processes("")
-		if len(left) == 0 {
+		if len(processes("")) == 0 {
 			return nil
-		}
-		for _, pid := range left {
-			f(pid)
 		}
 	}
 	return fmt.Errorf("%w: processes are left: %v", errHang, processes(""))

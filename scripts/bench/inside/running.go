@@ -1,18 +1,13 @@
 package main
 
 import (
-	"errors"
-	"fmt"
 	"io"
-	"os"
 	"time"
 )
 
 // running is a VM whose distro serves: ours, or the peer's.
 type running struct {
 	name string
-	// restart ends what runs, if anything does, by force and starts it anew.
-	restart func() error
 	// output runs a program in the distro and returns what it prints.
 	output func(argv ...string) (string, error)
 	// dial connects to a port of the guest.
@@ -24,35 +19,9 @@ type running struct {
 	pid  func() int // the peer's process
 }
 
-// do runs f, and again on a new VM if the rig hung the guest.
-func (r *running) do(f func() error) error {
-	for try := 0; ; try++ {
-		err := f()
-		if !errors.Is(err, errHang) || try == retries {
-			return err
-		}
-		fmt.Fprintf(os.Stderr, "bench: the rig hung %s's guest; once more\n", r.name)
-		for {
-			if err = r.restart(); err == nil {
-				break
-			}
-			if try++; try > retries || !errors.Is(err, errHang) {
-				return err
-			}
-		}
-	}
-}
-
 // ours starts wsl2's VM and distro.
 func (h *host) ours() (*running, error) {
 	r := &running{name: "wsl2", output: h.output, dial: h.dialGuest, stop: h.stop}
-	r.restart = func() error {
-		if err := h.reset(); err != nil {
-			return err
-		}
-		_, err := h.output("true")
-		return err
-	}
 	r.spawn = func(argv ...string) (func(), error) {
 		c := h.wsl2(append([]string{"-d", distroName, "-e"}, argv...)...)
 		out, err := c.StdoutPipe()
@@ -69,27 +38,19 @@ func (h *host) ours() (*running, error) {
 		}
 		return stop, nil
 	}
-	return r, r.do(r.restart)
+	_, err := h.output("true")
+	return r, err
 }
 
 // peer starts QEMU with the distro's disk.
 func (h *host) peer() (*running, error) {
-	var q *qemu
-	r := &running{name: peerQEMU}
-	r.stop = func() error {
-		if q != nil {
-			q.kill()
-			q = nil
-		}
-		return nil
+	q, err := startQEMU(h.disk)
+	if err != nil {
+		return nil, err
 	}
-	r.restart = func() (err error) {
-		r.stop()
-		q, err = startQEMU(h.disk)
-		return err
-	}
+	r := &running{name: peerQEMU, output: q.output}
+	r.stop = func() error { q.kill(); return nil }
 	r.pid = func() int { return q.cmd.Process.Pid }
-	r.output = func(argv ...string) (string, error) { return q.output(argv...) }
 	r.dial = func(port uint32) (socket, error) { return dialVsock(guestCID, port) }
 	r.spawn = func(argv ...string) (func(), error) {
 		s, err := startSession(q.dial, false, argv...)
@@ -102,7 +63,7 @@ func (h *host) peer() (*running, error) {
 		}
 		return s.close, nil
 	}
-	return r, r.do(r.restart)
+	return r, nil
 }
 
 // firstLine waits until something can be read.

@@ -146,9 +146,8 @@ func splitPhases(events []event, start, total float64) ([]report.Row, error) {
 			}
 			return false
 		}},
-		{"phase: VM process until the machine is created (the probe of KVM is in it)", func(e event) bool {
-			return e.name == "sys_ioctl"
-		}},
+		// KVM was probed by an earlier one: there is no other machine.
+		{"phase: VM process until the machine is created", func(e event) bool { return e.name == "sys_ioctl" }},
 		{"phase: create and load, until the kernel runs", func(e event) bool { return e.name == "kvm_entry" }},
 		{"phase: kernel and /init, until it connects", func(e event) bool { return e.name == "sys_connect" && e.comm != "" && isThreadOf(events, e, vm) }},
 		{"phase: distro, until the client's session connects", func(e event) bool { return e.name == "sys_connect" && !isThreadOf(events, e, vm) }},

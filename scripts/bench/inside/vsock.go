@@ -33,11 +33,7 @@ func vsock(h *host) ([]report.Row, error) {
 	if err != nil {
 		return nil, err
 	}
-	var session float64
-	err = r.do(func() (err error) {
-		session, err = h.sessionRate()
-		return err
-	})
+	session, err := h.sessionRate()
 	if err != nil {
 		return nil, err
 	}
@@ -72,7 +68,7 @@ func measureLink(l *running) (f linkFigures, err error) {
 	b := make([]byte, vsockBuffer)
 	port := uint32(firstPort)
 	with := func(mode string, use func(c socket) error) error {
-		return l.do(func() error { return once(l, mode, &port, use) })
+		return once(l, mode, &port, use)
 	}
 	err = with("sink", func(c socket) error {
 		start := time.Now()

@@ -24,7 +24,7 @@ func warm(h *host) ([]report.Row, error) {
 	}
 	defer null.Close()
 	// As from a script: no terminal, and stdout a pipe for the second.
-	ours, err := repeat(vm, func() error {
+	ours, err := repeat(func() error {
 		c := h.wsl2("-d", distroName, "--", "true")
 		c.Stdin, c.Stdout, c.Stderr = null, null, null
 		return supervise(c)
@@ -32,11 +32,11 @@ func warm(h *host) ([]report.Row, error) {
 	if err != nil {
 		return nil, fmt.Errorf("wsl2 -- true: %w", err)
 	}
-	withOutput, err := repeat(vm, func() error { _, err := h.firstByte([]string{"-d", distroName, "-e", guestTool, "hello"}); return err })
+	withOutput, err := repeat(func() error { _, err := h.firstByte([]string{"-d", distroName, "-e", guestTool, "hello"}); return err })
 	if err != nil {
 		return nil, err
 	}
-	local, err := repeat(nil, func() error {
+	local, err := repeat(func() error {
 		c := exec.Command(guestPath, "hello")
 		c.Stdin, c.Stdout, c.Stderr = null, null, null
 		return c.Run()
@@ -44,7 +44,7 @@ func warm(h *host) ([]report.Row, error) {
 	if err != nil {
 		return nil, err
 	}
-	localOutput, err := repeat(nil, func() error {
+	localOutput, err := repeat(func() error {
 		out, err := exec.Command(guestPath, "hello").Output()
 		if err == nil && len(out) == 0 {
 			err = fmt.Errorf("no output")
@@ -62,7 +62,7 @@ func warm(h *host) ([]report.Row, error) {
 		return nil, err
 	}
 	defer peer.stop()
-	session, err := repeat(peer, func() error { _, err := peer.output("true"); return err })
+	session, err := repeat(func() error { _, err := peer.output("true"); return err })
 	if err != nil {
 		return nil, err
 	}
@@ -78,29 +78,14 @@ func warm(h *host) ([]report.Row, error) {
 	}, nil
 }
 
-// repeat runs f and returns the ms that each run but the first took. f uses vm,
-// which may be nil.
-func repeat(vm *running, f func() error) (ms []float64, err error) {
-	first := true
-	for len(ms) < warmRuns {
-		run := func() error {
-			defer within(40 * time.Millisecond)()
-			start := time.Now()
-			err := f()
-			if err == nil && !first {
-				ms = append(ms, time.Since(start).Seconds()*1e3)
-			}
-			first = err != nil // the first on a VM does not count
-			return err
-		}
-		if vm == nil {
-			err = run()
-		} else {
-			err = vm.do(run)
-		}
-		if err != nil {
+// repeat runs f and returns the ms that each run but the first took.
+func repeat(f func() error) (ms []float64, err error) {
+	for range warmRuns + 1 {
+		start := time.Now()
+		if err := f(); err != nil {
 			return nil, err
 		}
+		ms = append(ms, time.Since(start).Seconds()*1e3)
 	}
-	return ms, nil
+	return ms[1:], nil
 }

@@ -33,7 +33,7 @@ func run(args []string) error {
 		return err
 	}
 	m, err := vmm.New(vmm.Config{
-		Accel: vmm.AccelKVM, Kernel: args[0], Initramfs: args[1], MemoryBytes: mib << 20, CPUs: cpus,
+		Accel: vmm.AccelKVM, Kernel: args[0], Initramfs: args[1], MemoryBytes: mib << 20, CPUs: cpus, Cmdline: os.Getenv("WSL2_RIG_CMDLINE"),
 		ConsoleLog: os.Stdout, Verdict: "/run/monitor.kvm",
 	})
 	if err != nil {

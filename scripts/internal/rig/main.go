@@ -96,6 +96,8 @@ exit status: CMD's; 128+N signal N; 124 timeout; 125 the rig failed; 126/127 CMD
 
 In the rig: out/vmlinux (or $WSL2_KERNEL) is /rig/vmlinux, out/initramfs.cpio (or
 $WSL2_INITRAMFS) is /rig/initramfs.cpio, and these variables name them there.
+Guests need the words of $WSL2_RIG_CMDLINE on their kernels' command lines, or one
+now and then sleeps for ever: QEMU's SVM forgets the interrupt shadow of STI.
 `
 
 func parse(argv []string) (*config, error) {

@@ -32,6 +32,11 @@ func TestMain(m *testing.M) {
 		}
 		fmt.Println("VM created")
 		fmt.Fprintln(os.Stderr, "on stderr")
+	case "injection":
+		if err := countWakeUps(); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
 	case "flood":
 		flood(os.Stdout, 24<<20)
 	case "scratch":

@@ -51,6 +51,9 @@ func run() spec.Status {
 			return fail(err)
 		}
 	}
+	if err := exitAfterInjection(); err != nil {
+		return fail(err)
+	}
 	if s.Scratch {
 		if err := os.MkdirAll("/scratch", 0o1777); err != nil {
 			return fail(err)
