@@ -40,7 +40,7 @@ func exitAfterInjection() error {
 	probe := "p:" + event + " svm_vcpu_run injected=vcpu->arch.interrupt.injected"
 	if err := os.WriteFile(filepath.Join(tracing, "kprobe_events"), []byte(probe), 0); err != nil {
 		log, _ := os.ReadFile(filepath.Join(tracing, "error_log"))
-		return fmt.Errorf("probe %q: %w: %s", probe, err, bytes.TrimSpace(log))
+		return fmt.Errorf("probe %q, which takes a kernel of 6.6 or later (scripts/rig --update): %w: %s", probe, err, bytes.TrimSpace(log))
 	}
 	text, err := os.ReadFile(filepath.Join(tracing, "events", event, "id"))
 	if err != nil {
