@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -49,13 +50,21 @@ type interop struct {
 	dir     string
 	standIn func(wire.SessionID) error // asks the service
 
-	any net.Listener // of no session; immutable
+	any *askSocket // of no session; immutable
 
 	mu      sync.Mutex
 	closed  bool                          // guarded by mu
 	next    int                           // names the sockets; guarded by mu
-	spare   *net.UnixListener             // made ahead: a session's start does not wait for it; guarded by mu
+	spare   *askSocket                    // made ahead: a session's start does not wait for it; guarded by mu
 	waiting map[wire.SessionID]*hostGuest // guarded by mu
+}
+
+// askSocket is a socket with a goroutine that serves it.
+type askSocket struct {
+	l    *net.UnixListener
+	path string
+	// owner is the session whose client is asked; nil: the service.
+	owner atomic.Pointer[session]
 }
 
 // hostGuest is a process of the guest that asked for a program of the host.
@@ -73,30 +82,29 @@ func newInterop(srv *Server, dir string, standIn func(wire.SessionID) error) (*i
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, err
 	}
-	l, err := listenAll(filepath.Join(dir, filepath.Base(InteropAny)))
+	var err error
+	i.any, err = i.listen(filepath.Join(dir, filepath.Base(InteropAny)))
 	if err != nil {
 		return nil, err
 	}
-	i.any = l
-	go i.serve(l, nil)
 	return i, nil
 }
 
 // close takes no more requests. Those that run are not touched.
 func (i *interop) close() {
-	i.any.Close()
+	i.any.l.Close()
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	i.closed = true
 	if i.spare != nil {
-		i.spare.Close()
+		i.spare.l.Close()
 		i.spare = nil
 	}
 }
 
-// listenAll listens where every user of the distro may connect: that a process
+// listen listens where every user of the distro may connect: whether a process
 // may ask is the host's to decide.
-func listenAll(path string) (*net.UnixListener, error) {
+func (i *interop) listen(path string) (*askSocket, error) {
 	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
 	if err != nil {
 		return nil, err
@@ -105,27 +113,54 @@ func listenAll(path string) (*net.UnixListener, error) {
 		l.Close()
 		return nil, err
 	}
-	return l, nil
+	s := &askSocket{l: l, path: path}
+	go i.serve(s)
+	return s, nil
 }
 
-// socket returns a session's, which its owner closes and thereby removes.
-func (i *interop) socket() (*net.UnixListener, error) {
+// take returns a socket for a session, which releases it.
+func (i *interop) take() (*askSocket, error) {
 	i.mu.Lock()
-	l := i.spare
+	s := i.spare
 	i.spare = nil
 	i.mu.Unlock()
-	if l != nil {
-		return l, nil
+	if s != nil {
+		return s, nil
 	}
 	return i.make()
 }
 
-func (i *interop) make() (*net.UnixListener, error) {
+func (i *interop) make() (*askSocket, error) {
 	i.mu.Lock()
 	i.next++
 	path := filepath.Join(i.dir, fmt.Sprint(i.next))
 	i.mu.Unlock()
-	return listenAll(path)
+	return i.listen(path)
+}
+
+// release is the end of a session. What its client was asked and has not begun,
+// the service is asked. If no process is left in the distro, none knows the socket,
+// and the next session gets it: so a command after the other costs nothing here.
+func (i *interop) release(s *askSocket, x *session) {
+	s.owner.Store(nil)
+	i.end(x)
+	if !i.srv.cfg.Reaper.Empty() {
+		s.l.Close()
+		i.refill()
+		return
+	}
+	i.keep(s)
+}
+
+// keep makes s the spare one, unless there is one.
+func (i *interop) keep(s *askSocket) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if i.spare != nil || i.closed {
+		s.l.Close()
+		return
+	}
+	i.spare = s
 }
 
 // refill makes the next session's socket, at a time when nobody waits for it.
@@ -136,30 +171,22 @@ func (i *interop) refill() {
 	if !wanted {
 		return
 	}
-	l, err := i.make()
-	if err != nil {
-		return // the next session tries it again, and tells
+	if s, err := i.make(); err == nil { // else the next session tries it again, and tells
+		i.keep(s)
 	}
-	i.mu.Lock()
-	defer i.mu.Unlock()
-	if i.spare != nil || i.closed {
-		l.Close()
-		return
-	}
-	i.spare = l
 }
 
-// serve accepts until l is closed. x is the session whose client is asked, or nil.
-func (i *interop) serve(l *net.UnixListener, x *session) {
+// serve accepts until the socket is closed.
+func (i *interop) serve(s *askSocket) {
 	for {
-		c, err := l.AcceptUnix()
+		c, err := s.l.AcceptUnix()
 		if err != nil {
 			if !errors.Is(err, net.ErrClosed) {
 				i.srv.cfg.Logf("interop: %v", err)
 			}
 			return
 		}
-		go i.request(c, x)
+		go i.request(c, s.owner.Load())
 	}
 }
 

@@ -115,27 +115,23 @@ func (x *session) send(m wire.Message) error {
 // client is gone.
 func (x *session) serve(r io.Reader, m *wire.Start) {
 	defer x.closeConns()
-	var socket *net.UnixListener
+	var socket *askSocket
 	var err error
 	if i := x.srv.interop; i != nil {
-		if socket, err = i.socket(); err != nil {
+		if socket, err = i.take(); err != nil {
 			x.srv.cfg.Logf("no programs of the host: %v", err)
 		} else {
-			defer func() {
-				socket.Close()
-				i.end(x)
-				i.refill()
-			}()
-			env := []string{"WSL_INTEROP=" + socket.Addr().String(), "BROWSER=" + Browser}
+			defer i.release(socket, x)
+			env := []string{"WSL_INTEROP=" + socket.path, "BROWSER=" + Browser}
 			if m.Agent {
-				env = append(env, "SSH_AUTH_SOCK="+socket.Addr().String())
+				env = append(env, "SSH_AUTH_SOCK="+socket.path)
 			}
 			m.Env = append(env, m.Env...) // what the client says wins
 		}
 	}
 	notice, err := x.start(m)
 	if socket != nil { // only now is it known whose session it is
-		go x.srv.interop.serve(socket, x)
+		socket.owner.Store(x)
 	}
 	if err != nil {
 		x.send(toFailed(err)) //nolint:errcheck // the client may be gone
