@@ -255,7 +255,7 @@ func (s *session) request(r *ssh.Request) bool {
 		if s.master == nil || ssh.Unmarshal(r.Payload, &m) != nil {
 			return false
 		}
-		return pty.Setsize(s.master, &pty.Winsize{Rows: uint16(m.Rows), Cols: uint16(m.Cols)}) == nil
+		return setSize(s.master, m) == nil
 	case "signal":
 		var m struct{ Name string }
 		sig := unix.Signal(0)
@@ -265,6 +265,18 @@ func (s *session) request(r *ssh.Request) bool {
 		return sig != 0 && s.cmd != nil && s.cmd.Process.Signal(sig) == nil
 	}
 	return false
+}
+
+// setSize tells a terminal its size, also while another goroutine closes it.
+func setSize(master *os.File, m windowChange) error {
+	raw, err := master.SyscallConn()
+	if err != nil {
+		return err
+	}
+	cerr := raw.Control(func(fd uintptr) {
+		err = unix.IoctlSetWinsize(int(fd), unix.TIOCSWINSZ, &unix.Winsize{Row: uint16(m.Rows), Col: uint16(m.Cols)})
+	})
+	return errors.Join(cerr, err)
 }
 
 // start starts the channel's program; its end closes the channel.
