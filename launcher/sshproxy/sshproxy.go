@@ -186,11 +186,15 @@ test -x $f && exec $f; done; exec ` + Helper + ` sftp-server`
 // that starts the program, and then those that concern the running program.
 func (p *proxy) session(ch ssh.Channel, requests <-chan *ssh.Request) {
 	defer ch.Close()
-	s := &session{p: p, ch: ch}
+	s := &session{p: p, ch: ch, answered: make(chan struct{})}
 	for r := range requests {
+		waiting := s.cmd == nil
 		ok := s.request(r)
 		if r.WantReply {
 			r.Reply(ok, nil)
+		}
+		if waiting && s.cmd != nil {
+			close(s.answered)
 		}
 	}
 	s.hangup()
@@ -204,6 +208,10 @@ type session struct {
 	cmd *exec.Cmd   // nil until it has been started
 
 	master *os.File
+
+	// answered is closed when the request that started cmd has its answer, which
+	// must come before the channel's end.
+	answered chan struct{}
 }
 
 // ptyRequest is RFC 4254 §6.2, windowChange §6.7.
@@ -347,6 +355,7 @@ func (s *session) end(err error) {
 	case err != nil:
 		status = 255
 	}
+	<-s.answered
 	s.ch.SendRequest("exit-status", false, ssh.Marshal(struct{ Status uint32 }{uint32(status)}))
 	s.ch.Close()
 }
