@@ -141,8 +141,7 @@ func TestIOEventFD(t *testing.T) {
 	run(t, v, ExitHLT)
 }
 
-// A message to the local APIC wakes the processor; one that no local APIC takes
-// is refused.
+// A message to the local APIC wakes the processor; one to another does not.
 func TestInterrupt(t *testing.T) {
 	var vm *VM
 	v, code := realMode(t, func(m *VM) {
@@ -182,9 +181,9 @@ func TestInterrupt(t *testing.T) {
 	}
 	bind(t, v)
 	run(t, v, ExitIO)
-	if err := vm.SignalMSI(0xfee05000, vector); err == nil {
-		t.Error("a message to APIC id 5 was taken")
-	}
+	// KVM says nothing of a message that no local APIC takes, or refuses it, as its
+	// table of them has room for that id or not. It must not come to another's.
+	_ = vm.SignalMSI(0xfee05000, vector+1)
 	if err := vm.SignalMSI(0xfee00000, vector); err != nil {
 		t.Fatal(err)
 	}

@@ -69,7 +69,7 @@ func (vm *VM) SetUserMemoryRegion(slot uint32, addr uint64, mem []byte) error {
 // SignalMSI is KVM_SIGNAL_MSI (0xa5, api.rst §4.70): "directly inject a MSI
 // message", address and data as on the bus (Intel SDM vol. 3A §11.11). It wakes
 // the vCPU that is meant and waits for nothing. An error may be the guest's doing:
-// no local APIC takes the message.
+// no local APIC takes the message, which KVM refuses at times and drops at others.
 func (vm *VM) SignalMSI(addr uint64, data uint32) error {
 	m := msi{addrLow: uint32(addr), addrHigh: uint32(addr >> 32), data: data}
 	if err := ioctl(vm.fd, kvmSignalMSI, &m); err != nil {

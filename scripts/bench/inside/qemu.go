@@ -164,7 +164,7 @@ func (q *qemu) kill() {
 }
 
 // vmExits reads how often the VM of a process has left its guest, from KVM's
-// debugfs. Of several VMs, as a probe's that is being released, the busiest counts.
+// debugfs. The rig adds one for each interrupt (scripts/internal/rig/l1). Of several VMs, as a probe's that is being released, the busiest counts.
 func vmExits(pid int) (exits float64, err error) {
 	var found []string
 	for tid := range threads(pid) { // named after the thread that made the VM
