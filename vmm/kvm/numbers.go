@@ -31,7 +31,6 @@ const (
 	capNRVCPUs      = 9
 	capMaxVCPUs     = 66
 	capSignalMSI    = 77
-	capReadOnlyMem  = 81
 	capSplitIRQChip = 121
 )
 
@@ -59,7 +58,5 @@ type ioeventfd struct {
 	flags     uint32
 	_         [36]byte
 }
-
-const memReadOnly = 1 << 1 // KVM_MEM_READONLY
 
 const ioeventfdDatamatch = 1 << 0 // KVM_IOEVENTFD_FLAG_DATAMATCH
