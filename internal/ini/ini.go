@@ -48,6 +48,9 @@ func Parse(text string) (entries []Entry, problems []Problem) {
 			i++
 			line = line[:len(line)-1] + strings.TrimSpace(lines[i])
 		}
+		if line == "" { // nothing but a '\' that went on with an empty line
+			continue
+		}
 		if line[0] == '[' {
 			name, ok := strings.CutSuffix(line[1:], "]")
 			if !ok {

@@ -43,6 +43,7 @@ func FuzzParse(f *testing.F) {
 	f.Add("[a]\nb = \"c\\n\"\\\nd\n")
 	f.Add("[")
 	f.Add("\\")
+	f.Add("\\\n\n\\\n")
 	f.Fuzz(func(t *testing.T, text string) {
 		entries, problems := Parse(text)
 		lines := strings.Count(text, "\n") + 1
