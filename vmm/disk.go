@@ -17,12 +17,9 @@ func (m *Machine) DiskSlots() int {
 }
 
 // AttachDisk gives the running guest a disk and returns its slot, the lowest that
-// is free. A slot that had a disk before is /dev/vda + slot in the guest, and grows
-// from nothing: the hardware has the new capacity when AttachDisk returns, and the
-// guest's kernel follows by itself. On KVM a slot that never had one is a
-// placeholder on the virtio-mmio bus until then, because every block device
-// takes half a millisecond of the boot; the guest binds the next one anew when it hears of
-// the disk (echo virtio-mmio.N >/sys/bus/platform/drivers/virtio-mmio/bind).
+// is free: /dev/vda + slot in the guest. The disk grows from nothing: the hardware has
+// the new capacity when AttachDisk returns, and the guest's kernel follows by itself. With
+// Config.LateSlots the guest may have to register the slot's device first.
 func (m *Machine) AttachDisk(ctx context.Context, d Disk) (int, error) {
 	if d.Serial != "" {
 		return -1, configError("disk %s: only disks attached from the start have a serial number of their own", d.Path)
@@ -52,8 +49,6 @@ func (m *Machine) reserve(d Disk) (int, *slot, error) {
 		// A slot that the guest knows as read-only stays so.
 		if !s.busy && (!s.readOnly || d.ReadOnly) {
 			s.busy = true
-			// In the order of the slots: the guest gives out the letters in that order.
-			s.dev.Plug()
 			return i, s, nil
 		}
 	}

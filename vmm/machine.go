@@ -172,10 +172,14 @@ func (m *Machine) start(ctx context.Context) (parts *parts, err error) {
 	if m.cfg.Cmdline != "" {
 		cmdline += " " + m.cfg.Cmdline
 	}
+	late := 0
+	if m.cfg.LateSlots {
+		late = m.DiskSlots() - len(m.cfg.Disks)
+	}
 	spec := engine.Spec{
 		Kernel: kernel, Initramfs: initramfs, Cmdline: cmdline,
 		MemoryBytes: m.cfg.MemoryBytes, CPUs: m.cfg.CPUs,
-		Devices: parts.devices, Console: m.console,
+		Devices: parts.devices, Late: late, Console: m.console,
 	}
 	m.mu.Lock()
 	accel := m.accel
@@ -285,7 +289,7 @@ func (m *Machine) build(ctx context.Context) (*parts, error) {
 
 // newSlot makes block device i, with its disk if one is attached from the start.
 func (m *Machine) newSlot(i int) (*slot, error) {
-	c := blk.Config{Serial: fmt.Sprintf("slot%d", i), Unplugged: i >= len(m.cfg.Disks)}
+	c := blk.Config{Serial: fmt.Sprintf("slot%d", i)}
 	if f := m.cfg.OnDiskError; f != nil {
 		c.OnError = func(err error) { f(i, err) }
 	}

@@ -17,7 +17,7 @@ func newMachine(c vmproc.Config, console io.Writer, diskError func(slot int, err
 	}
 	cfg := vmm.Config{
 		Accel: accel, Verdict: c.Verdict, Kernel: c.Kernel, Initramfs: c.Initramfs, Cmdline: c.Cmdline,
-		MemoryBytes: c.MemoryBytes, CPUs: c.CPUs, DiskSlots: c.DiskSlots,
+		MemoryBytes: c.MemoryBytes, CPUs: c.CPUs, DiskSlots: c.DiskSlots, LateSlots: c.LateSlots,
 		GuestCID: c.GuestCID, VsockPath: c.VsockPath, ConsoleLog: console, OnDiskError: diskError,
 	}
 	for _, path := range c.Disks {

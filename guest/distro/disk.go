@@ -5,8 +5,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
-	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -28,9 +26,8 @@ func Device(slot int32) (string, error) {
 // AttachedDisk makes sure that the kernel knows the disk that the host attached to
 // device, and its size.
 //
-// A slot that never had a disk is a placeholder on the bus, for which there is no
-// block device yet: plug makes it. A slot whose disk was detached is a device of
-// capacity 0. When the capacity changes to
+// For a slot that never had a disk there may be no device yet: plug makes it. A
+// slot whose disk was detached is a device of capacity 0. When the capacity changes to
 // or from 0 the kernel sends no uevent (set_capacity_and_notify: "Historically we
 // did not send a uevent for changes to/from an empty device"), and the work that
 // reads the new capacity runs whenever it is scheduled. So there is nothing to wait for;
@@ -53,11 +50,16 @@ func AttachedDisk(device string) error {
 	return err
 }
 
-// errNoSlot: neither block device nor placeholder.
+// errNoSlot: there is no block device, and none could be registered.
 var errNoSlot = errors.New("the VM has no such disk slot")
 
-// plug makes device, and those of lower slots, from what were placeholders
-// when the kernel looked: in that order, in which it gives out the letters.
+// mmioDevices lists the virtio-mmio devices that were named to the kernel. In our
+// kernel it also takes further ones (kernelcfg/patches).
+const mmioDevices = "/sys/module/virtio_mmio/parameters/device"
+
+// plug registers the devices of slots that the command line did not name
+// (vmm.Config.LateSlots) up to device, in the order in which the kernel gives out
+// the letters.
 func plug(device string) error {
 	if exists(device) {
 		return nil
@@ -67,35 +69,39 @@ func plug(device string) error {
 		return err
 	}
 	defer unlock()
-	const bus = "/sys/bus/platform/devices"
-	entries, err := os.ReadDir(bus)
-	if err != nil {
-		return fmt.Errorf("find the placeholder of %s: %w", device, err)
-	}
-	var waiting []int
-	for _, e := range entries {
-		number, ok := strings.CutPrefix(e.Name(), "virtio-mmio.")
-		if n, err := strconv.Atoi(number); ok && err == nil && !exists(filepath.Join(bus, e.Name(), "driver")) {
-			waiting = append(waiting, n)
-		}
-	}
-	slices.Sort(waiting)
-	for _, n := range waiting {
+	for range maxSlot + 1 {
 		if exists(device) {
 			return nil
 		}
-		err := os.WriteFile("/sys/bus/platform/drivers/virtio-mmio/bind", fmt.Append(nil, "virtio-mmio.", n), 0)
-		if errors.Is(err, unix.ENODEV) { // still a placeholder, and so are those behind it
-			break
-		}
+		known, err := os.ReadFile(mmioDevices)
 		if err != nil {
-			return fmt.Errorf("plug in virtio-mmio.%d: %w", n, err)
+			return fmt.Errorf("find the place of %s on the bus: %w", device, err)
+		}
+		next, err := nextDevice(string(known))
+		if err != nil {
+			return fmt.Errorf("find the place of %s on the bus: %s: %w", device, mmioDevices, err)
+		}
+		if err := os.WriteFile(mmioDevices, []byte(next), 0); err != nil {
+			return fmt.Errorf("%s: %w: register %s: %w", device, errNoSlot, next, err)
 		}
 	}
-	if !exists(device) {
-		return fmt.Errorf("%s: %w", device, errNoSlot)
+	return fmt.Errorf("%s: %w", device, errNoSlot)
+}
+
+// nextDevice returns the virtio_mmio.device= of what stands on the bus behind the
+// last of the known ones, which are lines "SIZE@ADDRESS:IRQ:ID".
+func nextDevice(known string) (string, error) {
+	lines := strings.Fields(known)
+	if len(lines) == 0 {
+		return "", errors.New("it names no device")
 	}
-	return nil
+	last := lines[len(lines)-1]
+	var size, address uint64
+	var irq, id int
+	if _, err := fmt.Sscanf(last, "0x%x@0x%x:%d:%d", &size, &address, &irq, &id); err != nil {
+		return "", fmt.Errorf("%q: %w", last, err)
+	}
+	return fmt.Sprintf("%#x@%#x:%d", size, address+size, irq+1), nil
 }
 
 func exists(path string) bool {

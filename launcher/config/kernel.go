@@ -21,6 +21,18 @@ func FindKernel(asked string, getenv func(string) string) (string, error) {
 	return find("kernel", "vmlinux")
 }
 
+// IsOwnKernel tells whether the kernel is the one that came with wsl2, by whatever
+// path: others lack its patches (kernelcfg/patches).
+func IsOwnKernel(path string) bool {
+	own, err := find("kernel", "vmlinux")
+	if err != nil {
+		return false
+	}
+	a, errA := os.Stat(own)
+	b, errB := os.Stat(path)
+	return errA == nil && errB == nil && os.SameFile(a, b)
+}
+
 // FindInitramfs returns the initramfs with our /init: $WSL2_INITRAMFS, else the
 // one that came with wsl2.
 func FindInitramfs(getenv func(string) string) (string, error) {

@@ -72,7 +72,7 @@ func (b *Booter) Boot(ctx context.Context, r BootRequest) (Machine, error) {
 	c := vmproc.Config{
 		Accel: r.Settings.Accel, Kernel: kernel, Initramfs: initramfs, Cmdline: r.Settings.KernelCommandLine,
 		MemoryBytes: r.Settings.MemoryBytes, CPUs: r.Settings.Processors,
-		DiskSlots: diskSlots, GuestCID: guestCID, VsockPath: b.Paths.VsockPath(), ConsoleLog: b.Paths.ConsoleLog(), Verdict: b.Paths.KVMVerdict(),
+		DiskSlots: diskSlots, LateSlots: config.IsOwnKernel(kernel), GuestCID: guestCID, VsockPath: b.Paths.VsockPath(), ConsoleLog: b.Paths.ConsoleLog(), Verdict: b.Paths.KVMVerdict(),
 	}
 	if r.Disk != "" {
 		c.Disks = []string{r.Disk}

@@ -53,6 +53,7 @@ type Config struct {
 	CPUs        int
 	Disks       []string // attached from the start, in slots from 0
 	DiskSlots   int
+	LateSlots   bool
 	GuestCID    uint64
 	VsockPath   string
 	ConsoleLog  string // file; replaced

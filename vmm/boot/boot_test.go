@@ -266,6 +266,24 @@ func TestLoadErrors(t *testing.T) {
 	}
 }
 
+func TestLoadFile(t *testing.T) {
+	content := bytes.Repeat([]byte("0123456789abcde"), 1000) // no page like another
+	f := file(t, content)
+	for _, off := range []uint64{0, 1, 4095, 4096, 9000} {
+		got := make([]byte, uint64(len(content))-off)
+		if err := loadFile(got, f, off); err != nil || !bytes.Equal(got, content[off:]) {
+			t.Errorf("from %d: %v, or other bytes", off, err)
+		}
+	}
+	// One that became shorter after it was looked at.
+	if err := f.Truncate(5000); err != nil {
+		t.Fatal(err)
+	}
+	if err := loadFile(make([]byte, len(content)), f, 0); err == nil || !strings.Contains(err.Error(), "shorter") {
+		t.Error(err)
+	}
+}
+
 func TestLayout(t *testing.T) {
 	for _, c := range []struct {
 		size uint64

@@ -25,8 +25,10 @@ type Spec struct {
 	MemoryBytes uint64
 	// CPUs is the number of vCPUs, 1 to 64.
 	CPUs int
-	// Devices in the order in which the guest finds them.
+	// Devices in the order in which the guest finds them. The last Late of them it
+	// registers by itself (vmm.Config.LateSlots); an engine may name them all the same.
 	Devices []virtio.Device
+	Late    int
 	// Console receives what the guest kernel prints, early messages included.
 	// It must not block.
 	Console io.Writer

@@ -105,10 +105,10 @@ func (b *bus) access(a kvm.MMIO) {
 }
 
 // params names the devices to the kernel (Documentation/admin-guide/
-// kernel-parameters.txt, virtio_mmio.device=).
-func (b *bus) params() string {
+// kernel-parameters.txt, virtio_mmio.device=) but for the last late ones.
+func (b *bus) params(late int) string {
 	var s strings.Builder
-	for i := range b.devices {
+	for i := range len(b.devices) - late {
 		fmt.Fprintf(&s, " virtio_mmio.device=4K@%#x:%d", deviceAddr(i), devicePin(i))
 	}
 	return s.String()
@@ -129,5 +129,5 @@ func (m *machine) cmdline() string {
 	if m.spec.Console != nil {
 		s += " earlyprintk=serial,0x3f8 console=hvc0"
 	}
-	return s + m.bus.params()
+	return s + m.bus.params(m.spec.Late)
 }

@@ -107,7 +107,6 @@ type Transport struct {
 	offers uint64             // immutable
 	kicks  []*eventfd.EventFD // immutable, one for each queue
 
-	id              atomic.Uint32 // 0 until the device is plugged in
 	interruptStatus atomic.Uint32
 	generation      atomic.Uint32
 	needsReset      atomic.Bool
@@ -140,11 +139,6 @@ func New(dev virtio.Device, cfg Config) (*Transport, error) {
 		}
 		t.kicks = append(t.kicks, kick)
 		t.queues = append(t.queues, queue{max: size})
-	}
-	if p, ok := dev.(virtio.Pluggable); ok {
-		p.WhenPlugged(func() { t.id.Store(uint32(dev.ID())) })
-	} else {
-		t.id.Store(uint32(dev.ID()))
 	}
 	return t, nil
 }
@@ -206,7 +200,7 @@ func (t *Transport) readLocked(off uint64) uint32 {
 	case regVersion:
 		return version
 	case regDeviceID:
-		return t.id.Load()
+		return uint32(t.dev.ID())
 	case regVendorID:
 		return vendorID
 	case regDeviceFeatures:

@@ -153,31 +153,6 @@ func TestIdentity(t *testing.T) {
 	b.want("a register that is none", 0x0e0, 0)
 }
 
-// late is a fake that is plugged in later.
-type late struct {
-	fake
-	plug func()
-}
-
-func (l *late) WhenPlugged(f func()) { l.plug = f }
-
-func TestPlaceholder(t *testing.T) {
-	dev := &late{fake: fake{sizes: []uint16{8}}}
-	tr, err := New(dev, Config{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	b := &board{t: t, dev: &dev.fake, tr: tr}
-	b.want("MagicValue of a placeholder", regMagicValue, magicValue)
-	b.want("Version of a placeholder", regVersion, 2)
-	b.want("DeviceID of a placeholder", regDeviceID, 0)
-	dev.plug()
-	b.want("DeviceID once plugged in", regDeviceID, uint32(virtio.IDEntropy))
-	if err := tr.Close(); err != nil {
-		t.Error(err)
-	}
-}
-
 func TestLife(t *testing.T) {
 	b := newBoard(t)
 	const agreed = deviceFeature | virtio.FeatureVersion1

@@ -62,18 +62,6 @@ type Device interface {
 	Stop()
 }
 
-// Pluggable is implemented by devices that may join their machine while it runs.
-// Until then their place on the bus is a placeholder (virtio 1.2 §4.2.3.1.1:
-// DeviceID 0), which costs a guest next to nothing to find, and which it has to
-// look at again when it is told of the device. Transports that cannot show a
-// placeholder show the device from the start.
-type Pluggable interface {
-	Device
-	// WhenPlugged calls f once: when the device is plugged in, or at once if it
-	// is. f must not block.
-	WhenPlugged(f func())
-}
-
 // Session is one life of a device, from DRIVER_OK to reset.
 type Session struct {
 	// Features are the bits that both sides agreed on, ring bits included.

@@ -40,7 +40,7 @@ func qemuArgs(disk string) []string {
 		"-L", "/usr/share/qemu", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
 		"-kernel", kernelPath, "-initrd", initramfsPath,
 		// Package vmm's line without what is about its own devices.
-		"-append", "panic=-1 reboot=t quiet noreplace-smp initcall_blacklist=slab_late_init retain_initrd spec_rstack_overflow=off tsc=reliable random.trust_cpu=on " + rigCmdline(),
+		"-append", "panic=-1 reboot=t quiet noreplace-smp retain_initrd spec_rstack_overflow=off tsc=reliable " + rigCmdline(),
 		"-device", "isa-debug-exit,iobase=0xf4,iosize=1",
 		"-device", fmt.Sprintf("vhost-vsock-device,guest-cid=%d", guestCID),
 	}

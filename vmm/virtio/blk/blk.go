@@ -73,8 +73,6 @@ type Config struct {
 	// Disk is attached from the start; nil for an empty slot. The device owns
 	// it from New on.
 	Disk *Disk
-	// Unplugged lets the device be a placeholder until Plug.
-	Unplugged bool
 	// Workers is how many requests wait for the host's disk at a time, 16 if 0.
 	Workers int
 	// OnError is told of the host's errors, which the guest sees only as I/O
@@ -111,11 +109,9 @@ type Device struct {
 	configChanged func()      // of the running session
 	run           *session
 	reported      map[string]time.Time // of the attached disk, by operation and error
-	plugged       bool
-	whenPlugged   []func() // to be called by Plug
 }
 
-var _ virtio.Pluggable = (*Device)(nil)
+var _ virtio.Device = (*Device)(nil)
 
 // attachment is a disk in a slot. It counts the requests that use the disk.
 type attachment struct {
@@ -136,7 +132,7 @@ func New(cfg Config) (*Device, error) {
 	if cfg.Workers <= 0 {
 		cfg.Workers = defaultWorkers
 	}
-	d := &Device{cfg: cfg, reported: map[string]time.Time{}, plugged: !cfg.Unplugged}
+	d := &Device{cfg: cfg, reported: map[string]time.Time{}}
 	if cfg.Disk != nil {
 		d.slot = newAttachment(cfg.Disk)
 	}
@@ -145,31 +141,6 @@ func New(cfg Config) (*Device, error) {
 
 func newAttachment(disk *Disk) *attachment {
 	return &attachment{disk: disk, idle: make(chan struct{}), gone: make(chan struct{})}
-}
-
-// Plug ends the device's time as a placeholder. Guests are not told by the bus;
-// one that never looked has to be told by other means. It is harmless if repeated.
-func (d *Device) Plug() {
-	d.mu.Lock()
-	list := d.whenPlugged
-	d.plugged, d.whenPlugged = true, nil
-	d.mu.Unlock()
-	for _, f := range list {
-		f()
-	}
-}
-
-// WhenPlugged implements virtio.Pluggable.
-func (d *Device) WhenPlugged(f func()) {
-	d.mu.Lock()
-	plugged := d.plugged
-	if !plugged {
-		d.whenPlugged = append(d.whenPlugged, f)
-	}
-	d.mu.Unlock()
-	if plugged {
-		f()
-	}
 }
 
 // Attach puts disk into the empty slot and tells the driver. The device owns

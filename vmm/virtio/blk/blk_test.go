@@ -650,26 +650,6 @@ func TestAttachDetach(t *testing.T) {
 	}
 }
 
-func TestPlug(t *testing.T) {
-	for _, unplugged := range []bool{false, true} {
-		d, err := New(Config{Unplugged: unplugged})
-		if err != nil {
-			t.Fatal(err)
-		}
-		calls := 0
-		d.WhenPlugged(func() { calls++ })
-		if want := map[bool]int{false: 1, true: 0}[unplugged]; calls != want {
-			t.Errorf("Unplugged %v: told %d times at once, want %d", unplugged, calls, want)
-		}
-		d.Plug()
-		d.Plug()
-		d.WhenPlugged(func() { calls++ })
-		if calls != 2 {
-			t.Errorf("Unplugged %v: told %d times, want one for each", unplugged, calls)
-		}
-	}
-}
-
 func TestDetachWaits(t *testing.T) {
 	fake, disk := newFake(64)
 	entered, open := make(chan struct{}), make(chan struct{})
