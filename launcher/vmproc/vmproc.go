@@ -36,6 +36,7 @@ import (
 	"net"
 	"os"
 	"os/signal"
+	"runtime"
 	"strings"
 	"sync"
 	"time"
@@ -87,6 +88,10 @@ const (
 	fdControl = 4
 )
 
+// busyDevices is how many devices are usually busy at a time: vsock, the disks of
+// a distro or two, and one to spare.
+const busyDevices = 4
+
 // orphanGrace is how long the guest has to power off after the service died.
 const orphanGrace = 15 * time.Second
 
@@ -130,6 +135,10 @@ func Main(newMachine NewMachine) error {
 	if err != nil {
 		return fmt.Errorf("`wsl2 vm` is run by `wsl2 service`, not by hand (%w)", err)
 	}
+	// Threads that wait in the kernel, one for each vCPU and for each device that is
+	// busy, take the runtime's processors with them. Where none is left to spare,
+	// its monitor takes turns with the guest to find some, every 20 µs.
+	runtime.GOMAXPROCS(runtime.GOMAXPROCS(0) + c.CPUs + busyDevices)
 	cf := os.NewFile(fdControl, "control")
 	conn, err := net.FileConn(cf)
 	cf.Close()

@@ -3,19 +3,25 @@ package eventfd
 
 import (
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"os"
-	"syscall"
+	"sync"
+	"sync/atomic"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
 
-// EventFD is a non-blocking eventfd on the runtime's poller: Wait parks the
-// goroutine, Close ends a Wait. It is safe for concurrent use.
+// EventFD is a non-blocking eventfd. It is safe for concurrent use.
+//
+// It is not on the runtime's poller: there, each signal would wake the poller's
+// thread, whoever waits, and interrupt lines are signalled for KVM alone.
 type EventFD struct {
-	f  *os.File
-	rc syscall.RawConn
+	closed atomic.Bool
+	// mu is held shared by all that use fd, for as long as they do, and
+	// exclusively to close it: fd never names another file under them.
+	mu sync.RWMutex
+	fd int // immutable
 }
 
 // New creates an eventfd with a count of 0.
@@ -24,7 +30,7 @@ func New() (*EventFD, error) {
 	if err != nil {
 		return nil, os.NewSyscallError("eventfd", err)
 	}
-	return newEventFD(fd)
+	return &EventFD{fd: fd}, nil
 }
 
 // FromFD takes ownership of fd, an eventfd made by another process.
@@ -33,54 +39,102 @@ func FromFD(fd int) (*EventFD, error) {
 		unix.Close(fd)
 		return nil, fmt.Errorf("eventfd: set fd %d non-blocking: %w", fd, err)
 	}
-	return newEventFD(fd)
-}
-
-func newEventFD(fd int) (*EventFD, error) {
-	f := os.NewFile(uintptr(fd), "eventfd")
-	rc, err := f.SyscallConn()
-	if err != nil {
-		f.Close()
-		return nil, fmt.Errorf("eventfd: %w", err)
-	}
-	return &EventFD{f: f, rc: rc}, nil
+	return &EventFD{fd: fd}, nil
 }
 
 // FD returns the descriptor, for KVM_IRQFD and KVM_IOEVENTFD. It stays owned by
-// e. It must not be used after Close. Unlike os.File.Fd it leaves the
-// descriptor non-blocking.
-func (e *EventFD) FD() int {
-	fd := -1
-	_ = e.rc.Control(func(p uintptr) { fd = int(p) })
-	return fd
-}
+// e and must not be used after Close.
+func (e *EventFD) FD() int { return e.fd }
 
 // Signal adds 1 to the count, and never blocks: a count at its limit, which
 // another process may have brought about, says all already. After Close it
 // returns os.ErrClosed.
 func (e *EventFD) Signal() error {
-	if e.rc.Control(add1) != nil {
+	e.mu.RLock()
+	defer e.mu.RUnlock()
+	if e.closed.Load() {
 		return os.ErrClosed
 	}
+	e.add1()
 	return nil
 }
 
-func add1(fd uintptr) {
+// Preconditions: e.mu is held.
+func (e *EventFD) add1() {
 	var b [8]byte
 	binary.NativeEndian.PutUint64(b[:], 1)
-	_, _ = unix.Write(int(fd), b[:]) // EAGAIN at the limit
+	// RawSyscall: the scheduler need not hear of a call that cannot block.
+	unix.RawSyscall(unix.SYS_WRITE, uintptr(e.fd), uintptr(unsafe.Pointer(&b)), uintptr(len(b))) // EAGAIN at the limit
+}
+
+// take resets the count and reports whether it was not 0. Preconditions: e.mu is
+// held.
+func (e *EventFD) take() bool {
+	var b [8]byte
+	n, _, _ := unix.RawSyscall(unix.SYS_READ, uintptr(e.fd), uintptr(unsafe.Pointer(&b)), uintptr(len(b)))
+	if n != uintptr(len(b)) {
+		return false
+	}
+	if e.closed.Load() {
+		e.add1() // it was Close's, which is for all who wait
+	}
+	return true
 }
 
 // Wait blocks until the count is not 0 and resets it. After Close it returns
-// os.ErrClosed.
+// os.ErrClosed. It keeps the calling goroutine's thread, which makes it the
+// fastest way to wait: the kernel wakes that thread, and no scheduler looks for
+// what else there might be to do.
 func (e *EventFD) Wait() error {
-	var b [8]byte
-	_, err := e.f.Read(b[:])
-	if errors.Is(err, os.ErrClosed) {
+	e.mu.RLock()
+	defer e.mu.RUnlock()
+	for !e.closed.Load() {
+		p := []unix.PollFd{{Fd: int32(e.fd), Events: unix.POLLIN}}
+		if _, err := unix.Poll(p, -1); err != nil && err != unix.EINTR {
+			return os.NewSyscallError("poll", err)
+		}
+		if e.take() && !e.closed.Load() {
+			return nil
+		}
+	}
+	return os.ErrClosed
+}
+
+// Park is Wait without a thread: the goroutine waits on the runtime's poller.
+// Coming and going cost more, so it is for what will probably never happen.
+func (e *EventFD) Park() error {
+	e.mu.RLock()
+	defer e.mu.RUnlock()
+	if e.closed.Load() {
+		return os.ErrClosed
+	}
+	// A duplicate joins the poller, and leaves it with the end of the wait.
+	fd, err := unix.FcntlInt(uintptr(e.fd), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return os.NewSyscallError("fcntl", err)
+	}
+	f := os.NewFile(uintptr(fd), "eventfd")
+	defer f.Close()
+	rc, err := f.SyscallConn()
+	if err != nil {
+		return fmt.Errorf("eventfd: %w", err)
+	}
+	err = rc.Read(func(uintptr) bool { return e.closed.Load() || e.take() })
+	if e.closed.Load() {
 		return os.ErrClosed
 	}
 	return err
 }
 
-// Close releases the descriptor and ends every Wait.
-func (e *EventFD) Close() error { return e.f.Close() }
+// Close ends every Wait and Park and releases the descriptor.
+func (e *EventFD) Close() error {
+	if e.closed.Swap(true) {
+		return os.ErrClosed
+	}
+	e.mu.RLock()
+	e.add1()
+	e.mu.RUnlock()
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return os.NewSyscallError("close", unix.Close(e.fd))
+}

@@ -19,33 +19,54 @@ func newFD(t *testing.T) *EventFD {
 	return e
 }
 
+// waits are the two ways to wait.
+var waits = map[string]func(*EventFD) error{"Wait": (*EventFD).Wait, "Park": (*EventFD).Park}
+
 func TestSignalEndsWait(t *testing.T) {
-	e := newFD(t)
-	for range 3 {
-		done := make(chan error)
-		go func() { done <- e.Wait() }()
-		if err := e.Signal(); err != nil {
-			t.Fatal(err)
-		}
-		if err := <-done; err != nil {
-			t.Fatal(err)
-		}
+	for name, wait := range waits {
+		t.Run(name, func(t *testing.T) {
+			e := newFD(t)
+			for range 3 {
+				done := make(chan error)
+				go func() { done <- wait(e) }()
+				if err := e.Signal(); err != nil {
+					t.Fatal(err)
+				}
+				if err := <-done; err != nil {
+					t.Fatal(err)
+				}
+			}
+		})
 	}
 }
 
-func TestCloseEndsWait(t *testing.T) {
-	e := newFD(t)
-	done := make(chan error)
-	go func() { done <- e.Wait() }()
-	e.Close()
-	if err := <-done; !errors.Is(err, os.ErrClosed) {
-		t.Errorf("Wait: %v", err)
-	}
-	if err := e.Wait(); !errors.Is(err, os.ErrClosed) {
-		t.Errorf("Wait after Close: %v", err)
-	}
-	if err := e.Signal(); !errors.Is(err, os.ErrClosed) {
-		t.Errorf("Signal after Close: %v", err)
+func TestCloseEndsWaits(t *testing.T) {
+	for name, wait := range waits {
+		t.Run(name, func(t *testing.T) {
+			e := newFD(t)
+			const waiting = 4
+			done := make(chan error)
+			for range waiting {
+				go func() { done <- wait(e) }()
+			}
+			if err := e.Close(); err != nil {
+				t.Fatal(err)
+			}
+			for range waiting {
+				if err := <-done; !errors.Is(err, os.ErrClosed) {
+					t.Errorf("%v", err)
+				}
+			}
+			if err := wait(e); !errors.Is(err, os.ErrClosed) {
+				t.Errorf("after Close: %v", err)
+			}
+			if err := e.Signal(); !errors.Is(err, os.ErrClosed) {
+				t.Errorf("Signal after Close: %v", err)
+			}
+			if err := e.Close(); !errors.Is(err, os.ErrClosed) {
+				t.Errorf("second Close: %v", err)
+			}
+		})
 	}
 }
 

@@ -141,6 +141,56 @@ func TestIOEventFD(t *testing.T) {
 	run(t, v, ExitHLT)
 }
 
+// Read-only memory is read without an exit; a write is one, or an ioeventfd's,
+// and changes nothing.
+func TestReadOnlyMemory(t *testing.T) {
+	page, err := unix.Mmap(-1, 0, 0x1000, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { unix.Munmap(page) })
+	e, err := eventfd.New()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer e.Close()
+	page[0x60] = 0x11
+	v, _ := realMode(t, func(vm *VM) {
+		if err := errors.Join(vm.SetReadOnlyMemoryRegion(1, 0x5000, page), vm.AssignIOEventFD(e.FD(), 0x5064, 1)); err != nil {
+			t.Fatal(err)
+		}
+	},
+		0xa0, 0x60, 0x50, // mov 0x5060, %al
+		0xe6, 0x10, // out %al, $0x10
+		0x66, 0xc7, 0x06, 0x64, 0x50, 1, 0, 0, 0, // movl $1, 0x5064
+		0x66, 0xc7, 0x06, 0x64, 0x50, 3, 0, 0, 0, // movl $3, 0x5064
+		0xa0, 0x60, 0x50, // mov 0x5060, %al
+		0xe6, 0x10, // out %al, $0x10
+		0xf4,
+	)
+	bind(t, v)
+	run(t, v, ExitIO)
+	if io := v.IO(); io.Data[0] != 0x11 {
+		t.Errorf("read %#x", io.Data)
+	}
+	run(t, v, ExitMMIO)
+	if m := v.MMIO(); !m.Write || m.Addr != 0x5064 || m.Data[0] != 3 {
+		t.Errorf("%+v", m)
+	}
+	if err := e.Wait(); err != nil {
+		t.Error(err)
+	}
+	page[0x60] = 0x22 // as the device's doing
+	run(t, v, ExitIO)
+	if io := v.IO(); io.Data[0] != 0x22 {
+		t.Errorf("read %#x after a change", io.Data)
+	}
+	run(t, v, ExitHLT)
+	if page[0x64] != 0 {
+		t.Error("the guest wrote to read-only memory")
+	}
+}
+
 // A message to the local APIC wakes the processor; one to another does not.
 func TestInterrupt(t *testing.T) {
 	var vm *VM

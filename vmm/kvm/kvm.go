@@ -61,6 +61,7 @@ var required = []struct {
 	{7, "KVM_CAP_EXT_CPUID", "CPUID is set by the monitor"},
 	{capSplitIRQChip, "KVM_CAP_SPLIT_IRQCHIP", "the local APICs are the kernel's, the I/O APIC is not"},
 	{capSignalMSI, "KVM_CAP_SIGNAL_MSI", "devices interrupt by messages to the local APICs"},
+	{capReadOnlyMem, "KVM_CAP_READONLY_MEM", "drivers read devices' registers as memory"},
 	{36, "KVM_CAP_IOEVENTFD", "drivers notify through eventfds"},
 	{72, "KVM_CAP_TSC_DEADLINE_TIMER", "the guest has no other timer"},
 	{136, "KVM_CAP_IMMEDIATE_EXIT", "a vCPU must be stopped without a race"},

@@ -31,6 +31,7 @@ const (
 	capNRVCPUs      = 9
 	capMaxVCPUs     = 66
 	capSignalMSI    = 77
+	capReadOnlyMem  = 81
 	capSplitIRQChip = 121
 )
 
@@ -58,5 +59,7 @@ type ioeventfd struct {
 	flags     uint32
 	_         [36]byte
 }
+
+const memReadOnly = 1 << 1 // KVM_MEM_READONLY
 
 const ioeventfdDatamatch = 1 << 0 // KVM_IOEVENTFD_FLAG_DATAMATCH

@@ -54,8 +54,20 @@ func (vm *VM) EnableSplitIRQChip() error {
 // puts mem at guest physical address addr. mem is page-aligned, outside Go's
 // heap and stays mapped as long as the VM.
 func (vm *VM) SetUserMemoryRegion(slot uint32, addr uint64, mem []byte) error {
+	return vm.setMemory(slot, addr, mem, 0)
+}
+
+// SetReadOnlyMemoryRegion is SetUserMemoryRegion with KVM_MEM_READONLY (api.rst
+// §4.35, KVM_CAP_READONLY_MEM): "writes to this memory will be posted to
+// userspace as KVM_EXIT_MMIO exits", or to the ioeventfd at their address.
+func (vm *VM) SetReadOnlyMemoryRegion(slot uint32, addr uint64, mem []byte) error {
+	return vm.setMemory(slot, addr, mem, memReadOnly)
+}
+
+func (vm *VM) setMemory(slot uint32, addr uint64, mem []byte, flags uint32) error {
 	r := gokvm.UserspaceMemoryRegion{
 		Slot:          slot,
+		Flags:         flags,
 		GuestPhysAddr: addr,
 		MemorySize:    uint64(len(mem)),
 		UserspaceAddr: uint64(uintptr(unsafe.Pointer(unsafe.SliceData(mem)))),

@@ -4,8 +4,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"strings"
 
+	"golang.org/x/sys/unix"
+
+	"github.com/wsl2/wsl2/vmm/eventfd"
 	"github.com/wsl2/wsl2/vmm/guestmem"
 	"github.com/wsl2/wsl2/vmm/kvm"
 	"github.com/wsl2/wsl2/vmm/mmio"
@@ -22,11 +26,20 @@ const (
 // bus is the virtio-mmio devices and the I/O APIC that their interrupts go
 // through: device i has pin i+1 alone, which is also its number in Linux, where
 // 0 is none. It is immutable once the vCPUs run.
+//
+// Of the three accesses of a driver to its device's registers for each interrupt
+// and request, none reaches the monitor: InterruptStatus is read as memory, and
+// the kernel signals an eventfd in place of an exit for the write of the queue's
+// number to QueueNotify, and for that of InterruptUsed alone to InterruptACK. At
+// the eventfd of the latter nobody waits, so that the bit stays set once it was:
+// a driver then looks at its queues for every interrupt, which it has to anyway.
 type bus struct {
 	vm      *kvm.VM
 	mem     *guestmem.Memory
 	devices []*mmio.Transport
 	ioapic  *ioapic
+	pages   []byte           // of the devices, one behind the other
+	acks    *eventfd.EventFD // swallows InterruptACK
 }
 
 func newBus(vm *kvm.VM, mem *guestmem.Memory) *bus { return &bus{vm: vm, mem: mem} }
@@ -36,10 +49,23 @@ func (b *bus) add(devices []virtio.Device, log io.Writer) error {
 	if len(devices) > maxDevices {
 		return fmt.Errorf("microvm: %d devices, at most %d are possible", len(devices), maxDevices)
 	}
+	var err error
+	if b.acks, err = eventfd.New(); err != nil {
+		return fmt.Errorf("microvm: %w", err)
+	}
+	if len(devices) > 0 {
+		if b.pages, err = unix.Mmap(-1, 0, len(devices)*mmio.Size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS); err != nil {
+			return fmt.Errorf("microvm: map the registers of devices: %w", err)
+		}
+		if err := b.vm.SetReadOnlyMemoryRegion(uint32(len(b.mem.Regions())), busBase, b.pages); err != nil {
+			return err
+		}
+	}
 	b.ioapic = newIOAPIC(1+len(devices), func(addr uint64, data uint32) { _ = b.vm.SignalMSI(addr, data) })
 	for i, dev := range devices {
 		t, err := mmio.New(dev, mmio.Config{
 			Memory:    b.mem,
+			Page:      b.pages[i*mmio.Size:][:mmio.Size],
 			Interrupt: func() { b.ioapic.raise(devicePin(i)) },
 			Failed:    func(err error) { fmt.Fprintf(log, "wsl2: %v\n", err) },
 		})
@@ -52,15 +78,25 @@ func (b *bus) add(devices []virtio.Device, log io.Writer) error {
 				return err
 			}
 		}
+		if err := b.vm.AssignIOEventFD(b.acks.FD(), deviceAddr(i)+mmio.RegInterruptACK, mmio.InterruptUsed); err != nil {
+			return err
+		}
 	}
 	return nil
 }
 
-// close stops all devices.
+// close stops all devices, then releases what the kernel and they used. The vCPUs
+// have ended.
 func (b *bus) close() error {
 	var errs []error
 	for _, t := range b.devices {
 		errs = append(errs, t.Close())
+	}
+	if b.acks != nil {
+		errs = append(errs, b.acks.Close())
+	}
+	if b.pages != nil {
+		errs = append(errs, os.NewSyscallError("munmap", unix.Munmap(b.pages)))
 	}
 	return errors.Join(errs...)
 }

@@ -7,9 +7,14 @@
 // A driver that breaks the protocol is ignored, or, once nothing sensible can
 // follow, told by DEVICE_NEEDS_RESET; it never harms the monitor.
 //
-// The package knows no accelerator: whoever owns the vCPUs calls Read and Write
-// for the exits in the page, gives an interrupt function, and may have the
-// kernel signal Kick(i) for a write of i to QueueNotify.
+// Reading has no side effects, so that the registers are memory: what can be
+// read stands in Config.Page at any moment, and a guest that has the page mapped
+// (read-only) reads it without an exit. Writes are exits.
+//
+// The package knows no accelerator: whoever owns the vCPUs calls Write, and Read
+// unless the guest has the page, for the accesses in the page, gives an
+// interrupt function, and may have the kernel signal Kick(i) for a write of i to
+// RegQueueNotify.
 package mmio
 
 import (
@@ -18,6 +23,7 @@ import (
 	"fmt"
 	"sync"
 	"sync/atomic"
+	"unsafe"
 
 	"github.com/wsl2/wsl2/vmm/eventfd"
 	"github.com/wsl2/wsl2/vmm/guestmem"
@@ -45,7 +51,7 @@ const (
 	regQueueReady        = 0x044 // RW
 	RegQueueNotify       = 0x050 // W, the queue's index
 	regInterruptStatus   = 0x060 // R
-	regInterruptACK      = 0x064 // W
+	RegInterruptACK      = 0x064 // W, the bits of InterruptStatus to be cleared
 	regStatus            = 0x070 // RW
 	regQueueDescLow      = 0x080 // W
 	regQueueDescHigh     = 0x084 // W
@@ -78,13 +84,17 @@ const (
 
 // Bits of InterruptStatus.
 const (
-	interruptUsed   = 1 << 0
+	InterruptUsed   = 1 << 0
 	interruptConfig = 1 << 1
 )
 
 // Config is what a transport needs of its machine.
 type Config struct {
 	Memory *guestmem.Memory
+	// Page is Size bytes of zeroes, page-aligned, for what the driver reads. It
+	// stays the machine's, which lets nobody else write it and keeps it until
+	// Close has returned. Without it the transport takes memory of its own.
+	Page []byte
 	// Interrupt raises the device's interrupt, an edge. It must not block on the
 	// guest and may be called by any goroutine until Close has returned.
 	Interrupt func()
@@ -100,26 +110,33 @@ type queue struct {
 	desc, driver, device uint64
 }
 
+// page is the registers and the configuration space as the driver reads them.
+type page [Size / 4]atomic.Uint32
+
 // Transport is a virtio-mmio device. It is safe for concurrent use.
 type Transport struct {
-	dev    virtio.Device
-	cfg    Config
-	offers uint64             // immutable
-	kicks  []*eventfd.EventFD // immutable, one for each queue
+	dev        virtio.Device
+	cfg        Config
+	offers     uint64             // immutable
+	kicks      []*eventfd.EventFD // immutable, one for each queue
+	page       *page              // not to be touched once closed
+	needsReset atomic.Bool
 
-	interruptStatus atomic.Uint32
-	generation      atomic.Uint32
-	needsReset      atomic.Bool
+	// mu makes register writes one at a time. Device.Start and Stop run under it;
+	// what the device calls from its goroutines does not take it.
+	mu             sync.Mutex
+	status         uint32
+	featureSel     uint32
+	driverFeatures uint64
+	queueSel       uint32
+	queues         []queue
+	started        bool
 
-	// mu makes register accesses one at a time. Device.Start and Stop run under
-	// it; what the device calls from its goroutines takes no lock.
-	mu                           sync.Mutex
-	status                       uint32
-	deviceFeatureSel, featureSel uint32
-	driverFeatures               uint64
-	queueSel                     uint32
-	queues                       []queue
-	started, closed              bool
+	// configMu is for publishing the configuration space. It is taken under mu,
+	// or alone; Device.ReadConfig runs under it.
+	configMu sync.Mutex
+	config   [virtio.MaxConfig]byte // as published
+	closed   bool                   // guarded by either mutex, set under both
 }
 
 // New makes a transport for dev, which it drives from now on. Close it.
@@ -128,6 +145,14 @@ func New(dev virtio.Device, cfg Config) (*Transport, error) {
 		dev:    dev,
 		cfg:    cfg,
 		offers: dev.Features() | virtio.RingFeatures,
+	}
+	switch {
+	case cfg.Page == nil:
+		t.page = new(page)
+	case len(cfg.Page) != Size || uintptr(unsafe.Pointer(&cfg.Page[0]))%Size != 0:
+		return nil, fmt.Errorf("mmio: device %d: the page for its registers is none", dev.ID())
+	default:
+		t.page = (*page)(unsafe.Pointer(&cfg.Page[0]))
 	}
 	for _, size := range dev.QueueSizes() {
 		if size == 0 || size&(size-1) != 0 {
@@ -140,8 +165,21 @@ func New(dev virtio.Device, cfg Config) (*Transport, error) {
 		t.kicks = append(t.kicks, kick)
 		t.queues = append(t.queues, queue{max: size})
 	}
+	t.reg(regMagicValue).Store(magicValue)
+	t.reg(regVersion).Store(version)
+	t.reg(regDeviceID).Store(uint32(dev.ID()))
+	t.reg(regVendorID).Store(vendorID)
+	for off := uint64(regSHMLenLow); off <= regSHMBaseHigh; off += 4 {
+		t.reg(off).Store(1<<32 - 1)
+	}
+	t.mu.Lock()
+	t.resetLocked()
+	t.mu.Unlock()
 	return t, nil
 }
+
+// reg returns the word that the driver reads at off.
+func (t *Transport) reg(off uint64) *atomic.Uint32 { return &t.page[off/4] }
 
 // Kicks returns one eventfd for each queue, to be signalled when the driver
 // writes the queue's index to RegQueueNotify. They stay the transport's and are
@@ -156,8 +194,10 @@ func (t *Transport) Close() error {
 	if t.closed {
 		return nil
 	}
+	t.stopLocked()
+	t.configMu.Lock()
 	t.closed = true
-	t.resetLocked()
+	t.configMu.Unlock()
 	var errs []error
 	for _, k := range t.kicks {
 		errs = append(errs, k.Close())
@@ -165,22 +205,21 @@ func (t *Transport) Close() error {
 	return errors.Join(errs...)
 }
 
-// Read fills p, 1 to 8 bytes, from offset off of the page. Registers answer to
-// 32-bit accesses only (§4.2.2.2), others read as 0.
+// Read fills p, 1 to 8 bytes, from offset off of the page, as the guest does
+// that has the page mapped.
 func (t *Transport) Read(off uint64, p []byte) {
 	clear(p)
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	switch {
-	case t.closed || off >= Size:
-	case off >= regConfig:
-		t.dev.ReadConfig(uint32(off-regConfig), p)
-	case len(p) == 4 && off%4 == 0:
-		binary.LittleEndian.PutUint32(p, t.readLocked(off))
+	for i := range p {
+		if at := off + uint64(i); !t.closed && at < Size {
+			p[i] = byte(t.reg(at).Load() >> (8 * (at % 4)))
+		}
 	}
 }
 
 // Write is the driver's write of p, 1 to 8 bytes, to offset off of the page.
+// Registers take 32-bit accesses only (§4.2.2.2).
 func (t *Transport) Write(off uint64, p []byte) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -188,52 +227,16 @@ func (t *Transport) Write(off uint64, p []byte) {
 	case t.closed || off >= Size:
 	case off >= regConfig:
 		t.dev.WriteConfig(uint32(off-regConfig), p)
+		t.publishConfig()
 	case len(p) == 4 && off%4 == 0:
 		t.writeLocked(off, binary.LittleEndian.Uint32(p))
 	}
 }
 
-func (t *Transport) readLocked(off uint64) uint32 {
-	switch off {
-	case regMagicValue:
-		return magicValue
-	case regVersion:
-		return version
-	case regDeviceID:
-		return uint32(t.dev.ID())
-	case regVendorID:
-		return vendorID
-	case regDeviceFeatures:
-		return half(t.offers, t.deviceFeatureSel)
-	case regQueueNumMax:
-		if q := t.queueLocked(); q != nil {
-			return uint32(q.max)
-		}
-	case regQueueReady:
-		if q := t.queueLocked(); q != nil && q.ready {
-			return 1
-		}
-	case regInterruptStatus:
-		return t.interruptStatus.Load()
-	case regStatus:
-		if t.needsReset.Load() {
-			return t.status | statusNeedsReset
-		}
-		return t.status
-	case regConfigGeneration:
-		return t.generation.Load()
-	default:
-		if off >= regSHMLenLow && off <= regSHMBaseHigh {
-			return 1<<32 - 1
-		}
-	}
-	return 0
-}
-
 func (t *Transport) writeLocked(off uint64, v uint32) {
 	switch off {
 	case regDeviceFeaturesSel:
-		t.deviceFeatureSel = v
+		t.reg(regDeviceFeatures).Store(half(t.offers, v))
 	case regDriverFeaturesSel:
 		t.featureSel = v
 	case regDriverFeatures:
@@ -244,13 +247,14 @@ func (t *Transport) writeLocked(off uint64, v uint32) {
 		}
 	case regQueueSel:
 		t.queueSel = v
+		t.publishQueueLocked()
 	case RegQueueNotify:
 		if uint64(v) < uint64(len(t.kicks)) {
 			// An eventfd's counter is full after 2^64-2 signals.
 			_ = t.kicks[v].Signal()
 		}
-	case regInterruptACK:
-		t.interruptStatus.And(^v)
+	case RegInterruptACK:
+		t.reg(regInterruptStatus).And(^v)
 	case regStatus:
 		t.setStatusLocked(v)
 	default:
@@ -267,6 +271,7 @@ func (t *Transport) writeQueueLocked(off uint64, v uint32) {
 	}
 	if off == regQueueReady {
 		q.ready = v&1 != 0
+		t.publishQueueLocked()
 		return
 	}
 	if q.ready {
@@ -297,6 +302,19 @@ func (t *Transport) queueLocked() *queue {
 	return nil
 }
 
+// publishQueueLocked shows the selected queue.
+func (t *Transport) publishQueueLocked() {
+	var most, ready uint32
+	if q := t.queueLocked(); q != nil {
+		most = uint32(q.max)
+		if q.ready {
+			ready = 1
+		}
+	}
+	t.reg(regQueueNumMax).Store(most)
+	t.reg(regQueueReady).Store(ready)
+}
+
 // setStatusLocked is the status state machine (§2.1, §3.1.1). The driver adds
 // bits; only 0, a reset, takes any away.
 func (t *Transport) setStatusLocked(v uint32) {
@@ -309,6 +327,7 @@ func (t *Transport) setStatusLocked(v uint32) {
 		added &^= statusFeaturesOK // the driver reads it back and gives up
 	}
 	t.status |= added
+	t.reg(regStatus).Or(added)
 	if added&statusDriverOK != 0 {
 		t.startLocked()
 	}
@@ -324,14 +343,11 @@ func (t *Transport) startLocked() {
 		return
 	}
 	s := virtio.Session{
-		Features: t.driverFeatures,
-		Memory:   t.cfg.Memory,
-		Queues:   make([]*virtio.Queue, len(t.queues)),
-		ConfigChanged: func() {
-			t.generation.Add(1)
-			t.interrupt(interruptConfig)
-		},
-		Failed: t.fail,
+		Features:      t.driverFeatures,
+		Memory:        t.cfg.Memory,
+		Queues:        make([]*virtio.Queue, len(t.queues)),
+		ConfigChanged: t.configChanged,
+		Failed:        t.fail,
 	}
 	for i := range t.queues {
 		q := &t.queues[i]
@@ -351,7 +367,7 @@ func (t *Transport) startLocked() {
 			Device:    guestmem.Addr(q.device),
 			Features:  t.driverFeatures,
 			Kick:      t.kicks[i],
-			Interrupt: func() { t.interrupt(interruptUsed) },
+			Interrupt: func() { t.interrupt(InterruptUsed) },
 		})
 		if err != nil {
 			t.fail(fmt.Errorf("queue %d: %w", i, err))
@@ -363,22 +379,74 @@ func (t *Transport) startLocked() {
 		return
 	}
 	t.started = true
+	// A device that is not started has nobody to tell of a change.
+	if t.publishConfig() {
+		t.interrupt(interruptConfig)
+	}
 }
 
 // resetLocked brings everything back to its state at power-on (§4.2.3.1). When
 // it returns the device has stopped.
 func (t *Transport) resetLocked() {
-	if t.started {
-		t.dev.Stop()
-		t.started = false
-	}
+	t.stopLocked()
 	t.status, t.driverFeatures = 0, 0
-	t.deviceFeatureSel, t.featureSel, t.queueSel = 0, 0, 0
+	t.featureSel, t.queueSel = 0, 0
 	for i := range t.queues {
 		t.queues[i] = queue{max: t.queues[i].max}
 	}
 	t.needsReset.Store(false)
-	t.interruptStatus.Store(0)
+	t.reg(regDeviceFeatures).Store(half(t.offers, 0))
+	t.publishQueueLocked()
+	t.publishConfig()
+	t.reg(regInterruptStatus).Store(0)
+	t.reg(regStatus).Store(0)
+}
+
+func (t *Transport) stopLocked() {
+	if t.started {
+		t.dev.Stop()
+		t.started = false
+	}
+}
+
+// publishConfig shows the device's configuration space as it is now, and reports
+// whether that is another one than before.
+func (t *Transport) publishConfig() (changed bool) {
+	t.configMu.Lock()
+	defer t.configMu.Unlock()
+	return t.publishConfigLocked()
+}
+
+func (t *Transport) publishConfigLocked() (changed bool) {
+	if t.closed {
+		return false
+	}
+	before := t.config
+	t.dev.ReadConfig(0, t.config[:])
+	if t.config == before {
+		return false
+	}
+	// A driver that reads several words compares the generation before and after
+	// (§2.5.2): no mixture lies between two of the same, but for a driver that
+	// gets through all of its reads while a few words are stored here; and that
+	// one learns by the interrupt that it has to read again.
+	t.reg(regConfigGeneration).Add(1)
+	for i := 0; i < len(t.config); i += 4 {
+		t.reg(regConfig + uint64(i)).Store(binary.LittleEndian.Uint32(t.config[i:]))
+	}
+	t.reg(regConfigGeneration).Add(1)
+	return true
+}
+
+// configChanged is Session.ConfigChanged.
+func (t *Transport) configChanged() {
+	t.configMu.Lock()
+	defer t.configMu.Unlock()
+	if t.closed {
+		return
+	}
+	t.publishConfigLocked()
+	t.interrupt(interruptConfig)
 }
 
 // fail sets DEVICE_NEEDS_RESET and tells driver and monitor. It takes no lock.
@@ -386,6 +454,7 @@ func (t *Transport) fail(err error) {
 	if t.needsReset.Swap(true) {
 		return
 	}
+	t.reg(regStatus).Or(statusNeedsReset)
 	t.interrupt(interruptConfig)
 	if t.cfg.Failed != nil {
 		t.cfg.Failed(fmt.Errorf("mmio: virtio device %d: %w", t.dev.ID(), err))
@@ -395,7 +464,7 @@ func (t *Transport) fail(err error) {
 // interrupt notes the reason before it raises the line: the driver looks for it
 // as soon as it is interrupted.
 func (t *Transport) interrupt(reason uint32) {
-	t.interruptStatus.Or(reason)
+	t.reg(regInterruptStatus).Or(reason)
 	t.cfg.Interrupt()
 }
 

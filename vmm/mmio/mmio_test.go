@@ -1,11 +1,15 @@
 package mmio
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"strings"
 	"sync/atomic"
 	"testing"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/wsl2/wsl2/vmm/guestmem"
 	"github.com/wsl2/wsl2/vmm/virtio"
@@ -55,6 +59,7 @@ type board struct {
 	t          testing.TB
 	dev        *fake
 	tr         *Transport
+	page       []byte // what the guest has mapped
 	interrupts atomic.Int32
 	failure    error
 }
@@ -68,8 +73,10 @@ func newBoard(t testing.TB) *board {
 		t.Fatal(err)
 	}
 	b := &board{t: t, dev: &fake{features: deviceFeature, sizes: []uint16{8, 16}, config: []byte{1, 2, 3, 4, 5, 6, 7, 8}}}
+	b.page = newPage(t)
 	b.tr, err = New(b.dev, Config{
 		Memory:    mem,
+		Page:      b.page,
 		Interrupt: func() { b.interrupts.Add(1) },
 		Failed:    func(err error) { b.failure = err },
 	})
@@ -84,10 +91,25 @@ func newBoard(t testing.TB) *board {
 	return b
 }
 
+// newPage is a machine's page for a device. It is unmapped after what t starts
+// from now on has been cleaned up.
+func newPage(t testing.TB) []byte {
+	t.Helper()
+	p, err := unix.Mmap(-1, 0, Size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Munmap(p); err != nil {
+			t.Error(err)
+		}
+	})
+	return p
+}
+
+// read is the guest's, which leaves its page alone.
 func (b *board) read(off uint64) uint32 {
-	var p [4]byte
-	b.tr.Read(off, p[:])
-	return binary.LittleEndian.Uint32(p[:])
+	return (*atomic.Uint32)(unsafe.Pointer(&b.page[off])).Load()
 }
 
 func (b *board) write(off uint64, v uint32) {
@@ -292,8 +314,9 @@ func TestInterrupts(t *testing.T) {
 	b.acceptFeatures(virtio.FeatureVersion1)
 	b.driverOK()
 	var seen uint32
-	b.tr.cfg.Interrupt = func() { seen = b.tr.interruptStatus.Load() }
+	b.tr.cfg.Interrupt = func() { seen = b.read(regInterruptStatus) }
 	generation := b.read(regConfigGeneration)
+	b.dev.config[0] = 0xcc
 	b.dev.session.ConfigChanged()
 	if seen != interruptConfig {
 		t.Errorf("the line was raised with reason %#x", seen)
@@ -301,11 +324,12 @@ func TestInterrupts(t *testing.T) {
 	if b.read(regConfigGeneration) == generation {
 		t.Error("ConfigGeneration did not change")
 	}
-	b.tr.interrupt(interruptUsed)
-	b.want("InterruptStatus", regInterruptStatus, interruptConfig|interruptUsed)
-	b.write(regInterruptACK, interruptConfig)
-	b.want("InterruptStatus", regInterruptStatus, interruptUsed)
-	b.write(regInterruptACK, 0xffffffff)
+	b.want("config", regConfig, 0x040302cc)
+	b.tr.interrupt(InterruptUsed)
+	b.want("InterruptStatus", regInterruptStatus, interruptConfig|InterruptUsed)
+	b.write(RegInterruptACK, interruptConfig)
+	b.want("InterruptStatus", regInterruptStatus, InterruptUsed)
+	b.write(RegInterruptACK, 0xffffffff)
 	b.want("InterruptStatus", regInterruptStatus, 0)
 }
 
@@ -322,26 +346,68 @@ func TestQueueNotify(t *testing.T) {
 func TestConfigSpace(t *testing.T) {
 	b := newBoard(t)
 	b.want("config", regConfig, 0x04030201)
-	var p [8]byte
-	b.tr.Read(regConfig+6, p[:])
-	if p != [8]byte{7, 8} {
-		t.Errorf("end of config reads % x", p)
-	}
+	b.want("end of config", regConfig+8, 0)
 	b.tr.Write(regConfig+1, []byte{0xaa})
 	b.want("config", regConfig, 0x0403aa01)
-	b.tr.Read(Size-1, p[:1]) // the last byte of the page
 }
 
-// Registers answer to aligned 32-bit accesses; others must be harmless.
-func TestOddAccesses(t *testing.T) {
+// A device that is not started has no way to tell of a change: the driver finds
+// it when it begins anew, or is told when the device starts.
+func TestConfigChangedWhileStopped(t *testing.T) {
+	b := newBoard(t)
+	b.dev.config[0] = 0x11
+	b.write(regStatus, 0)
+	b.want("config", regConfig, 0x04030211)
+	b.acceptFeatures(virtio.FeatureVersion1)
+	generation := b.read(regConfigGeneration)
+	b.dev.config[0] = 0x22
+	b.driverOK()
+	b.want("config", regConfig, 0x04030222)
+	b.want("InterruptStatus", regInterruptStatus, interruptConfig)
+	if b.interrupts.Load() != 1 || b.read(regConfigGeneration) == generation {
+		t.Errorf("%d interrupts, generation %d after %d", b.interrupts.Load(), b.read(regConfigGeneration), generation)
+	}
+}
+
+// Read is what the guest sees by itself, at any width and place.
+func TestRead(t *testing.T) {
+	b := newBoard(t)
+	for _, off := range []uint64{regMagicValue, regMagicValue + 1, regDeviceFeatures, regConfig + 6, Size - 1} {
+		for n := 1; n <= 8; n++ {
+			p := bytes.Repeat([]byte{0xee}, n)
+			b.tr.Read(off, p)
+			want := make([]byte, n)
+			copy(want, b.page[off:])
+			if !bytes.Equal(p, want) {
+				t.Errorf("%d bytes at %#x: % x, want % x", n, off, p, want)
+			}
+		}
+	}
+}
+
+// A transport without a machine's page has its own.
+func TestOwnPage(t *testing.T) {
+	tr, err := New(&fake{sizes: []uint16{8}}, Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tr.Close()
+	p := make([]byte, 4)
+	if tr.Read(regMagicValue, p); string(p) != "virt" {
+		t.Errorf("MagicValue reads %q", p)
+	}
+	for _, page := range [][]byte{newPage(t)[:Size/2], make([]byte, 2*Size)[1:][:Size], make([]byte, 2*Size)[2:][:Size]} {
+		if tr, err := New(&fake{sizes: []uint16{8}}, Config{Page: page}); err == nil {
+			t.Errorf("a page of %d bytes at %p accepted", len(page), page)
+			tr.Close()
+		}
+	}
+}
+
+// Registers answer to aligned 32-bit writes; others must be harmless.
+func TestOddWrites(t *testing.T) {
 	b := newBoard(t)
 	for _, n := range []int{1, 2, 3, 8} {
-		p := make([]byte, n)
-		p[0] = 0xff
-		b.tr.Read(regMagicValue, p)
-		if p[0] != 0 {
-			t.Errorf("%d bytes of MagicValue read as % x", n, p)
-		}
 		b.tr.Write(regStatus, []byte{1, 0, 0, 0, 0, 0, 0, 0}[:n])
 	}
 	b.write(regStatus+1, 1)
@@ -352,15 +418,24 @@ func TestClosed(t *testing.T) {
 	b := newBoard(t)
 	b.acceptFeatures(virtio.FeatureVersion1)
 	b.driverOK()
+	session := b.dev.session
 	if err := b.tr.Close(); err != nil {
 		t.Fatal(err)
 	}
 	if b.dev.stops != 1 {
 		t.Error("Close does not stop the device")
 	}
-	b.want("MagicValue of a closed device", regMagicValue, 0)
+	before := bytes.Clone(b.page)
+	p := make([]byte, 4)
+	if b.tr.Read(regMagicValue, p); !bytes.Equal(p, make([]byte, 4)) {
+		t.Errorf("MagicValue of a closed device reads % x", p)
+	}
 	b.write(regStatus, statusDriverOK)
 	b.write(RegQueueNotify, 0)
+	session.ConfigChanged() // it may come late
+	if !bytes.Equal(b.page, before) {
+		t.Error("a closed device writes to the machine's page")
+	}
 }
 
 func TestNewRefusesQueueSize(t *testing.T) {
@@ -385,7 +460,7 @@ func FuzzMMIO(f *testing.F) {
 		{regStatus, 0}, {regStatus, 1}, {regStatus, 3},
 		{regDriverFeaturesSel, 1}, {regDriverFeatures, 1}, {regStatus, 11},
 		{regQueueSel, 0}, {regQueueNum, 8}, {regQueueDescLow, 0x1000}, {regQueueDriverLow, 0x2000}, {regQueueDeviceLow, 0x3000},
-		{regQueueReady, 1}, {regStatus, 15}, {RegQueueNotify, 0}, {regInterruptACK, 1}, {regConfig, 7}, {regStatus, 0},
+		{regQueueReady, 1}, {regStatus, 15}, {RegQueueNotify, 0}, {RegInterruptACK, 1}, {regConfig, 7}, {regStatus, 0},
 	} {
 		add(uint64(w[0]), w[1])
 	}

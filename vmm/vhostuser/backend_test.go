@@ -379,3 +379,26 @@ func TestTruncated(t *testing.T) {
 		})
 	}
 }
+
+// A front end that is killed has answers unread: it went away like any other.
+func TestKilled(t *testing.T) {
+	f := serve(t, &echoDevice{queues: 1}, nil)
+	f.send(reqGetFeatures, flagVersion, nil)
+	rc, err := f.c.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	// The answer is waited for, but not read.
+	err = rc.Read(func(fd uintptr) bool {
+		var b [1]byte
+		n, _, err := unix.Recvfrom(int(fd), b[:], unix.MSG_PEEK|unix.MSG_DONTWAIT)
+		return n > 0 || err != unix.EAGAIN
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.c.Close()
+	if err := f.wait(); err != nil {
+		t.Errorf("Serve: %v", err)
+	}
+}

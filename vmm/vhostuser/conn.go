@@ -56,6 +56,8 @@ func (c *conn) readHeader(b []byte) (fds []int, err error) {
 		switch {
 		case errors.Is(err, net.ErrClosed):
 			return fds, err
+		case n == 0 && errors.Is(err, unix.ECONNRESET):
+			return fds, io.EOF // it was killed before it read an answer of ours
 		case err != nil && !errors.Is(err, io.EOF):
 			return fds, fmt.Errorf("vhost-user: read: %w", err)
 		case flags&unix.MSG_CTRUNC != 0 || len(fds) > maxRegions:

@@ -355,6 +355,9 @@ func (q *Queue) Notify() {
 // notifications, checks the ring again and sleeps on the kick eventfd. After
 // Close it returns os.ErrClosed. Notifications are off between Wait's return
 // and the next Wait.
+//
+// A queue that was used once keeps a thread for its goroutine, which so wakes up
+// soonest; until then, as with empty disk slots, it has none.
 func (q *Queue) Wait() error {
 	if q.closed.Load() {
 		return os.ErrClosed
@@ -366,6 +369,10 @@ func (q *Queue) Wait() error {
 	if q.available() {
 		return nil
 	}
+	wait := (*eventfd.EventFD).Wait
+	if q.nextAvail == q.cfg.NextAvail {
+		wait = (*eventfd.EventFD).Park
+	}
 	q.enableNotify()
 	for {
 		if q.closed.Load() {
@@ -376,7 +383,7 @@ func (q *Queue) Wait() error {
 			return nil
 		}
 		// A count left over from an earlier kick only costs one more round.
-		if err := q.cfg.Kick.Wait(); err != nil {
+		if err := wait(q.cfg.Kick); err != nil {
 			return err
 		}
 	}

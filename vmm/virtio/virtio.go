@@ -37,6 +37,10 @@ const (
 	RingFeatures uint64 = FeatureIndirectDesc | FeatureEventIdx | FeatureVersion1
 )
 
+// MaxConfig is the most bytes that a device configuration space has here, as in
+// the vhost-user protocol (VHOST_USER_MAX_CONFIG_SIZE).
+const MaxConfig = 256
+
 // Device is a virtio device without its transport.
 //
 // The transport calls Start and Stop in alternation, from one goroutine at a
@@ -49,8 +53,8 @@ type Device interface {
 	// QueueSizes returns the largest size of each virtqueue (powers of two); its
 	// length is the number of virtqueues.
 	QueueSizes() []uint16
-	// ReadConfig fills p from the device configuration space at off; bytes past
-	// its end read as 0.
+	// ReadConfig fills p from the device configuration space, which has at most
+	// MaxConfig bytes, at off; bytes past its end read as 0.
 	ReadConfig(off uint32, p []byte)
 	// WriteConfig stores p at off; writes to read-only fields are ignored.
 	WriteConfig(off uint32, p []byte)
@@ -71,8 +75,8 @@ type Session struct {
 	// Queues has one entry per virtqueue; nil where the driver enabled none.
 	Queues []*Queue
 	// ConfigChanged tells the driver that the configuration space changed
-	// (virtio 1.2 §2.5). It never blocks on the guest. A call may cross with Stop
-	// and arrive once more after it, to no effect.
+	// (virtio 1.2 §2.5). It calls Device.ReadConfig and never blocks on the guest.
+	// A call may cross with Stop and arrive once more after it, to no effect.
 	ConfigChanged func()
 	// Failed tells the transport that the guest broke the protocol beyond
 	// repair: it sets DEVICE_NEEDS_RESET (virtio 1.2 §2.1). The device has

@@ -20,8 +20,15 @@ const SectorSize = 512
 // this one, holds the image's lock.
 var ErrInUse = errors.New("disk image already in use")
 
-// iovMax is the most buffers that one preadv(2) takes (IOV_MAX).
-const iovMax = 1024
+const (
+	// iovMax is the most buffers that one preadv(2) takes (IOV_MAX).
+	iovMax = 1024
+	// cachedWriteBufs is how many buffers a write to the page cache has. On some
+	// file systems (tmpfs, Linux 6.12) the kernel looks, for each page that it
+	// copies, at all buffers that are left: 256 pages in one call take longer for
+	// that than for everything else together.
+	cachedWriteBufs = 16
+)
 
 // Disk is an open, locked disk image: a raw file, usually sparse, or a block
 // device. Its methods are safe for concurrent use, Close after all others.
@@ -144,7 +151,7 @@ func (d *Disk) read(bufs [][]byte, off int64, nowait bool) error {
 		}
 		return errWouldBlock // or an error that the blocking read will meet again
 	}
-	return transfer(bufs, off, func(bufs [][]byte, off int64) (int, error) {
+	return transfer(bufs, off, iovMax, func(bufs [][]byte, off int64) (int, error) {
 		n, err := d.file.readv(bufs, off, 0)
 		if n == 0 && err == nil {
 			err = io.ErrUnexpectedEOF // the image shrank under us
@@ -156,14 +163,13 @@ func (d *Disk) read(bufs [][]byte, off int64, nowait bool) error {
 // write writes bufs to off, and consumes them. With through the data is on
 // stable storage when it returns.
 func (d *Disk) write(bufs [][]byte, off int64, through bool) error {
-	flags := 0
-	if through {
-		flags = unix.RWF_DSYNC
-	} else {
+	flags, most := unix.RWF_DSYNC, iovMax
+	if !through {
+		flags, most = 0, cachedWriteBufs
 		start, n := time.Now(), virtio.Len(bufs)
 		defer func() { d.slowWrites.Store(time.Since(start) > slowWrite(n)) }()
 	}
-	return transfer(bufs, off, func(bufs [][]byte, off int64) (int, error) {
+	return transfer(bufs, off, most, func(bufs [][]byte, off int64) (int, error) {
 		n, err := d.file.writev(bufs, off, flags)
 		if n == 0 && err == nil {
 			err = io.ErrShortWrite
@@ -178,10 +184,10 @@ func slowWrite(n int) time.Duration {
 	return time.Millisecond + time.Duration(n)*4*time.Nanosecond
 }
 
-// transfer repeats op until all of bufs is done.
-func transfer(bufs [][]byte, off int64, op func([][]byte, int64) (int, error)) error {
+// transfer repeats op, with at most most buffers, until all of bufs is done.
+func transfer(bufs [][]byte, off int64, most int, op func([][]byte, int64) (int, error)) error {
 	for len(bufs) > 0 {
-		n, err := op(bufs[:min(len(bufs), iovMax)], off)
+		n, err := op(bufs[:min(len(bufs), most)], off)
 		if err != nil {
 			if errors.Is(err, unix.EINTR) {
 				continue

@@ -616,3 +616,36 @@ func noSessions(t testing.TB) {
 		}
 	}
 }
+
+// The driver hears of the packets it sent after a while, or when half of the
+// queue waits for that.
+func TestAnnounce(t *testing.T) {
+	stray := make([]byte, headerLen) // no answer follows
+	(&header{srcCID: guestCID, dstCID: hostCID, typ: typeStream, op: opRST}).put((*[headerLen]byte)(stray))
+	asking := make([]byte, headerLen) // an RST does
+	(&header{srcCID: guestCID, dstCID: hostCID, typ: typeStream, op: opRW}).put((*[headerLen]byte)(asking))
+
+	t.Run("after a while", func(t *testing.T) {
+		g := virtiotest.Start(t, newDevice(t, Config{}), virtiotest.Options{})
+		g.Ring(queueTX).Do(t, [][]byte{stray})
+	})
+	t.Run("half of the queue", func(t *testing.T) {
+		d := newDevice(t, Config{})
+		d.txDelay = time.Hour
+		g := virtiotest.Start(t, d, virtiotest.Options{})
+		rx, tx := g.Ring(queueRX), g.Ring(queueTX)
+		answer := rx.Send(t, nil, linuxRXBuf)
+		var sent []*virtiotest.Request
+		for range tx.Size/2 - 2 {
+			sent = append(sent, tx.Send(t, [][]byte{stray}))
+		}
+		sent = append(sent, tx.Send(t, [][]byte{asking}))
+		answer.Wait(t)
+		if n := tx.Interrupts(); n != 0 || int(tx.UsedIdx()) != len(sent) {
+			t.Errorf("%d of %d packets taken, %d interrupts", tx.UsedIdx(), len(sent), n)
+		}
+		for _, r := range append(sent, tx.Send(t, [][]byte{stray})) {
+			r.Wait(t)
+		}
+	})
+}

@@ -62,7 +62,7 @@ type Device struct {
 	// sessions so that ports are not reused early. Owned by the running session.
 	nextPort uint32
 
-	answerTimeout time.Duration // the constant, but in tests
+	answerTimeout, txDelay time.Duration // the constants, but in tests
 }
 
 var _ virtio.Device = (*Device)(nil)
@@ -86,7 +86,7 @@ func New(cfg Config) (*Device, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Device{cfg: cfg, listener: fd, nextPort: firstHostPort, answerTimeout: answerTimeout}, nil
+	return &Device{cfg: cfg, listener: fd, nextPort: firstHostPort, answerTimeout: answerTimeout, txDelay: txDelay}, nil
 }
 
 // bind makes a socket at path that does not listen yet.

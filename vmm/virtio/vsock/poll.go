@@ -1,9 +1,7 @@
 package vsock
 
 import (
-	"errors"
 	"os"
-	"syscall"
 	"time"
 	"unsafe"
 
@@ -22,16 +20,12 @@ const (
 // maxEvents is how many events one look at the epoll set takes.
 const maxEvents = 64
 
-// poller is an edge-triggered epoll set that itself sits in the runtime's
-// poller. So the goroutine that waits on hundreds of sockets is one parked
-// goroutine, no thread; and one system call learns of all that is ready.
+// poller is an edge-triggered epoll set. Its waits keep the thread: one for
+// hundreds of sockets, which the kernel wakes without a scheduler in between, and
+// one system call learns of all that is ready.
 type poller struct {
-	f      *os.File
-	rc     syscall.RawConn
 	fd     int
-	look   func(uintptr) bool // look, bound once
-	n      int
-	errno  unix.Errno
+	n      int // events that the last look found
 	events [maxEvents]unix.EpollEvent
 }
 
@@ -40,50 +34,36 @@ func newPoller() (*poller, error) {
 	if err != nil {
 		return nil, os.NewSyscallError("epoll_create1", err)
 	}
-	if err := unix.SetNonblock(fd, true); err != nil { // else os.File would not poll it
-		unix.Close(fd)
-		return nil, os.NewSyscallError("fcntl", err)
-	}
-	p := &poller{f: os.NewFile(uintptr(fd), "vsock epoll"), fd: fd}
-	if p.rc, err = p.f.SyscallConn(); err != nil {
-		p.f.Close()
-		return nil, err
-	}
-	p.look = func(uintptr) bool { return p.poll() != 0 || p.errno != 0 }
-	return p, nil
+	return &poller{fd: fd}, nil
 }
 
-// poll looks at the set without blocking and returns the number of events.
-func (p *poller) poll() int {
+// poll looks at the set without blocking.
+func (p *poller) poll() {
 	// RawSyscall: it cannot block, so the scheduler need not hear of it.
 	n, _, errno := unix.RawSyscall6(unix.SYS_EPOLL_PWAIT, uintptr(p.fd),
 		uintptr(unsafe.Pointer(&p.events[0])), maxEvents, 0, 0, 0)
-	p.n, p.errno = int(n), errno
-	if errno != 0 {
+	if p.n = int(n); errno != 0 {
 		p.n = 0
-		if errno == unix.EINTR {
-			p.errno = 0
+	}
+}
+
+// wait blocks until there are events or the deadline passes; zero is none.
+func (p *poller) wait(deadline time.Time) (expired bool, err error) {
+	timeout := -1
+	if !deadline.IsZero() {
+		// Rounded up: never before the deadline.
+		timeout = int(max(0, time.Until(deadline)+time.Millisecond-1) / time.Millisecond)
+	}
+	p.n, err = unix.EpollWait(p.fd, p.events[:], timeout)
+	if err != nil {
+		p.n = 0
+		if err == unix.EINTR {
+			return false, nil
 		}
+		return false, os.NewSyscallError("epoll_wait", err)
 	}
-	return p.n
+	return p.n == 0, nil
 }
-
-// wait blocks until there are events or the deadline (see setDeadline) passes;
-// once it passed, every wait returns at once until there is a new one.
-func (p *poller) wait() (expired bool, err error) {
-	err = p.rc.Read(p.look)
-	if errors.Is(err, os.ErrDeadlineExceeded) {
-		p.n = 0
-		return true, nil
-	}
-	if err == nil && p.errno != 0 {
-		return false, os.NewSyscallError("epoll_pwait", p.errno)
-	}
-	return false, err
-}
-
-// setDeadline ends waits at t; the zero time: never.
-func (p *poller) setDeadline(t time.Time) { _ = p.f.SetReadDeadline(t) }
 
 // add registers fd, edge-triggered; ref tells its events apart: one of the
 // constants above, or a connection's generation.
@@ -101,4 +81,4 @@ func (p *poller) ctl(op, fd, ref int, events uint32) error {
 	return os.NewSyscallError("epoll_ctl", unix.EpollCtl(p.fd, op, fd, &ev))
 }
 
-func (p *poller) close() { p.f.Close() }
+func (p *poller) close() { unix.Close(p.fd) }

@@ -34,6 +34,13 @@ const (
 	// expireRounds: a loop that is too busy to wait looks at the clock that often.
 	expireRounds = 4096
 
+	// txDelay is how long the driver may wait to hear that a packet was taken from
+	// it. It only frees the packet's memory then, and every interrupt, that for an
+	// answer first of all, makes it look at all queues: one of its own would be one
+	// more for most packets. A driver that runs out of descriptors waits, hence
+	// half of the queue is told at once.
+	txDelay = time.Millisecond
+
 	// acceptRetry is when to try again after running out of descriptors.
 	acceptRetry = time.Second
 )
@@ -58,9 +65,14 @@ type session struct {
 	sockets  []*conn       // by fd
 	lastGen  int
 	timers   timers
-	armed    bool // the poller's deadline is set
+	deadline time.Time // when to look at the timers, and at stalled; zero: never
 	// stalled: accept failed for want of descriptors or memory; try again.
 	stalled bool
+
+	// unannounced counts the tx packets that were returned to the driver without a
+	// notification; announceBy is when it is due. See txDelay.
+	unannounced int
+	announceBy  time.Time
 
 	ready   []*conn // with something to send to the guest, in turns
 	replies []header
@@ -132,6 +144,7 @@ func (s *session) run() {
 	s.closeAll()
 	if err == nil {
 		s.rx.release()
+		s.announce()
 		return
 	}
 	// From now on connecting is refused; who waits to be accepted learns it too.
@@ -150,8 +163,9 @@ func (s *session) loop() error {
 		if err != nil {
 			return err
 		}
-		// Once for both directions: the interrupt handlers then run as one.
-		s.tx.Notify()
+		if s.unannounced >= int(s.tx.Size())/2 {
+			s.announce()
+		}
 		s.rx.q.Notify()
 
 		block := !more && !moreRX
@@ -163,7 +177,7 @@ func (s *session) loop() error {
 		}
 		expired := false
 		if block {
-			if expired, err = s.poll.wait(); err != nil {
+			if expired, err = s.poll.wait(s.waitUntil()); err != nil {
 				return fmt.Errorf("vsock: %w", err)
 			}
 			s.tx.Disarm()
@@ -179,8 +193,8 @@ func (s *session) loop() error {
 		if s.stopping {
 			return nil
 		}
-		if expired || s.armed && round%expireRounds == 0 {
-			s.expire()
+		if expired || round%expireRounds == 0 {
+			s.expire(time.Now())
 		}
 	}
 }
@@ -217,8 +231,25 @@ func (s *session) serveTX() (more bool, err error) {
 			s.guestPacket(&h, iov, err == nil)
 		}
 		s.tx.Push(s.txChain.Head, 0)
+		if s.unannounced++; s.unannounced == 1 {
+			s.announceBy = time.Now().Add(s.d.txDelay)
+		}
 	}
 	return true, nil
+}
+
+// announce tells the driver of the packets that were taken from it.
+func (s *session) announce() {
+	s.unannounced = 0
+	s.tx.Notify()
+}
+
+// waitUntil is when something has to be done even if nothing happens.
+func (s *session) waitUntil() time.Time {
+	if s.unannounced > 0 && (s.deadline.IsZero() || s.announceBy.Before(s.deadline)) {
+		return s.announceBy
+	}
+	return s.deadline
 }
 
 // guestPacket handles one packet of the guest; without valid its length was
@@ -339,7 +370,9 @@ func (s *session) acceptAll() error {
 			return nil
 		case unix.EMFILE, unix.ENFILE, unix.ENOMEM, unix.ENOBUFS:
 			s.stalled = true
-			s.arm(time.Now().Add(acceptRetry))
+			if retry := time.Now().Add(acceptRetry); s.deadline.IsZero() || retry.Before(s.deadline) {
+				s.deadline = retry
+			}
 			return nil
 		default:
 			return fmt.Errorf("vsock: accept on %s: %w", s.d.cfg.Path, err)
@@ -586,33 +619,29 @@ func copyEarly(c *conn, iov []unix.Iovec) (n uint32) {
 // startTimer gives the guest answerTimeout from now on to answer c.
 func (s *session) startTimer(c *conn) {
 	s.timers.add(c, time.Now().Add(s.d.answerTimeout))
-	if !s.armed {
-		s.arm(c.deadline)
+	if s.deadline.IsZero() {
+		s.deadline = c.deadline
 	}
 }
 
-func (s *session) arm(t time.Time) {
-	s.armed = true
-	s.poll.setDeadline(t)
-}
-
-// expire resets the connections whose guest did not answer in time.
-func (s *session) expire() {
-	now := time.Now()
+// expire does what is due by now: it announces packets, resets the connections
+// whose guest did not answer in time, and tries again to accept.
+func (s *session) expire(now time.Time) {
+	if s.unannounced > 0 && !now.Before(s.announceBy) {
+		s.announce()
+	}
+	if s.deadline.IsZero() || now.Before(s.deadline) {
+		return
+	}
+	s.deadline = time.Time{}
 	for c := s.timers.first; c != nil && !c.deadline.After(now); c = s.timers.first {
 		s.reset(c)
 	}
-	if s.stalled {
-		_ = s.acceptAll() // arms again if it must
-		if s.stalled {
-			return
-		}
-	}
 	if c := s.timers.first; c != nil {
-		s.arm(c.deadline)
-	} else {
-		s.armed = false
-		s.poll.setDeadline(time.Time{})
+		s.deadline = c.deadline
+	}
+	if s.stalled {
+		_ = s.acceptAll() // sets a deadline again if it must
 	}
 }
 
