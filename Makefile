@@ -7,7 +7,7 @@ SHELL := /bin/bash
 OUT      := out
 GO       ?= go
 VERSION  := $(shell git describe --always --dirty 2>/dev/null || echo unknown)
-LDFLAGS  := -s -w -X main.version=$(VERSION)
+LDFLAGS  := -s -w -X main.version=$(VERSION) -X runtime.godebugDefault=disablethp=1
 # The CLI library would otherwise initialise a Markdown parser in every command.
 TAGS     := urfave_cli_no_docs
 FUZZTIME ?= 10s

@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"strings"
+	"sync"
 
 	"golang.org/x/sys/unix"
 
@@ -33,10 +34,15 @@ const (
 // number to QueueNotify, and for that of InterruptUsed alone to InterruptACK. At
 // the eventfd of the latter nobody waits, so that the bit stays set once it was:
 // a driver then looks at its queues for every interrupt, which it has to anyway.
+//
+// The kernel is told of a device's eventfds when a driver first writes to it: most
+// slots for disks stay empty, and each eventfd costs the start of a VM 15 µs.
 type bus struct {
 	vm      *kvm.VM
 	mem     *guestmem.Memory
 	devices []*mmio.Transport
+	wired   []sync.Once // for each device
+	log     io.Writer
 	ioapic  *ioapic
 	pages   []byte           // of the devices, one behind the other
 	acks    *eventfd.EventFD // swallows InterruptACK
@@ -73,16 +79,20 @@ func (b *bus) add(devices []virtio.Device, log io.Writer) error {
 			return err
 		}
 		b.devices = append(b.devices, t)
-		for queue, kick := range t.Kicks() {
-			if err := b.vm.AssignIOEventFD(kick.FD(), deviceAddr(i)+mmio.RegQueueNotify, uint32(queue)); err != nil {
-				return err
-			}
-		}
-		if err := b.vm.AssignIOEventFD(b.acks.FD(), deviceAddr(i)+mmio.RegInterruptACK, mmio.InterruptUsed); err != nil {
+	}
+	b.wired, b.log = make([]sync.Once, len(devices)), log
+	return nil
+}
+
+// wire gives the kernel the eventfds of device i. Without them its accesses are
+// exits, which Transport.Write serves.
+func (b *bus) wire(i int) error {
+	for queue, kick := range b.devices[i].Kicks() {
+		if err := b.vm.AssignIOEventFD(kick.FD(), deviceAddr(i)+mmio.RegQueueNotify, uint32(queue)); err != nil {
 			return err
 		}
 	}
-	return nil
+	return b.vm.AssignIOEventFD(b.acks.FD(), deviceAddr(i)+mmio.RegInterruptACK, mmio.InterruptUsed)
 }
 
 // close stops all devices, then releases what the kernel and they used. The vCPUs
@@ -134,6 +144,11 @@ func (b *bus) access(a kvm.MMIO) {
 		return
 	}
 	if off := a.Addr % mmio.Size; a.Write {
+		b.wired[i].Do(func() {
+			if err := b.wire(int(i)); err != nil {
+				fmt.Fprintf(b.log, "wsl2: the device at %#x is slower than it could be: %v\n", deviceAddr(int(i)), err)
+			}
+		})
 		b.devices[i].Write(off, a.Data)
 	} else {
 		b.devices[i].Read(off, a.Data)
