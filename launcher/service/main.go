@@ -16,7 +16,6 @@ import (
 
 	"github.com/wsl2/wsl2/launcher/api"
 	"github.com/wsl2/wsl2/launcher/config"
-	"github.com/wsl2/wsl2/launcher/internal/spawn"
 	"github.com/wsl2/wsl2/launcher/vmproc"
 )
 
@@ -29,7 +28,6 @@ const lockTimeout = 90 * time.Second
 // Main is the `wsl2 service` process: it serves the socket on FDListener until
 // nothing is left to do. Its stderr is its log.
 func Main(paths config.Paths) error {
-	spawn.Started()
 	signal.Ignore(unix.SIGHUP, unix.SIGINT)
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM)
 	defer stop()

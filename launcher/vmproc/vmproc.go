@@ -42,8 +42,6 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
-
-	"github.com/wsl2/wsl2/launcher/internal/spawn"
 )
 
 // Config is what a VM is made of.
@@ -127,7 +125,6 @@ const (
 
 // Main is the `wsl2 vm` process. It returns when the VM has ended.
 func Main(newMachine NewMachine) error {
-	spawn.Started()
 	var c Config
 	f := os.NewFile(fdConfig, "config")
 	err := json.NewDecoder(f).Decode(&c)

@@ -47,30 +47,11 @@ func Start(c Command) (*Process, error) {
 	for _, f := range c.Files {
 		attr.Files = append(attr.Files, f.Fd())
 	}
-	// A Go program touches some 100 KiB of its heap's first 2 MiB before main. As a huge
-	// page they would be cleared, and held: half a millisecond of a start.
-	setHugePages(false)
-	defer setHugePages(true)
 	pid, err := syscall.ForkExec(c.Path, append([]string{"wsl2"}, c.Args...), attr)
 	if err != nil {
 		return nil, &os.PathError{Op: "fork/exec", Path: c.Path, Err: err}
 	}
 	return &Process{pid: pid}, nil
-}
-
-// Started is for the beginning of a process of ours that Start started: it may use
-// huge pages from now on, and so may what it starts.
-func Started() { setHugePages(true) }
-
-// setHugePages lets this process have transparent huge pages, and its children
-// until they are told otherwise (prctl(2), PR_SET_THP_DISABLE). A kernel without
-// them refuses, which is as well.
-func setHugePages(on bool) {
-	var disable uintptr
-	if !on {
-		disable = 1
-	}
-	_ = unix.Prctl(unix.PR_SET_THP_DISABLE, disable, 0, 0, 0)
 }
 
 // PID is the process's number.

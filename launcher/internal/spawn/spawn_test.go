@@ -80,29 +80,3 @@ func TestErrors(t *testing.T) {
 		t.Error(err)
 	}
 }
-
-func TestHugePages(t *testing.T) {
-	const name = "THP_enabled:"
-	enabled := func(status string) string {
-		_, value, ok := strings.Cut(status, name)
-		if !ok {
-			t.Fatalf("/proc/self/status has no %s", name)
-		}
-		return strings.Fields(value)[0]
-	}
-	status, err := os.ReadFile("/proc/self/status")
-	if err != nil {
-		t.Fatal(err)
-	}
-	before := enabled(string(status)) // 0 where the kernel has none
-	p, output := start(t, "exec grep "+name+" /proc/self/status")
-	if err := p.Wait(); err != nil {
-		t.Fatal(err)
-	}
-	if got := enabled(output()); got != "0" {
-		t.Errorf("the child begins with huge pages: %s", got)
-	}
-	if status, err = os.ReadFile("/proc/self/status"); err != nil || enabled(string(status)) != before {
-		t.Errorf("they are off for us, too: %v", err)
-	}
-}
