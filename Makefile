@@ -7,6 +7,8 @@ SHELL := /bin/bash
 OUT      := out
 GO       ?= go
 VERSION  := $(shell git describe --always --dirty 2>/dev/null || echo unknown)
+# disablethp: a Go program touches a little of its heap's first 2 MiB before main. As a
+# huge page they are all cleared, and held: half a millisecond of each start.
 LDFLAGS  := -s -w -X main.version=$(VERSION) -X runtime.godebugDefault=disablethp=1
 # The CLI library would otherwise initialise a Markdown parser in every command.
 TAGS     := urfave_cli_no_docs
