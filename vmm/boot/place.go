@@ -64,17 +64,16 @@ func openInitramfs(f *os.File) (initramfs, error) {
 	return initramfs{file: f, size: uint64(st.Size())}, nil
 }
 
-// load puts the initramfs at the end of low memory, so that the room above the
-// kernel stays in one piece, and returns where it is.
+// load puts the initramfs behind the kernel, in the rest of its last huge page, which is
+// cleared anyway, and returns where it is.
 func (rd initramfs) load(mem *guestmem.Memory, k *kernel) (Range, error) {
 	if rd.file == nil {
 		return Range{}, nil
 	}
-	top := min(lowMemory(mem), k.maxInitrd+1)
-	if top < rd.size || pageDown(top-rd.size) < pageUp(k.end) {
+	r := Range{guestmem.Addr(pageUp(k.end)), rd.size}
+	if top := min(lowMemory(mem), k.maxInitrd+1); uint64(r.Start)+r.Size > top {
 		return Range{}, fmt.Errorf("boot: %w: no room for the initramfs between the kernel's end %#x and %#x", ErrMemory, k.end, top)
 	}
-	r := Range{guestmem.Addr(pageDown(top - rd.size)), rd.size}
 	dst, err := mem.Bytes(r.Start, r.Size)
 	if err != nil {
 		return Range{}, fmt.Errorf("boot: initramfs: %w", err)
