@@ -91,7 +91,7 @@ func plug(device string) error {
 // nextDevice returns the virtio_mmio.device= of what stands on the bus behind the
 // last of the known ones, which are lines "SIZE@ADDRESS:IRQ:ID".
 func nextDevice(known string) (string, error) {
-	lines := strings.Fields(known)
+	lines := strings.Fields(strings.TrimRight(known, "\x00")) // which the kernel counts
 	if len(lines) == 0 {
 		return "", errors.New("it names no device")
 	}

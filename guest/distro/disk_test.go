@@ -4,10 +4,11 @@ import "testing"
 
 func TestNextDevice(t *testing.T) {
 	for _, c := range []struct{ known, want string }{
-		{"0x1000@0xd0000000:1:0\n", "0x1000@0xd0001000:2"},
+		{"0x1000@0xd0000000:1:0\n\x00", "0x1000@0xd0001000:2"},
 		{"0x1000@0xd0000000:1:0\n0x1000@0xd0001000:2:1\n0x200@0xd0002000:9:2\n", "0x200@0xd0002200:10"},
 		{"", ""},
 		{"\n", ""},
+		{"\x00", ""},
 		{"4K@0xd0000000:1", ""},
 	} {
 		got, err := nextDevice(c.known)

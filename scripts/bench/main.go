@@ -17,7 +17,7 @@ import (
 	"github.com/wsl2/wsl2/scripts/bench/report"
 )
 
-var topics = []string{"boot", "monitors", "warm", "memory", "block", "vsock"}
+var topics = []string{"boot", "monitors", "warm", "memory", "block", "vsock", "console"}
 
 // resultDir is where the program inside the rig leaves its figures.
 const resultDir = "/bench"
@@ -96,6 +96,11 @@ func measure(tmp, topic string) ([]report.Row, error) {
 		"--bin", "qemu-system-x86_64", "--bin", "mke2fs", "--bin", "busybox",
 		"--env", "GODEBUG=", "--env", "GOTRACEBACK=",
 		"--get", resultDir + ":" + tmp,
+	}
+	if topic == "console" {
+		for _, p := range []string{"ssh", "ssh-keygen", "dropbear", "dropbearkey"} {
+			args = append(args, "--bin", p)
+		}
 	}
 	firmware, err := qemuFirmware()
 	if err != nil {

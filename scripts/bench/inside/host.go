@@ -90,7 +90,7 @@ func distroTar() ([]byte, error) {
 		content, err := os.ReadFile(from)
 		errs = append(errs, err, add(to, tar.TypeReg, "", 0o755, content))
 	}
-	for _, applet := range []string{"sh", "echo", "true", "cat", "dmesg", "rm"} {
+	for _, applet := range []string{"sh", "echo", "true", "cat", "dmesg", "rm", "yes", "head"} {
 		errs = append(errs, add("bin/"+applet, tar.TypeSymlink, "busybox", 0o777, nil))
 	}
 	errs = append(errs,

@@ -49,6 +49,7 @@ func main() {
 	flag.Parse()
 	topics := map[string]func(*host) ([]report.Row, error){
 		"boot": boot, "warm": warm, "memory": memory, "block": block, "vsock": vsock, "monitors": monitors,
+		"console": console,
 	}
 	topic := topics[flag.Arg(1)]
 	if topic == nil {
