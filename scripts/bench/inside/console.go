@@ -23,7 +23,7 @@ const (
 	peerSSH      = "ssh to this host (dropbear)"
 
 	keystrokes = 50
-	bigFile    = 100 << 20
+	bigFile    = 16 << 20
 	// patience is how long one of these measurements may take, in the rig's time.
 	patience = 20 * time.Second
 	idleFor  = 5 * time.Second
@@ -86,7 +86,7 @@ func console(h *host) ([]report.Row, error) {
 			return nil, fmt.Errorf("make a file to show: %w: %s", err, out)
 		}
 	}
-	if err := measure("cat of 100 MB to the terminal", "MB/s", &report.Bar{Peer: peerTerminal, Factor: 0.5, AtLeast: true}, show); err != nil {
+	if err := measure("cat of a large file to the terminal", "MB/s", &report.Bar{Peer: peerTerminal, Factor: 0.5, AtLeast: true}, show); err != nil {
 		return nil, err
 	}
 	command, err := h.overhead(ssh)
