@@ -66,10 +66,14 @@ func Run[M wire.Message](args []string, id func(M) uint32, work func(*Job, M) (t
 	return 0
 }
 
-// Private keeps the process's mounts to itself.
+// Private keeps the process's mounts to itself, and lets go of what others mount.
 func Private() error {
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return fmt.Errorf("make mounts private: %w", err)
+	}
+	// EINVAL, ENOENT: no distro has run yet.
+	if err := unix.Unmount(distro.Shared, unix.MNT_DETACH); err != nil && err != unix.EINVAL && err != unix.ENOENT {
+		return fmt.Errorf("detach %s: %w", distro.Shared, err)
 	}
 	return nil
 }

@@ -130,8 +130,9 @@ func (d *distro) start(m *wire.StartDistro, port uint32) error {
 	if err := unix.Sethostname([]byte(m.Hostname)); err != nil {
 		return fmt.Errorf("set the host name %q: %w", m.Hostname, err)
 	}
-	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
-		return fmt.Errorf("make mounts private: %w", err)
+	// Not recursively: Shared stays what it is, and nothing else is shared.
+	if err := unix.Mount("", "/", "", unix.MS_PRIVATE, ""); err != nil {
+		return fmt.Errorf("make the root private: %w", err)
 	}
 	if m.Slot == wire.SystemSlot {
 		if err := mountSystem(); err != nil {
@@ -147,6 +148,9 @@ func (d *distro) start(m *wire.StartDistro, port uint32) error {
 		}
 	}
 	init, initErr := openInit()
+	if err := moveShared(); err != nil { // a disk that is read-only, say
+		d.log.Errorf("%s: %v", d.name, err)
+	}
 	if err := enter(); err != nil {
 		return err
 	}
