@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -24,6 +25,8 @@ var actions = map[string]func(*command) error{
 	"--unregister":      unregister,
 	"--shutdown":        shutdown,
 	"--status":          status,
+	"--mount":           mountDisk,
+	"--unmount":         unmountDisk,
 	"doctor":            doctor,
 	"ssh-config":        sshConfig,
 	"ssh-proxy":         sshProxy,
@@ -206,6 +209,13 @@ func status(c *command) error {
 		fmt.Fprintf(w, "Kernel:          Linux %s (%s), ready in %d ms\n", vm.KernelRelease, vm.Kernel, vm.BootMillis)
 	} else {
 		fmt.Fprintf(w, "VM:              not running\n")
+	}
+	for _, d := range st.Disks {
+		at := []string{}
+		for _, m := range d.Mounts {
+			at = append(at, m.At)
+		}
+		fmt.Fprintf(w, "Disk:            %s, at %s\n", d.Disk, cmp.Or(strings.Join(at, ", "), "no place"))
 	}
 	if accel.kvm.OK {
 		fmt.Fprintf(w, "Accelerator:     kvm\n")

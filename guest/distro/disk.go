@@ -179,22 +179,32 @@ const diskOptions = "discard,errors=remount-ro"
 // MountDisk mounts the ext4 file system of device on target, replaying its
 // journal if need be. The error carries what the kernel had to say.
 func MountDisk(device, target string) error {
+	return ExplainMount(device, func() error {
+		mount := func() error { return unix.Mount(device, target, "ext4", unix.MS_NOATIME, diskOptions) }
+		err := mount()
+		if err == unix.EINVAL {
+			// The slot may still have the size of the disk that was there before (see AttachedDisk).
+			if err = Reprobe(device); err == nil {
+				err = mount()
+			}
+		}
+		if err != nil {
+			err = fmt.Errorf("mount %s (ext4): %w", device, err)
+		}
+		return err
+	})
+}
+
+// ExplainMount adds to mount's error what the kernel had to say about device.
+func ExplainMount(device string, mount func() error) error {
 	tail, tailErr := kmsg.NewTail()
 	if tailErr == nil {
 		defer tail.Close()
 	}
-	mount := func() error { return unix.Mount(device, target, "ext4", unix.MS_NOATIME, diskOptions) }
 	err := mount()
-	if err == unix.EINVAL {
-		// The slot may still have the size of the disk that was there before (see AttachedDisk).
-		if err = Reprobe(device); err == nil {
-			err = mount()
-		}
-	}
 	if err == nil {
 		return nil
 	}
-	err = fmt.Errorf("mount %s (ext4): %w", device, err)
 	if tailErr == nil {
 		if lines := tail.Lines(4, filepath.Base(device)); len(lines) > 0 {
 			err = fmt.Errorf("%w: the kernel says: %s", err, strings.Join(lines, "; "))

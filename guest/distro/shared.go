@@ -11,6 +11,9 @@ import (
 // peers: what anybody mounts below it is there for all.
 const Shared = "/mnt/wsl"
 
+// SharedDev holds the nodes of disks that are attached without being mounted.
+const SharedDev = Shared + "/dev"
+
 // moveShared takes this namespace's copy of Shared along into the new root. It is
 // moved, not bound anew: nothing that is mounted meanwhile is missed.
 func moveShared() error {

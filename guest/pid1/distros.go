@@ -110,11 +110,7 @@ func (v *vm) startDistro(m *wire.StartDistro) *wire.Reply {
 // launch starts the distro's init and waits until it serves or fails. d.c stays
 // nil if there is no process that watch looks after.
 func (v *vm) launch(d *distroProc, m *wire.StartDistro) *wire.Reply {
-	v.setup.Do(func() {
-		if err := mounts.All(forDistros); err != nil {
-			v.log.Errorf("%v", err)
-		}
-	})
+	v.setUp()
 	if d.slot != wire.SystemSlot {
 		device, _ := distro.Device(d.slot)
 		if r := checkDisk(device); r != nil {
@@ -151,6 +147,15 @@ func (v *vm) launch(d *distroProc, m *wire.StartDistro) *wire.Reply {
 		<-d.ended // it may have the disk mounted until then
 	}
 	return r
+}
+
+// setUp makes the part of the root that only distros need.
+func (v *vm) setUp() {
+	v.setup.Do(func() {
+		if err := mounts.All(forDistros); err != nil {
+			v.log.Errorf("%v", err)
+		}
+	})
 }
 
 // checkDisk returns nil if a disk is attached to the device's slot and nothing
@@ -309,6 +314,9 @@ func (v *vm) stopDistro(m *wire.StopDistro) *wire.Reply {
 	}
 	if d.slot != wire.SystemSlot {
 		device, _ := distro.Device(d.slot)
+		if err := unshare(device, unix.MNT_DETACH); err != nil { // what it had bound below Shared
+			v.log.Errorf("distro %s: %v", d.name, err)
+		}
 		if err := distro.Released(device); err != nil {
 			return failed(wire.CodeBusy, err)
 		}

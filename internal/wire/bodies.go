@@ -117,6 +117,37 @@ func (m *Maintain) readBody(d *decoder) {
 	m.Archive = d.session()
 }
 
+func (*MountDisk) Type() Type { return TypeMountDisk }
+
+func (m *MountDisk) appendBody(b []byte) []byte {
+	b = appendU32(b, m.ID)
+	b = appendU32(b, uint32(m.Slot))
+	b = appendU32(b, m.Partition)
+	b = appendString(b, m.Name)
+	b = appendString(b, m.FSType)
+	return appendString(b, m.Options)
+}
+
+func (m *MountDisk) readBody(d *decoder) {
+	m.ID = d.u32()
+	m.Slot = int32(d.u32())
+	m.Partition = d.u32()
+	m.Name = d.string()
+	m.FSType = d.string()
+	m.Options = d.string()
+}
+
+func (*ReleaseDisk) Type() Type { return TypeReleaseDisk }
+
+func (m *ReleaseDisk) appendBody(b []byte) []byte {
+	return appendU32(appendU32(b, m.ID), uint32(m.Slot))
+}
+
+func (m *ReleaseDisk) readBody(d *decoder) {
+	m.ID = d.u32()
+	m.Slot = int32(d.u32())
+}
+
 func (*Shutdown) Type() Type { return TypeShutdown }
 
 func (m *Shutdown) appendBody(b []byte) []byte {
@@ -288,6 +319,10 @@ func (t Type) String() string {
 		return "Export"
 	case TypeMaintain:
 		return "Maintain"
+	case TypeMountDisk:
+		return "MountDisk"
+	case TypeReleaseDisk:
+		return "ReleaseDisk"
 	case TypeImportReady:
 		return "ImportReady"
 	case TypeDistroExited:

@@ -22,6 +22,8 @@ func samples() []Message {
 		&Import{ID: 9, Slot: 3, Archive: id},
 		&Export{ID: 13, Slot: 4, Archive: id},
 		&Maintain{ID: 14, Slot: 5, Task: TaskShrink, Bytes: 1 << 32, Archive: id},
+		&MountDisk{ID: 15, Slot: 6, Partition: 2, Name: "data", FSType: "ext4", Options: "ro"},
+		&ReleaseDisk{ID: 16, Slot: 6},
 		&Shutdown{ID: 10, GraceMillis: 1},
 		&Reply{ID: 11, Code: CodeRefused, Text: "no", Port: 70000},
 		&ImportReady{ID: 12, Port: 1025},

@@ -115,6 +115,26 @@ type Maintain struct {
 	Archive SessionID
 }
 
+// MountDisk mounts the disk on Slot, or its partition of that number, at
+// /mnt/wsl/NAME of every distro. Without a Name it makes device nodes for it below
+// /mnt/wsl/dev. A disk that is refused stays with the guest until ReleaseDisk. The
+// Reply's Text is the path in the distros.
+type MountDisk struct {
+	ID        uint32
+	Slot      int32
+	Partition uint32 // 0: the whole disk
+	Name      string
+	FSType    string // "": whatever is found
+	Options   string // as mount(8)'s -o
+}
+
+// ReleaseDisk unmounts the disk on Slot from wherever it was mounted below /mnt/wsl.
+// The Reply means that it may be detached.
+type ReleaseDisk struct {
+	ID   uint32
+	Slot int32
+}
+
 // Shutdown stops every distro, unmounts, syncs and powers off through
 // engine.ExitPort. There is no Reply on success: the VM ends.
 type Shutdown struct {

@@ -172,6 +172,8 @@ const (
 	VerbClone      = "clone"
 	VerbRepair     = "repair"
 	VerbSetUp      = "set-up" // the first run is done; User is the default user from now on
+	VerbMount      = "mount"
+	VerbUnmount    = "unmount"
 	VerbShutdown   = "shutdown"
 	VerbStatus     = "status"
 )
@@ -184,7 +186,7 @@ type Call struct {
 	New   string `json:"new,omitempty"`   // rename, clone: the new name
 	User  string `json:"user,omitempty"`  // set-default-user; "" leaves it to the distro
 	Size  uint64 `json:"size,omitempty"`  // resize, import of an archive: the disk's, in bytes
-	Image string `json:"image,omitempty"` // import of a disk image, import-in-place: its absolute path
+	Image string `json:"image,omitempty"` // import of a disk image, import-in-place, mount, unmount ("": all): its absolute path
 	Disk  bool   `json:"disk,omitempty"`  // export: as a disk image, which the client makes
 	// Install is an import that is set up at its first run, and named by its archive if Name is "".
 	Install bool `json:"install,omitempty"`
@@ -192,6 +194,7 @@ type Call struct {
 	// ArchiveBytes is the archive's size as far as it is known, for the check
 	// of free space; 0 if it is not.
 	ArchiveBytes uint64    `json:"archiveBytes,omitempty"`
+	Mount        *Mount    `json:"mount,omitempty"` // mount: how
 	VM           VMOptions `json:"vm,omitzero"`
 }
 
@@ -210,6 +213,21 @@ type Ready struct {
 // Installed is the Result of an import.
 type Installed struct {
 	Name string `json:"name"`
+}
+
+// Mount is one file system of a shared disk, or the disk itself, bare.
+type Mount struct {
+	Name      string `json:"name,omitempty"`      // below /mnt/wsl; "": bare
+	Partition uint32 `json:"partition,omitempty"` // 0: the whole disk
+	FSType    string `json:"type,omitempty"`      // "": whatever is found
+	Options   string `json:"options,omitempty"`   // as mount(8)'s -o
+	At        string `json:"at,omitempty"`        // its path in the distros, once it is there
+}
+
+// SharedDisk is one that --mount attached for all distros, and the Result of VerbMount.
+type SharedDisk struct {
+	Disk   string  `json:"disk"`
+	Mounts []Mount `json:"mounts"`
 }
 
 // Progress is the body of KindProgress, JSON: how far the work on a disk is.
@@ -273,6 +291,8 @@ type Status struct {
 	Running  int    `json:"running"`
 	Sessions int    `json:"sessions"`
 	VM       *VM    `json:"vm"` // nil while none runs
+	// Disks are those that distros share.
+	Disks []SharedDisk `json:"disks"`
 }
 
 // VM describes the running VM.

@@ -49,6 +49,10 @@ func (p Paths) VMLock() string { return filepath.Join(p.Runtime, "vm.lock") }
 // directory does not outlive the host's boot, and neither does the verdict.
 func (p Paths) KVMVerdict() string { return filepath.Join(p.Runtime, "kvm") }
 
+// SharedDisks remembers what --mount has attached. It does not outlive the host's
+// boot either.
+func (p Paths) SharedDisks() string { return filepath.Join(p.Runtime, "disks.json") }
+
 // VsockPath is the VM's vsock socket; the guest's connections to host port P
 // reach VsockPath_P.
 func (p Paths) VsockPath() string { return filepath.Join(p.Runtime, "vsock") }
@@ -179,6 +183,6 @@ func (p Paths) RemoveAll() error {
 	}
 	remove(p.State)
 	errs = append(errs, os.RemoveAll(p.Cache))
-	remove(p.ServiceSocket(), p.StartLock(), p.ServiceLock(), p.VMLock(), p.VsockPath(), p.Runtime)
+	remove(p.ServiceSocket(), p.StartLock(), p.ServiceLock(), p.VMLock(), p.KVMVerdict(), p.SharedDisks(), p.VsockPath(), p.Runtime)
 	return errors.Join(errs...)
 }

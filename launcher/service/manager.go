@@ -37,7 +37,8 @@ type Manager struct {
 	distros map[string]*distro // those that are not stopped, by folded name; guarded by mu
 	locked  map[string]lock    // distros that may not start, by folded name; guarded by mu
 	closing bool               // nothing is started any more; guarded by mu
-	wg      sync.WaitGroup     // the goroutines below; Close waits
+	shared  sharedDisks
+	wg      sync.WaitGroup // the goroutines below; Close waits
 }
 
 // DistroSpec names what is to run.

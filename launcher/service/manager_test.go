@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -22,16 +23,18 @@ type memMachine struct {
 	req  BootRequest
 	done chan struct{}
 
-	mu      sync.Mutex
-	exit    error
-	ended   bool
-	disks   map[int]string
-	running map[string]bool
-	busy    map[string]bool
-	starts  int
-	startFn func(name string) error
-	stopFn  func(name string) error
-	hang    bool // Shutdown has no effect
+	mu        sync.Mutex
+	exit      error
+	ended     bool
+	disks     map[int]string
+	running   map[string]bool
+	busy      map[string]bool
+	mounted   map[string]string // disk by path in the distros
+	attachErr error
+	starts    int
+	startFn   func(name string) error
+	stopFn    func(name string) error
+	hang      bool // Shutdown has no effect
 	// maintain is what the guest does to a disk; nil: nothing.
 	maintain func(disk string, r wire.Maintain) (string, error)
 }
@@ -60,6 +63,9 @@ func (m *memMachine) end(exit error) {
 func (m *memMachine) Attach(ctx context.Context, path string) (int, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	if m.attachErr != nil {
+		return 0, m.attachErr
+	}
 	for i := 0; ; i++ {
 		if m.disks[i] == "" {
 			m.disks[i] = path
@@ -148,6 +154,36 @@ func (m *memMachine) Maintain(ctx context.Context, r wire.Maintain, ready func(u
 	disk := m.disks[int(r.Slot)]
 	m.mu.Unlock()
 	return m.maintain(disk, r)
+}
+
+func (m *memMachine) MountDisk(ctx context.Context, r wire.MountDisk) (string, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	disk := m.disks[int(r.Slot)]
+	if disk == "" || r.FSType == "unknown" {
+		return "", &GuestError{wire.CodeDisk, "no such file system"}
+	}
+	if m.mounted == nil {
+		m.mounted = map[string]string{}
+	}
+	m.mounted["/mnt/wsl/"+r.Name] = disk
+	return "/mnt/wsl/" + r.Name, nil
+}
+
+func (m *memMachine) ReleaseDisk(ctx context.Context, slot int) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.busy[m.disks[slot]] {
+		return &GuestError{wire.CodeBusy, "in use"}
+	}
+	maps.DeleteFunc(m.mounted, func(_, disk string) bool { return disk == m.disks[slot] })
+	return nil
+}
+
+func (m *memMachine) mounts() map[string]string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return maps.Clone(m.mounted)
 }
 
 func (m *memMachine) Shutdown(time.Duration) error {

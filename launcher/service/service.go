@@ -84,6 +84,7 @@ func New(c Config) *Service {
 	}
 	settings := func() (config.Settings, []string) { return config.Load(c.Paths.ConfigFile, config.ThisHost()) }
 	s.m = NewManager(c.Boot, settings, c.Log, func() { go s.touch() })
+	s.m.RememberDisks(c.Paths.SharedDisks())
 	if reg, err := s.registry(); err == nil {
 		s.sweep(reg)
 	}
@@ -442,6 +443,7 @@ func (s *Service) call(p *peer, c api.Call) (any, error) {
 	switch c.Verb {
 	case api.VerbShutdown:
 		s.m.Refuse() // or a command that waits for the end would start all anew
+		s.m.ForgetDisks()
 		s.m.Shutdown(c.Force)
 		return struct{}{}, nil
 	case api.VerbStatus:
@@ -456,6 +458,10 @@ func (s *Service) call(p *peer, c api.Call) (any, error) {
 		return s.list(reg), nil
 	case api.VerbImport:
 		return s.importDistro(p, reg, c)
+	case api.VerbMount:
+		return s.mount(p, reg, c)
+	case api.VerbUnmount:
+		return struct{}{}, s.m.Unmount(context.Background(), c.Image)
 	case api.VerbInPlace:
 		return s.importInPlace(reg, c)
 	}
@@ -497,7 +503,7 @@ func (s *Service) list(reg *registry.Registry) api.List {
 }
 
 func (s *Service) status() api.Status {
-	st := api.Status{Version: s.self.Version, PID: os.Getpid(), Running: len(s.m.States()), VM: s.m.VM()}
+	st := api.Status{Version: s.self.Version, PID: os.Getpid(), Running: len(s.m.States()), VM: s.m.VM(), Disks: s.m.SharedDisks()}
 	if reg, err := s.registry(); err == nil {
 		st.Default, st.Distros = reg.Default(), len(reg.List())
 	}

@@ -55,6 +55,16 @@ var Verbs = []Verb{
 	{Long: "--shutdown", Help: "stop all distros and the VM", Options: []Option{
 		{Long: "force", Short: "f", Help: "at once, without asking the guest"},
 	}},
+	{Long: "--mount", Args: "DISK", Min: 1, Max: 1, Help: "mount a disk of the host, a device or a file, at\n/mnt/wsl/NAME of all distros", Options: []Option{
+		{Long: "bare", Short: "b", Help: "attach it, but do not mount it"},
+		{Long: "name", Short: "n", Value: "NAME", Help: "instead of one made of DISK's path"},
+		{Long: "type", Short: "t", Value: "TYPE", Help: "its file system (found by itself)"},
+		{Long: "options", Short: "o", Value: "OPTIONS", Help: "as of mount(8)"},
+		{Long: "partition", Short: "p", Value: "N", Help: "of the disk, instead of all of it"},
+		{Long: "vhd", Help: "DISK is a file (seen by itself)"},
+		jsonOption,
+	}},
+	{Long: "--unmount", Args: "[DISK]", Max: 1, Help: "unmount and detach a disk, or all that --mount\nattached"},
 	{Long: "--status", Help: "what runs, and how", Options: []Option{jsonOption}},
 	{Long: "--update", Help: "how to bring wsl2 up to date"},
 	{Long: "--uninstall", Help: "delete all distros and what wsl2 keeps\n(asks first)", Options: []Option{

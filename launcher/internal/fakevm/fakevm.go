@@ -236,6 +236,10 @@ func (v *VM) serveControl() {
 			go v.exportArchive(m)
 		case *wire.Maintain:
 			go v.maintain(m)
+		case *wire.MountDisk:
+			v.send(&wire.Reply{ID: m.ID, Text: "/mnt/wsl/" + m.Name})
+		case *wire.ReleaseDisk:
+			v.send(&wire.Reply{ID: m.ID})
 		case *wire.Shutdown:
 			v.End(nil)
 			return
