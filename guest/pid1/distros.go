@@ -69,7 +69,7 @@ func (v *vm) startDistro(m *wire.StartDistro) *wire.Reply {
 	if !validName(m.Name) {
 		return refused("distro name %q: letters, digits, '.', '_' and '-' only, at most 256", m.Name)
 	}
-	if m.Slot != wire.SystemSlot {
+	if m.Slot != wire.SystemSlot && m.Slot != wire.RootSlot {
 		if _, err := distro.Device(m.Slot); err != nil {
 			return refused("%v", err)
 		}
@@ -111,7 +111,7 @@ func (v *vm) startDistro(m *wire.StartDistro) *wire.Reply {
 // nil if there is no process that watch looks after.
 func (v *vm) launch(d *distroProc, m *wire.StartDistro) *wire.Reply {
 	v.setUp()
-	if d.slot != wire.SystemSlot {
+	if d.slot >= 0 {
 		device, _ := distro.Device(d.slot)
 		if r := checkDisk(device); r != nil {
 			return r
@@ -124,7 +124,11 @@ func (v *vm) launch(d *distroProc, m *wire.StartDistro) *wire.Reply {
 	} else {
 		defer unix.Close(fd)
 	}
-	c, err := v.spawn(distro.Argv0, d.port, d.name, distroNamespaces, fd)
+	namespaces := uintptr(distroNamespaces)
+	if d.slot == wire.RootSlot {
+		namespaces = 0
+	}
+	c, err := v.spawn(distro.Argv0, d.port, d.name, namespaces, fd)
 	if err != nil {
 		removeCgroup(d.cgroup)
 		return failed(wire.CodeInternal, err)
@@ -312,7 +316,7 @@ func (v *vm) stopDistro(m *wire.StopDistro) *wire.Reply {
 	if stopErr != nil {
 		return &wire.Reply{Code: stopErr.Code, Text: stopErr.Text}
 	}
-	if d.slot != wire.SystemSlot {
+	if d.slot >= 0 {
 		device, _ := distro.Device(d.slot)
 		if err := unshare(device, unix.MNT_DETACH); err != nil { // what it had bound below Shared
 			v.log.Errorf("distro %s: %v", d.name, err)

@@ -45,13 +45,17 @@ type StartDistro struct {
 	ID   uint32
 	Name string
 	// Slot is the block slot of the distro's disk (0 = /dev/vda); SystemSlot
-	// for the u-root system distro, which lives in the initramfs.
+	// for the u-root system distro, which lives in the initramfs; RootSlot for none:
+	// sessions run in the VM's own root, beside PID 1.
 	Slot     int32
 	Hostname string
 }
 
-// SystemSlot is StartDistro.Slot of the system distro.
-const SystemSlot = -1
+// StartDistro.Slot of the system distro, and of the VM's own root.
+const (
+	SystemSlot = -1
+	RootSlot   = -2
+)
 
 // StopDistro ends a distro: SIGTERM to its processes, SIGKILL after the grace
 // time, unmount, sync. The Reply means its disk may be detached. With IfIdle

@@ -39,7 +39,7 @@ var Version = "0.1.0-dev"
 
 // Protocol is the version of the messages in this package. Shutdown and status
 // calls stay readable in every version.
-const Protocol = 1
+const Protocol = 2
 
 // Kind is a frame's kind.
 type Kind uint8
@@ -75,7 +75,9 @@ type Identity struct {
 type Open struct {
 	Distro string // "" = the default distro
 	System bool   // the system distro
-	VM     VMOptions
+	// DebugShell: not the distro, but the root of the VM that it would run in.
+	DebugShell bool
+	VM         VMOptions
 }
 
 // VMOptions are asked for on the command line; empty fields follow wslconfig.
@@ -357,6 +359,7 @@ func AppendOpen(b []byte, id Identity, o *Open) []byte {
 	b = appendIdentity(b, id)
 	b = appendString(b, o.Distro)
 	b = appendBool(b, o.System)
+	b = appendBool(b, o.DebugShell)
 	b = appendString(b, o.VM.Accel)
 	b = appendString(b, o.VM.Kernel)
 	binary.LittleEndian.PutUint32(b[start:], uint32(len(b)-start-4))
@@ -406,7 +409,7 @@ func DecodeRequest(body []byte) (id Identity, rest []byte, err error) {
 // DecodeOpen decodes DecodeRequest's rest.
 func DecodeOpen(rest []byte) (Open, error) {
 	d := decoder{b: rest}
-	o := Open{Distro: d.string(), System: d.bool(), VM: VMOptions{Accel: d.string(), Kernel: d.string()}}
+	o := Open{Distro: d.string(), System: d.bool(), DebugShell: d.bool(), VM: VMOptions{Accel: d.string(), Kernel: d.string()}}
 	return o, d.end()
 }
 

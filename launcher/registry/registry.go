@@ -131,8 +131,12 @@ func (f *file) find(name string) int {
 	return slices.IndexFunc(f.Distros, func(d Distro) bool { return strings.EqualFold(d.Name, name) })
 }
 
-// System is the name of the system distro, which is in no registry.
-const System = "system"
+// Names that are in no registry: of the system distro, and of what is no distro but the
+// VM's own root.
+const (
+	System     = "system"
+	DebugShell = "debug-shell"
+)
 
 // maxName is the length with which what is named after a distro, with a prefix of
 // its own, fits a directory entry (255).
@@ -149,7 +153,7 @@ func CheckName(name string) error {
 		return bad(fmt.Sprintf("longer than %d characters", maxName))
 	case name == "." || name == ".." || name[0] == '-':
 		return bad("it may not be . or .. or begin with -")
-	case strings.EqualFold(name, "Legacy"), strings.EqualFold(name, System):
+	case strings.EqualFold(name, "Legacy"), strings.EqualFold(name, System), strings.EqualFold(name, DebugShell):
 		return bad("it is reserved")
 	}
 	for _, c := range []byte(name) {

@@ -11,6 +11,7 @@ import (
 	"github.com/wsl2/wsl2/internal/wire"
 	"github.com/wsl2/wsl2/launcher/api"
 	"github.com/wsl2/wsl2/launcher/hostexec"
+	"github.com/wsl2/wsl2/launcher/registry"
 )
 
 // This file is the life of a distro: start, idle stop, stop, end.
@@ -136,6 +137,9 @@ func (m *Manager) startOn(d *distro, options api.VMOptions) error {
 		return err
 	}
 	slot := wire.SystemSlot
+	if d.spec.Name == registry.DebugShell {
+		slot = wire.RootSlot
+	}
 	if d.spec.Disk != "" {
 		if d.slot = bootSlot; bootSlot < 0 {
 			if d.slot, err = v.machine.Attach(ctx, d.spec.Disk); err != nil {

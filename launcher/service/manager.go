@@ -44,7 +44,7 @@ type Manager struct {
 // DistroSpec names what is to run.
 type DistroSpec struct {
 	Name string
-	Disk string // "" for the system distro
+	Disk string // "" for the system distro and the debug shell
 }
 
 func (s DistroSpec) key() string { return strings.ToLower(s.Name) }

@@ -256,7 +256,7 @@ func (v *VM) startDistro(m *wire.StartDistro) *wire.Reply {
 	}
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	if m.Slot != wire.SystemSlot && v.disks[int(m.Slot)] == "" {
+	if m.Slot >= 0 && v.disks[int(m.Slot)] == "" {
 		return &wire.Reply{ID: m.ID, Code: wire.CodeDisk, Text: fmt.Sprintf("no disk in slot %d", m.Slot)}
 	}
 	port, ok := v.distros[m.Name]
