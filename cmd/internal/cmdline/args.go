@@ -208,7 +208,7 @@ var RunOptions = []RunOption{
 		return nil
 	}},
 	{Names: []string{"--system"}, Help: "the system distro, which is always there"},
-	{Names: []string{"--debug-shell"}, Help: "root's shell in the VM itself, outside of any distro"},
+	{Names: []string{"--debug-shell"}, Help: "root's shell in the VM, outside of distros"},
 	{Names: []string{"--accel"}, Value: "HOW", Help: "run the VM by kvm, tcg (QEMU, slow) or auto", set: func(s *client.RunSpec, _ *string, v string) error {
 		if v != "auto" && v != "kvm" && v != "tcg" {
 			return Usagef("--accel %s: want auto, kvm or tcg", v)
