@@ -7,6 +7,7 @@ import (
 	"bytes"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -321,6 +322,51 @@ func TestNoSpace(t *testing.T) {
 	}
 	h.OK("--shutdown")
 	h.InNamespace(`for d in $(find $DIR/data -type f -size +100k); do e2fsck -f -n $d; done`)
+}
+
+// TestDamagedDisk: errors that the kernel has noted are repaired at the next start, if
+// that takes no decision; else the distro can be read, and --repair takes it.
+func TestDamagedDisk(t *testing.T) {
+	h := newHost(t)
+	inside(h, "small", "echo precious >/srv/precious; echo victim >/srv/victim")
+	damage := func(command string) {
+		t.Helper()
+		h.OK("--shutdown")
+		// The errors themselves, and what the kernel notes when it meets one.
+		for _, c := range []string{command, "set_super_value state 2", "set_super_value error_count 1"} {
+			out, err := exec.Command(hostTool(t, "debugfs"), "-w", "-R", c, disks(h)["small"]).CombinedOutput()
+			if err != nil {
+				t.Fatalf("debugfs %s: %v: %s", c, err, out)
+			}
+		}
+	}
+	start := func(stderr, want string) {
+		t.Helper()
+		r := h.Run("-d", "small", "-e", "sh", "-c", "cat /srv/precious; ls /srv; touch /root/written && echo writable")
+		h.Want(r, 0, stderr)
+		if stderr == "" && strings.Contains(r.Stderr, "file system") || r.Stdout != want {
+			t.Fatalf("want %q: %v", want, r)
+		}
+	}
+	damage("clri /srv/victim") // a name without a file
+	start("were repaired", "precious\nprecious\nwritable\n")
+	start("", "precious\nprecious\nwritable\n") // once is enough
+
+	inside(h, "small", "echo victim >/srv/victim")
+	damage("set_inode_field /srv/victim mode 0") // neither file nor directory
+	for range 2 {
+		r := h.Run("-d", "small", "-e", "sh", "-c", "cat /srv/precious; touch /root/more")
+		h.Want(r, 1, "read-only", "wsl2 --manage small --repair")
+		if r.Stdout != "precious\n" {
+			t.Errorf("read-only: %v", r)
+		}
+	}
+	h.Refused(h.Run("--manage", "small", "--repair", "--compact"), "exclude")
+	h.OK("--terminate", "small")
+	h.OK("--manage", "small", "--repair")
+	start("", "precious\nprecious\nwritable\n")
+	h.OK("--shutdown")
+	h.Fsck(false)
 }
 
 // TestDiskInUse: two services of one user (another XDG_RUNTIME_DIR, a container)

@@ -85,7 +85,7 @@ func Mount(slot int32) error {
 	}
 	device, err := distro.Device(slot)
 	if err == nil {
-		err = distro.MountDisk(device, distro.MountPoint)
+		err = distro.MountDisk(device, distro.MountPoint, 0)
 	}
 	if err != nil {
 		return DiskError{err}

@@ -112,6 +112,9 @@ type diskError struct{ error }
 func (e diskError) Unwrap() error { return e.error }
 
 func codeOf(err error) wire.Code {
+	if errors.Is(err, errUnchecked) {
+		return wire.CodeUnchecked
+	}
 	if errors.As(err, new(diskError)) {
 		return wire.CodeDisk
 	}
@@ -164,8 +167,15 @@ func (d *distro) enterRoot(m *wire.StartDistro) error {
 		}
 	} else {
 		device, err := Device(m.Slot)
+		flags := uintptr(0)
+		if m.ReadOnly {
+			flags = unix.MS_RDONLY
+		}
 		if err == nil {
-			err = MountDisk(device, MountPoint)
+			err = MountDisk(device, MountPoint, flags)
+		}
+		if err == nil && !m.Checked && !m.ReadOnly {
+			err = unchecked(device)
 		}
 		if err != nil {
 			return diskError{err}

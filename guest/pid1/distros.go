@@ -101,8 +101,11 @@ func (v *vm) startDistro(m *wire.StartDistro) *wire.Reply {
 
 	d.start = v.launch(d, m)
 	close(d.ready)
-	if d.c == nil {
+	switch {
+	case d.c == nil:
 		v.forget(d)
+	case d.start.Code != wire.CodeOK:
+		<-d.done // the next start must not find this one
 	}
 	return &wire.Reply{Code: d.start.Code, Text: d.start.Text, Port: d.start.Port}
 }

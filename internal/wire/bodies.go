@@ -43,7 +43,8 @@ func (m *StartDistro) appendBody(b []byte) []byte {
 	b = appendU32(b, m.ID)
 	b = appendString(b, m.Name)
 	b = appendU32(b, uint32(m.Slot))
-	return appendString(b, m.Hostname)
+	b = appendString(b, m.Hostname)
+	return appendBool(appendBool(b, m.Checked), m.ReadOnly)
 }
 
 func (m *StartDistro) readBody(d *decoder) {
@@ -51,6 +52,8 @@ func (m *StartDistro) readBody(d *decoder) {
 	m.Name = d.string()
 	m.Slot = int32(d.u32())
 	m.Hostname = d.string()
+	m.Checked = d.bool()
+	m.ReadOnly = d.bool()
 }
 
 func (*StopDistro) Type() Type { return TypeStopDistro }
@@ -110,7 +113,7 @@ func (m *Maintain) appendBody(b []byte) []byte {
 func (m *Maintain) readBody(d *decoder) {
 	m.ID = d.u32()
 	m.Slot = int32(d.u32())
-	if m.Task = Task(d.atMost(d.u8(), uint8(TaskCheck), "task")); m.Task == 0 {
+	if m.Task = Task(d.atMost(d.u8(), uint8(TaskPreen), "task")); m.Task == 0 {
 		d.fail("unknown task 0")
 	}
 	m.Bytes = d.u64()

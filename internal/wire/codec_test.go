@@ -17,7 +17,7 @@ func samples() []Message {
 	return []Message{
 		&Hello{Version: Version, Role: RolePTY, Session: id},
 		&Ready{Version: Version, KernelRelease: "6.12.117", BootNanos: 1 << 40, InitNanos: 1<<40 + 7},
-		&StartDistro{ID: 7, Name: "debian", Slot: SystemSlot, Hostname: "host"},
+		&StartDistro{ID: 7, Name: "debian", Slot: SystemSlot, Hostname: "host", Checked: true, ReadOnly: true},
 		&StopDistro{ID: 8, Name: "debian", IfIdle: true, GraceMillis: 5000},
 		&Import{ID: 9, Slot: 3, Archive: id},
 		&Export{ID: 13, Slot: 4, Archive: id},

@@ -49,6 +49,11 @@ type StartDistro struct {
 	// sessions run in the VM's own root, beside PID 1.
 	Slot     int32
 	Hostname string
+	// Checked: the file system has been checked since errors were noted in it; without
+	// that it is refused (CodeUnchecked).
+	Checked bool
+	// ReadOnly mounts it read-only, whatever is noted in it.
+	ReadOnly bool
 }
 
 // StartDistro.Slot of the system distro, and of the VM's own root.
@@ -102,11 +107,13 @@ const (
 	TaskShrink
 	// TaskCheck repairs the file system, by e2fsck.
 	TaskCheck
+	// TaskPreen repairs what can be repaired without losing anything (e2fsck -p).
+	TaskPreen
 )
 
 // NeedsTools tells whether the task runs the host's e2fsprogs: then the guest
 // answers with ImportReady and gets them as a tar on a RoleArchive connection.
-func (t Task) NeedsTools() bool { return t == TaskShrink || t == TaskCheck }
+func (t Task) NeedsTools() bool { return t == TaskShrink || t == TaskCheck || t == TaskPreen }
 
 // Maintain works on the ext4 file system on Slot, which nothing uses. The tools
 // that parse a damaged or hostile file system run in the guest, like all that does. The
@@ -291,4 +298,6 @@ const (
 	CodeArchive // not a tar, truncated, or hostile
 	CodeNoShell // archive holds no shell or /etc
 	CodeRefused // request makes no sense in this state
+	// CodeUnchecked: errors are noted in the disk's file system, which has not been checked since.
+	CodeUnchecked
 )

@@ -38,7 +38,9 @@ type Manager struct {
 	locked  map[string]lock    // distros that may not start, by folded name; guarded by mu
 	closing bool               // nothing is started any more; guarded by mu
 	shared  sharedDisks
-	wg      sync.WaitGroup // the goroutines below; Close waits
+	// tools makes the archive of e2fsprogs; set before the first use.
+	tools func(ctx context.Context) ([]byte, error)
+	wg    sync.WaitGroup // the goroutines below; Close waits
 }
 
 // DistroSpec names what is to run.
@@ -145,7 +147,10 @@ func (m *Manager) Open(ctx context.Context, spec DistroSpec, options api.VMOptio
 		}
 		s := Session{VsockPath: d.vm.machine.Info().VsockPath, Port: d.port}
 		if starter {
-			s.Notices = m.startNotices(d.vm)
+			s.Notices = append(m.startNotices(d.vm), d.repaired...)
+		}
+		if d.readOnly != "" {
+			s.Notices = append(s.Notices, d.readOnly)
 		}
 		if n := m.diskNotice(d); n != "" {
 			s.Notices = append(s.Notices, n)

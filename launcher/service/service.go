@@ -84,6 +84,7 @@ func New(c Config) *Service {
 	}
 	settings := func() (config.Settings, []string) { return config.Load(c.Paths.ConfigFile, config.ThisHost()) }
 	s.m = NewManager(c.Boot, settings, c.Log, func() { go s.touch() })
+	s.m.tools = c.Tools
 	s.m.RememberDisks(c.Paths.SharedDisks())
 	if reg, err := s.registry(); err == nil {
 		s.sweep(reg)
