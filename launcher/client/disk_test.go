@@ -491,3 +491,42 @@ func TestChangeCutOff(t *testing.T) {
 		}
 	}
 }
+
+// TestRegistryDamaged: a service that finds a damaged registry makes it anew by the
+// disks, says so once, and goes on.
+func TestRegistryDamaged(t *testing.T) {
+	h := diskHost(t, fakevm.Hooks{})
+	for _, call := range []api.Call{
+		{Verb: api.VerbClone, Name: "debian", New: "copy"},
+		{Verb: api.VerbMove, Name: "copy", Dir: filepath.Join(h.dir, "elsewhere")},
+		{Verb: api.VerbResize, Name: "debian", Size: 512 << 20}, // its file is another one then
+		{Verb: api.VerbRename, Name: "debian", New: "renamed"},
+	} {
+		if _, err := h.manage(call); err != nil {
+			t.Fatalf("%+v: %v", call, err)
+		}
+	}
+	before := h.list()
+	h.stop()
+	path := pathsIn(h.dir).Registry()
+	text, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	os.WriteFile(path, text[:len(text)-10], 0o600)
+	h.serve()
+	var said []string
+	c := h.client()
+	c.Notice = func(text string) { said = append(said, text) }
+	for range 2 {
+		if err := c.Call(api.Call{Verb: api.VerbStatus}, nil, true); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if len(said) != 1 || !strings.Contains(said[0], "2 disks") || !strings.Contains(said[0], path+".damaged") {
+		t.Errorf("said %q", said)
+	}
+	if got := h.list(); fmt.Sprint(got) != fmt.Sprint(before) {
+		t.Errorf("rebuilt\n%v\nwant\n%v", got, before)
+	}
+}

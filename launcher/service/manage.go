@@ -237,6 +237,7 @@ func (s *Service) shrink(ctx context.Context, p *peer, reg *registry.Registry, d
 	if err := os.Truncate(partial, size); err != nil {
 		return err
 	}
+	registry.Mark(partial, d) // as the disk whose place it takes
 	return commit(partial, d.Disk)
 }
 

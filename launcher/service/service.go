@@ -18,6 +18,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"time"
@@ -58,6 +59,7 @@ type Service struct {
 	leases   int                // those that are sessions; guarded by mu
 	timer    *time.Timer        // ends the service; guarded by mu
 	listener *net.UnixListener  // set by Serve; guarded by mu
+	rebuilt  string             // what the first client is to be told of the registry; guarded by mu
 	stopping bool               // no more requests; guarded by mu
 	stop     chan struct{}      // closed with stopping
 	conns    sync.WaitGroup
@@ -99,6 +101,15 @@ func (s *Service) registry() (*registry.Registry, error) {
 	defer s.mu.Unlock()
 	if s.reg == nil {
 		reg, err := registry.Open(s.paths.Registry())
+		var corrupt *registry.CorruptError
+		if errors.As(err, &corrupt) && corrupt.Damaged {
+			var kept string
+			reg, kept, err = registry.Rebuild(s.paths.Registry(), filepath.Join(s.paths.Distros(), "*", diskName))
+			if err == nil {
+				s.rebuilt = fmt.Sprintf("the registry was damaged (%v) and has been made anew from %d disks; `wsl2 --list` shows them, the damaged file is %s", corrupt.Reason, len(reg.List()), kept)
+				s.log.Warn(s.rebuilt)
+			}
+		}
 		if err != nil {
 			return nil, err
 		}
@@ -254,6 +265,13 @@ func (s *Service) serve(c *net.UnixConn) {
 	any := call.Verb == api.VerbShutdown || call.Verb == api.VerbStatus // good for every build
 	if id != s.self && !any && !s.otherBuild(p, id) {
 		return
+	}
+	s.mu.Lock()
+	rebuilt := s.rebuilt
+	s.rebuilt = ""
+	s.mu.Unlock()
+	if rebuilt != "" {
+		p.notice(rebuilt)
 	}
 	if kind == api.KindOpen {
 		s.open(p, open)
