@@ -78,14 +78,15 @@ func Private() error {
 	return nil
 }
 
-// Mount mounts the disk of a slot on distro.MountPoint, for this process only.
-func Mount(slot int32) error {
+// Mount mounts the disk of a slot on distro.MountPoint with mount(2)'s flags, for
+// this process only.
+func Mount(slot int32, flags uintptr) error {
 	if err := Private(); err != nil {
 		return err
 	}
 	device, err := distro.Device(slot)
 	if err == nil {
-		err = distro.MountDisk(device, distro.MountPoint, 0)
+		err = distro.MountDisk(device, distro.MountPoint, flags)
 	}
 	if err != nil {
 		return DiskError{err}

@@ -40,7 +40,7 @@ func run(j *diskjob.Job, m *wire.Maintain) (string, error) {
 	if m.Task.NeedsTools() {
 		return withTools(j, m)
 	}
-	if err := diskjob.Mount(m.Slot); err != nil {
+	if err := diskjob.Mount(m.Slot, 0); err != nil {
 		return "", err
 	}
 	device, err := distro.Device(m.Slot)

@@ -215,5 +215,13 @@ func (m *Manager) onDisk(ctx context.Context, name, disk string, o api.VMOptions
 			err = m.explain(v, name, derr)
 		}
 	}
+	// Told before the disk was detached. To the guest it was some I/O error.
+	m.mu.Lock()
+	full := v.full[slot]
+	delete(v.full, slot)
+	m.mu.Unlock()
+	if err != nil && full {
+		return api.Errorf(api.CodeNoSpace, "free some space on the host", "no space left on the host for %s", disk)
+	}
 	return err
 }

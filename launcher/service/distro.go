@@ -45,17 +45,23 @@ func (m *Manager) diskNotice(d *distro) string {
 		return ""
 	}
 	next := "its file system may be read-only now"
-	// The error's type was lost on its way from the VM's process.
-	if strings.Contains(d.diskErr.Error(), syscall.ENOSPC.Error()) {
+	if hostFull(d.diskErr) {
 		next = "the host is full: make room there"
 	}
 	return fmt.Sprintf("the disk of %s failed: %v; %s, then run: wsl2 --shutdown", d.spec.Name, d.diskErr, next)
 }
 
-// diskError notes the error for the distro's next sessions.
+// hostFull tells whether a disk's error is that. Its type was lost on its way from
+// the VM's process.
+func hostFull(err error) bool { return strings.Contains(err.Error(), syscall.ENOSPC.Error()) }
+
+// diskError notes the error for the distro's next sessions, or the work on the disk.
 func (m *Manager) diskError(v *vm, slot int, err error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	if hostFull(err) {
+		v.full[slot] = true
+	}
 	for _, d := range m.distros {
 		if d.vm == v && d.state == api.StateRunning && d.slot == slot && d.spec.Disk != "" {
 			d.diskErr = err

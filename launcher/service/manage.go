@@ -189,6 +189,10 @@ func (s *Service) resize(ctx context.Context, p *peer, reg *registry.Registry, d
 	if int64(has) > size {
 		return changed, s.shrink(ctx, p, reg, d, size, c)
 	}
+	// The kernel does not grow a file system in which errors are noted.
+	if _, err := s.maintain(ctx, p, d.Name, d.Disk, wire.Maintain{Task: wire.TaskPreen}, c.VM); err != nil {
+		return changed, err
+	}
 	// A file that is larger than its file system is as good as before: a
 	// crash in between costs nothing.
 	if err := os.Truncate(d.Disk, size); err != nil {

@@ -95,6 +95,8 @@ type vm struct {
 	bootDisk string
 	// slots of the shared disks, by path; guarded by Manager.shared.mu.
 	slots map[string]int
+	// full are the slots whose disk met a full host; guarded by Manager.mu.
+	full map[int]bool
 }
 
 // startNotices returns the notices of the VM's start, once.
@@ -144,7 +146,7 @@ func (m *Manager) acquireVM(ctx context.Context, o api.VMOptions, disk string) (
 			m.mu.Unlock()
 			return nil, -1, errClosing
 		} else if v == nil {
-			v = &vm{options: o, up: make(chan struct{}), gone: make(chan struct{}), bootDisk: disk, slots: map[string]int{}}
+			v = &vm{options: o, up: make(chan struct{}), gone: make(chan struct{}), bootDisk: disk, slots: map[string]int{}, full: map[int]bool{}}
 			v.booting, v.abort = context.WithCancelCause(context.Background())
 			m.vm = v
 			if disk != "" {
