@@ -210,6 +210,9 @@ func status(c *command) error {
 	} else {
 		fmt.Fprintf(w, "VM:              not running\n")
 	}
+	for _, own := range st.OwnVMs {
+		fmt.Fprintf(w, "VM of its own:   %s, running on %s, pid %d, %d vCPUs, %d MiB\n", own.Distro, own.Accel, own.PID, own.CPUs, own.MemoryBytes>>20)
+	}
 	for _, d := range st.Disks {
 		at := []string{}
 		for _, m := range d.Mounts {

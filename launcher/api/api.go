@@ -264,6 +264,8 @@ type Distro struct {
 	SizeBytes   int64  `json:"sizeBytes"`
 	UsedBytes   int64  `json:"usedBytes"`
 	DefaultUser string `json:"defaultUser,omitempty"`
+	// OwnVM: it runs in a VM of its own.
+	OwnVM bool `json:"ownVM,omitempty"`
 }
 
 // States of a distro.
@@ -292,12 +294,20 @@ type Status struct {
 	Distros  int    `json:"distros"`
 	Running  int    `json:"running"`
 	Sessions int    `json:"sessions"`
-	VM       *VM    `json:"vm"` // nil while none runs
+	VM       *VM    `json:"vm"` // the shared one; nil while none runs
+	// OwnVMs are those of distros that have one of their own, and run.
+	OwnVMs []OwnVM `json:"ownVMs,omitempty"`
 	// Disks are those that distros share.
 	Disks []SharedDisk `json:"disks"`
 }
 
-// VM describes the running VM.
+// OwnVM is the VM of one distro.
+type OwnVM struct {
+	Distro string `json:"distro"`
+	VM
+}
+
+// VM describes a running VM.
 type VM struct {
 	PID           int    `json:"pid"`
 	Accel         string `json:"accel"` // kvm or tcg

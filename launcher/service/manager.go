@@ -35,8 +35,8 @@ type Manager struct {
 	mu      sync.Mutex
 	vm      *vm                // nil while there is none; guarded by mu
 	distros map[string]*distro // those that are not stopped, by folded name; guarded by mu
-	locked  map[string]lock    // distros that may not start, by folded name; guarded by mu
-	closing bool               // nothing is started any more; guarded by mu
+	locks   *locks
+	closing bool // nothing is started any more; guarded by mu
 	shared  sharedDisks
 	// tools makes the archive of e2fsprogs; set before the first use.
 	tools func(ctx context.Context) ([]byte, error)
@@ -71,7 +71,7 @@ type Session struct {
 // NewManager returns a Manager without a VM. settings is called at each start
 // of a VM.
 func NewManager(boot BootFunc, settings func() (config.Settings, []string), log *slog.Logger, onIdle func()) *Manager {
-	return &Manager{boot: boot, settings: settings, log: log, onIdle: onIdle, distros: map[string]*distro{}, locked: map[string]lock{}}
+	return &Manager{boot: boot, settings: settings, log: log, onIdle: onIdle, distros: map[string]*distro{}, locks: &locks{byName: map[string]lock{}}}
 }
 
 // errClosing says that the Manager starts nothing any more: the next service does.
@@ -93,9 +93,10 @@ func (m *Manager) Open(ctx context.Context, spec DistroSpec, options api.VMOptio
 			m.mu.Unlock()
 			return nil, Session{}, errClosing
 		}
-		if l, ok := m.locked[spec.key()]; ok {
+		// Whoever locks it looks for it afterwards, with mu held.
+		if err := m.locks.refuse(spec.key()); err != nil {
 			m.mu.Unlock()
-			return nil, Session{}, l.refuse()
+			return nil, Session{}, err
 		}
 		d := m.distros[spec.key()]
 		var ending chan struct{}

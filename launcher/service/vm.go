@@ -54,6 +54,8 @@ type MachineInfo struct {
 // BootRequest is what a VM is started with.
 type BootRequest struct {
 	Settings config.Settings
+	// Own is the ID of the distro whose own VM it is, "" for the shared one.
+	Own string
 	// Disk is attached from the start, as slot 0; "" for none.
 	Disk string
 	// Events from the guest. They are called one at a time and must not block.
