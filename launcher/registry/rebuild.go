@@ -1,12 +1,12 @@
 package registry
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"time"
 
@@ -47,11 +47,21 @@ func marked(path string) (d Distro, err error) {
 	return d, err
 }
 
-// What a damaged file still shows: text up to the end of a string is as good as ever.
-var (
-	diskField    = regexp.MustCompile(`"disk":\s*("(?:[^"\\]|\\.)*")`)
-	defaultField = regexp.MustCompile(`"default":\s*("(?:[^"\\]|\\.)*")`)
-)
+// legible returns the strings that a damaged file still shows as values of a field.
+func legible(text []byte, field string) (values []string) {
+	name := fmt.Appendf(nil, "%q:", field)
+	for {
+		_, rest, found := bytes.Cut(text, name)
+		if !found {
+			return values
+		}
+		var value string
+		if json.NewDecoder(bytes.NewReader(rest)).Decode(&value) == nil {
+			values = append(values, value)
+		}
+		text = rest
+	}
+}
 
 // Rebuild makes a registry in place of the damaged one at path, which is kept under
 // the name returned. Its distros are those of the disks that the pattern (filepath.Glob)
@@ -86,9 +96,8 @@ func salvage(text []byte, pattern string) (f file, err error) {
 		return f, err
 	}
 	found := len(disks)
-	for _, m := range diskField.FindAllSubmatch(text, -1) {
-		var disk string
-		if json.Unmarshal(m[1], &disk) == nil && filepath.IsAbs(disk) {
+	for _, disk := range legible(text, "disk") {
+		if filepath.IsAbs(disk) {
 			disks = append(disks, disk)
 		}
 	}
@@ -119,12 +128,9 @@ func salvage(text []byte, pattern string) (f file, err error) {
 	if len(f.Distros) > 0 {
 		f.Default = f.Distros[0].Name
 	}
-	if m := defaultField.FindSubmatch(text); m != nil {
-		var name string
-		if json.Unmarshal(m[1], &name) == nil {
-			if i := f.find(name); i >= 0 {
-				f.Default = f.Distros[i].Name
-			}
+	for _, name := range legible(text, "default") {
+		if i := f.find(name); i >= 0 {
+			f.Default = f.Distros[i].Name
 		}
 	}
 	return f, f.check()
