@@ -51,9 +51,8 @@ func (m *Manager) diskNotice(d *distro) string {
 	return fmt.Sprintf("the disk of %s failed: %v; %s, then run: wsl2 --shutdown", d.spec.Name, d.diskErr, next)
 }
 
-// hostFull tells whether a disk's error is that. Its type was lost on its way from
-// the VM's process.
-func hostFull(err error) bool { return strings.Contains(err.Error(), syscall.ENOSPC.Error()) }
+// hostFull tells whether a disk's error is that.
+func hostFull(err error) bool { return errors.Is(err, syscall.ENOSPC) }
 
 // diskError notes the error for the distro's next sessions, or the work on the disk.
 func (m *Manager) diskError(v *vm, slot int, err error) {
