@@ -31,6 +31,7 @@ var actions = map[string]func(*command) error{
 	"ssh-config":        sshConfig,
 	"ssh-proxy":         sshProxy,
 	"completion":        completion,
+	"man":               man,
 	"--version":         printVersion,
 	"--help":            printHelp,
 	"--install":         install,
@@ -234,6 +235,11 @@ func tcgNotice(reason string) string {
 }
 
 func printVersion(c *command) error {
+	if c.Bool("json") {
+		return c.json(struct {
+			Version string `json:"version"`
+		}{api.Version})
+	}
 	_, err := fmt.Fprintf(c.app.out, "wsl2 %s\n", api.Version)
 	return err
 }
