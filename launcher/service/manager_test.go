@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -561,6 +562,32 @@ func TestClientLeavesDuringStart(t *testing.T) {
 		synctest.Wait()
 		if !s.m.Idle() {
 			t.Fatal("it stays")
+		}
+	})
+}
+
+// TestWorkOnFullHost: to the guest a full host is some I/O error; the user is told what it is,
+// and of the next piece of work only what concerns it.
+func TestWorkOnFullHost(t *testing.T) {
+	inBubble(t, func(t *testing.T, s *setup) {
+		var diskErr error
+		s.prepare = func(m *memMachine) {
+			m.maintain = func(disk string, r wire.Maintain) (string, error) {
+				if diskErr != nil {
+					m.req.DiskError(int(r.Slot), diskErr)
+				}
+				return "", &GuestError{wire.CodeDisk, "input/output error"}
+			}
+		}
+		for _, c := range []struct {
+			err  error
+			want api.Code
+		}{{syscall.ENOSPC, api.CodeNoSpace}, {nil, api.CodeFailed}, {syscall.EIO, api.CodeFailed}} {
+			diskErr = c.err
+			_, err := s.m.Maintain(t.Context(), "debian", debian.Disk, wire.Maintain{Task: wire.TaskGrow}, api.VMOptions{}, nil)
+			if code(err) != c.want {
+				t.Errorf("with %v: %v", c.err, err)
+			}
 		}
 	})
 }
