@@ -31,7 +31,7 @@ func completion(c *command) error {
 var takesDistro = []string{"-d", "--distribution", "-t", "--terminate", "-s", "--set-default", "--unregister", "--export", "--manage", "ssh-proxy"}
 
 // takesFile are the verbs behind which files are completed.
-var takesFile = []string{"--import", "--import-in-place", "--export"}
+var takesFile = []string{"--import", "--import-in-place", "--export", "--mount", "--unmount"}
 
 // topWords are what a command line may begin with.
 func topWords() []string {

@@ -48,10 +48,10 @@ func listOnline(c *command) error {
 		return err
 	}
 	defer f.Close()
-	var list []struct {
+	list := []struct {
 		Name         string `json:"name"`
 		FriendlyName string `json:"friendlyName"`
-	}
+	}{} // "[]" if there are none
 	text, err := io.ReadAll(f)
 	if err != nil {
 		return err
@@ -121,6 +121,9 @@ func install(c *command) error {
 	b.finish()
 	if err != nil {
 		return err
+	}
+	if c.Bool("json") { // for a program, which wants no shell
+		return c.json(made)
 	}
 	fmt.Fprintf(c.app.err, "%s is installed. Its shell: wsl2 -d %s\n", made.Name, made.Name)
 	if c.Bool("no-launch") || !term.IsTerminal(int(os.Stdin.Fd())) || !term.IsTerminal(int(os.Stdout.Fd())) {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -24,10 +25,13 @@ var actions = map[string]func(*command) error{
 	"--unregister":      unregister,
 	"--shutdown":        shutdown,
 	"--status":          status,
+	"--mount":           mountDisk,
+	"--unmount":         unmountDisk,
 	"doctor":            doctor,
 	"ssh-config":        sshConfig,
 	"ssh-proxy":         sshProxy,
 	"completion":        completion,
+	"man":               man,
 	"--version":         printVersion,
 	"--help":            printHelp,
 	"--install":         install,
@@ -207,6 +211,16 @@ func status(c *command) error {
 	} else {
 		fmt.Fprintf(w, "VM:              not running\n")
 	}
+	for _, own := range st.OwnVMs {
+		fmt.Fprintf(w, "VM of its own:   %s, running on %s, pid %d, %d vCPUs, %d MiB\n", own.Distro, own.Accel, own.PID, own.CPUs, own.MemoryBytes>>20)
+	}
+	for _, d := range st.Disks {
+		at := []string{}
+		for _, m := range d.Mounts {
+			at = append(at, m.At)
+		}
+		fmt.Fprintf(w, "Disk:            %s, at %s\n", d.Disk, cmp.Or(strings.Join(at, ", "), "no place"))
+	}
 	if accel.kvm.OK {
 		fmt.Fprintf(w, "Accelerator:     kvm\n")
 	} else {
@@ -221,6 +235,11 @@ func tcgNotice(reason string) string {
 }
 
 func printVersion(c *command) error {
+	if c.Bool("json") {
+		return c.json(struct {
+			Version string `json:"version"`
+		}{api.Version})
+	}
 	_, err := fmt.Fprintf(c.app.out, "wsl2 %s\n", api.Version)
 	return err
 }

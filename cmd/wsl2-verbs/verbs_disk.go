@@ -314,6 +314,9 @@ func uninstall(c *command) error {
 	if err := cl.Paths.RemoveAll(); err != nil {
 		return err
 	}
+	if page, err := manPath(); err == nil {
+		os.Remove(page) // few have it
+	}
 	exe := c.app.wsl2
 	fmt.Fprintf(c.app.out, "All distros are deleted. What is left: your settings (%s), and the programs in %s, which you may delete.\n", cl.Paths.ConfigFile, filepath.Dir(exe))
 	return nil

@@ -7,6 +7,7 @@ import (
 	"bytes"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -321,6 +322,134 @@ func TestNoSpace(t *testing.T) {
 	}
 	h.OK("--shutdown")
 	h.InNamespace(`for d in $(find $DIR/data -type f -size +100k); do e2fsck -f -n $d; done`)
+}
+
+// TestNoSpaceVerbs: wherever in a verb the host's file system becomes full, the distros
+// and files afterwards are those of before, or those that the verb was to make.
+func TestNoSpaceVerbs(t *testing.T) {
+	h := testsys.New(t)
+	h.MountNamespace(`mount -t tmpfs -o size=128m,mode=700 tmpfs $DIR/data; mkdir -m 700 $DIR/data/wsl2`)
+	h.Config("[wsl2]", "defaultVhdSize=1GB")
+	distro := append(testsys.Busybox(t), testsys.Entry{Name: "srv/precious", Content: testsys.PatternBytes(t, 3<<20)})
+	archive := h.File("image.tar", testsys.Tar(t, distro...))
+	want, _ := testsys.SHA256(t, bytes.NewReader(testsys.PatternBytes(t, 3<<20)))
+	h.OK("--import", "small", archive)
+	h.OK("--shutdown")
+	h.InNamespace(`mkdir $DIR/data/other`)
+	files := func() string {
+		t.Helper()
+		h.InNamespace(`cd $DIR/data; find . -type f -o -type d | sort >$DIR/files`)
+		list, err := os.ReadFile(h.Path("files"))
+		testsys.Must(t, err)
+		return string(list)
+	}
+	precious := func(name string) {
+		t.Helper()
+		r := h.Run("-d", name, "-e", "sh", "-c", "sha256sum </srv/precious; echo more >/srv/more && sync")
+		if r.Status != 0 || !strings.HasPrefix(r.Stdout, want) {
+			t.Errorf("%s does not hold what it did: %v", name, r)
+		}
+	}
+	precious("small")
+	other := h.Path("data/other")
+	for _, c := range []struct {
+		name  string
+		args  []string
+		undo  []string // what takes its success back
+		makes string   // a distro
+	}{
+		{"import", []string{"--import", "new", archive}, []string{"--unregister", "new"}, "new"},
+		{"install", []string{"--install", "--from-file", archive, "--name", "new", "--no-launch"}, []string{"--unregister", "new"}, "new"},
+		{"import --vhd", []string{"--import", "new", "--vhd", disks(h)["small"]}, []string{"--unregister", "new"}, "new"},
+		{"clone", []string{"--manage", "small", "--clone", "new"}, []string{"--unregister", "new"}, "new"},
+		{"export", []string{"--export", "small", other + "/small.tar"}, nil, ""},
+		{"export raw", []string{"--export", "small", other + "/small.raw"}, nil, ""},
+		{"move", []string{"--manage", "small", "--move", other + "/moved"}, []string{"--manage", "small", "--move", filepath.Dir(disks(h)["small"])}, ""},
+		{"grow", []string{"--manage", "small", "--resize", "64GB"}, []string{"--manage", "small", "--resize", "1GB"}, ""},
+		{"shrink", []string{"--manage", "small", "--resize", "512MB"}, []string{"--manage", "small", "--resize", "1GB"}, ""},
+		{"compact", []string{"--manage", "small", "--compact"}, nil, ""},
+		{"rename", []string{"--manage", "small", "--rename", "new"}, []string{"--manage", "new", "--rename", "small"}, ""},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			h.TB = t
+			h.OK("--terminate", "small")
+			before := files()
+			failed := false
+			for _, free := range []int{0, 8, 128, 2 << 10, 6 << 10, 16 << 10} { // KB
+				h.InNamespace(fmt.Sprintf(`free=$(df -k --output=avail $DIR/data | tail -n 1)
+					[ $free -le %[1]d ] || fallocate -l $((free-%[1]d))K $DIR/data/filler`, free))
+				r := h.Run(c.args...)
+				h.InNamespace(`rm -f $DIR/data/filler`)
+				if r.Status != 0 {
+					failed = true
+					h.Refused(r, "space")
+				} else {
+					if c.makes != "" {
+						precious(c.makes)
+					}
+					if c.undo != nil {
+						h.OK(c.undo...)
+					}
+					h.InNamespace(`rm -f $DIR/data/other/small.*; rmdir $DIR/data/other/* 2>/dev/null || true`)
+				}
+				if after := files(); after != before {
+					t.Errorf("with %d KB, status %d: left\n%s\nbefore\n%s", free, r.Status, after, before)
+				}
+			}
+			if !failed && c.name != "compact" && c.name != "move" {
+				t.Error("it always had room: the test shows nothing")
+			}
+			precious("small")
+		})
+	}
+	h.TB = t
+	h.OK("--shutdown")
+	h.InNamespace(`for d in $(find $DIR/data -name disk.ext4); do e2fsck -f -n $d; done`)
+}
+
+// TestDamagedDisk: errors that the kernel has noted are repaired at the next start, if
+// that takes no decision; else the distro can be read, and --repair takes it.
+func TestDamagedDisk(t *testing.T) {
+	h := newHost(t)
+	inside(h, "small", "echo precious >/srv/precious; echo victim >/srv/victim")
+	damage := func(command string) {
+		t.Helper()
+		h.OK("--shutdown")
+		// The errors themselves, and what the kernel notes when it meets one.
+		for _, c := range []string{command, "set_super_value state 2", "set_super_value error_count 1"} {
+			out, err := exec.Command(hostTool(t, "debugfs"), "-w", "-R", c, disks(h)["small"]).CombinedOutput()
+			if err != nil {
+				t.Fatalf("debugfs %s: %v: %s", c, err, out)
+			}
+		}
+	}
+	start := func(stderr, want string) {
+		t.Helper()
+		r := h.Run("-d", "small", "-e", "sh", "-c", "cat /srv/precious; ls /srv; touch /root/written && echo writable")
+		h.Want(r, 0, stderr)
+		if stderr == "" && strings.Contains(r.Stderr, "file system") || r.Stdout != want {
+			t.Fatalf("want %q: %v", want, r)
+		}
+	}
+	damage("clri /srv/victim") // a name without a file
+	start("were repaired", "precious\nprecious\nwritable\n")
+	start("", "precious\nprecious\nwritable\n") // once is enough
+
+	inside(h, "small", "echo victim >/srv/victim")
+	damage("set_inode_field /srv/victim mode 0") // neither file nor directory
+	for range 2 {
+		r := h.Run("-d", "small", "-e", "sh", "-c", "cat /srv/precious; touch /root/more")
+		h.Want(r, 1, "read-only", "wsl2 --manage small --repair")
+		if r.Stdout != "precious\n" {
+			t.Errorf("read-only: %v", r)
+		}
+	}
+	h.Refused(h.Run("--manage", "small", "--repair", "--compact"), "exclude")
+	h.OK("--terminate", "small")
+	h.OK("--manage", "small", "--repair")
+	start("", "precious\nprecious\nwritable\n")
+	h.OK("--shutdown")
+	h.Fsck(false)
 }
 
 // TestDiskInUse: two services of one user (another XDG_RUNTIME_DIR, a container)

@@ -285,6 +285,34 @@ func TestKVMDistros(t *testing.T) {
 	h.Fsck(false)
 }
 
+// TestKVMMount: disks come into slots that never had one, beside distros, and go.
+func TestKVMMount(t *testing.T) {
+	h := newKVMHost(t)
+	data, parts := diskFile(h, "data.img"), partitioned(h, "parts.img")
+	run := func(script string) string {
+		t.Helper()
+		return strings.TrimSpace(h.OK("-d", "small", "-e", "sh", "-c", script))
+	}
+	for range 2 {
+		h.OK("--mount", data, "--name", "data")
+		h.OK("--mount", parts, "--partition", "2", "--name", "second")
+		if got := run("cat /mnt/wsl/data/name /mnt/wsl/second/name; echo kept >>/mnt/wsl/data/notes; cat /mnt/wsl/data/notes | wc -l"); !strings.HasPrefix(got, "data.img\nparts.img2\n") {
+			t.Errorf("mounted: %q", got)
+		}
+		h.OK("--unmount")
+	}
+	// Now the slots are as free for distros as any.
+	h.Import("one", testsys.Busybox(t)...)
+	h.OK("-d", "one", "-e", "true")
+	h.OK("--mount", data, "--name", "again")
+	if got := run("wc -l </mnt/wsl/again/notes"); got != "2" {
+		t.Errorf("lines after two mounts: %q", got)
+	}
+	h.OK("--shutdown")
+	fsckFile(t, data)
+	h.Fsck(false)
+}
+
 // TestKVMVsock moves 1 GB both ways at once, and holds 500 connections open at
 // the same time: four for each session.
 func TestKVMVsock(t *testing.T) {

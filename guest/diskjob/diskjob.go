@@ -66,22 +66,27 @@ func Run[M wire.Message](args []string, id func(M) uint32, work func(*Job, M) (t
 	return 0
 }
 
-// Private keeps the process's mounts to itself.
+// Private keeps the process's mounts to itself, and lets go of what others mount.
 func Private() error {
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return fmt.Errorf("make mounts private: %w", err)
 	}
+	// EINVAL, ENOENT: no distro has run yet.
+	if err := unix.Unmount(distro.Shared, unix.MNT_DETACH); err != nil && err != unix.EINVAL && err != unix.ENOENT {
+		return fmt.Errorf("detach %s: %w", distro.Shared, err)
+	}
 	return nil
 }
 
-// Mount mounts the disk of a slot on distro.MountPoint, for this process only.
-func Mount(slot int32) error {
+// Mount mounts the disk of a slot on distro.MountPoint with mount(2)'s flags, for
+// this process only.
+func Mount(slot int32, flags uintptr) error {
 	if err := Private(); err != nil {
 		return err
 	}
 	device, err := distro.Device(slot)
 	if err == nil {
-		err = distro.MountDisk(device, distro.MountPoint)
+		err = distro.MountDisk(device, distro.MountPoint, flags)
 	}
 	if err != nil {
 		return DiskError{err}

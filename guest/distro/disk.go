@@ -178,29 +178,55 @@ func Released(device string) error {
 	return unix.Close(fd)
 }
 
+// errUnchecked: the kernel, or the host's e2fsck, found the file system damaged.
+var errUnchecked = errors.New("errors are noted in its file system")
+
+// unchecked returns errUnchecked for a mounted file system with errors, which the
+// kernel clears no more than it repairs them.
+func unchecked(device string) error {
+	text, err := os.ReadFile(filepath.Join("/sys/fs/ext4", filepath.Base(device), "errors_count"))
+	if err != nil {
+		return err
+	}
+	if n := strings.TrimSpace(string(text)); n != "0" {
+		return fmt.Errorf("%s: %w (%s)", device, errUnchecked, n)
+	}
+	return nil
+}
+
 // diskOptions: discard returns freed blocks to the host's sparse file at once;
 // errors=remount-ro keeps a damaged disk from being damaged further.
 const diskOptions = "discard,errors=remount-ro"
 
-// MountDisk mounts the ext4 file system of device on target, replaying its
-// journal if need be. The error carries what the kernel had to say.
-func MountDisk(device, target string) error {
+// MountDisk mounts the ext4 file system of device on target with mount(2)'s flags,
+// replaying its journal if need be. The error carries what the kernel had to say.
+func MountDisk(device, target string, flags uintptr) error {
+	return ExplainMount(device, func() error {
+		mount := func() error { return unix.Mount(device, target, "ext4", unix.MS_NOATIME|flags, diskOptions) }
+		err := mount()
+		if err == unix.EINVAL {
+			// The slot may still have the size of the disk that was there before (see AttachedDisk).
+			if err = Reprobe(device); err == nil {
+				err = mount()
+			}
+		}
+		if err != nil {
+			err = fmt.Errorf("mount %s (ext4): %w", device, err)
+		}
+		return err
+	})
+}
+
+// ExplainMount adds to mount's error what the kernel had to say about device.
+func ExplainMount(device string, mount func() error) error {
 	tail, tailErr := kmsg.NewTail()
 	if tailErr == nil {
 		defer tail.Close()
 	}
-	mount := func() error { return unix.Mount(device, target, "ext4", unix.MS_NOATIME, diskOptions) }
 	err := mount()
-	if err == unix.EINVAL {
-		// The slot may still have the size of the disk that was there before (see AttachedDisk).
-		if err = Reprobe(device); err == nil {
-			err = mount()
-		}
-	}
 	if err == nil {
 		return nil
 	}
-	err = fmt.Errorf("mount %s (ext4): %w", device, err)
 	if tailErr == nil {
 		if lines := tail.Lines(4, filepath.Base(device)); len(lines) > 0 {
 			err = fmt.Errorf("%w: the kernel says: %s", err, strings.Join(lines, "; "))

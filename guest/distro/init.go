@@ -68,6 +68,8 @@ type distro struct {
 	mu      sync.Mutex // guards writes to channel
 	channel *os.File
 	name    string
+	// cgroup is where its processes are, if it has no pid namespace: in the VM's own root.
+	cgroup string
 }
 
 // Run is the main function of a distro's init. It returns the exit status.
@@ -110,6 +112,9 @@ type diskError struct{ error }
 func (e diskError) Unwrap() error { return e.error }
 
 func codeOf(err error) wire.Code {
+	if errors.Is(err, errUnchecked) {
+		return wire.CodeUnchecked
+	}
 	if errors.As(err, new(diskError)) {
 		return wire.CodeDisk
 	}
@@ -127,11 +132,34 @@ func (d *distro) send(m wire.Message) {
 // start makes the root, moves into it and listens.
 func (d *distro) start(m *wire.StartDistro, port uint32) error {
 	unix.Umask(0o022)
+	interop := ""
+	if m.Slot == wire.RootSlot {
+		if err := d.join(); err != nil {
+			return err
+		}
+	} else {
+		if err := d.enterRoot(m); err != nil {
+			return err
+		}
+		interop = interopDir()
+	}
+	for _, l := range limits {
+		// syscall's, not unix's: it also stops Go from restoring the old limit in children.
+		if err := syscall.Setrlimit(l.resource, &syscall.Rlimit{Cur: l.rlimit.Cur, Max: l.rlimit.Max}); err != nil {
+			d.log.Errorf("%s: set resource limit %d: %v", d.name, l.resource, err)
+		}
+	}
+	return d.listen(m, port, interop)
+}
+
+// enterRoot makes the distro's root and moves into it.
+func (d *distro) enterRoot(m *wire.StartDistro) error {
 	if err := unix.Sethostname([]byte(m.Hostname)); err != nil {
 		return fmt.Errorf("set the host name %q: %w", m.Hostname, err)
 	}
-	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
-		return fmt.Errorf("make mounts private: %w", err)
+	// Not recursively: Shared stays what it is, and nothing else is shared.
+	if err := unix.Mount("", "/", "", unix.MS_PRIVATE, ""); err != nil {
+		return fmt.Errorf("make the root private: %w", err)
 	}
 	if m.Slot == wire.SystemSlot {
 		if err := mountSystem(); err != nil {
@@ -139,14 +167,24 @@ func (d *distro) start(m *wire.StartDistro, port uint32) error {
 		}
 	} else {
 		device, err := Device(m.Slot)
+		flags := uintptr(0)
+		if m.ReadOnly {
+			flags = unix.MS_RDONLY
+		}
 		if err == nil {
-			err = MountDisk(device, MountPoint)
+			err = MountDisk(device, MountPoint, flags)
+		}
+		if err == nil && !m.Checked && !m.ReadOnly {
+			err = unchecked(device)
 		}
 		if err != nil {
 			return diskError{err}
 		}
 	}
 	init, initErr := openInit()
+	if err := moveShared(); err != nil { // a disk that is read-only, say
+		d.log.Errorf("%s: %v", d.name, err)
+	}
 	if err := enter(); err != nil {
 		return err
 	}
@@ -160,12 +198,11 @@ func (d *distro) start(m *wire.StartDistro, port uint32) error {
 	if err := mounts.All(root); err != nil {
 		d.log.Errorf("%s: %v", d.name, err)
 	}
-	for _, l := range limits {
-		// syscall's, not unix's: it also stops Go from restoring the old limit in children.
-		if err := syscall.Setrlimit(l.resource, &syscall.Rlimit{Cur: l.rlimit.Cur, Max: l.rlimit.Max}); err != nil {
-			d.log.Errorf("%s: set resource limit %d: %v", d.name, l.resource, err)
-		}
-	}
+	return nil
+}
+
+// listen serves sessions on the port.
+func (d *distro) listen(m *wire.StartDistro, port uint32, interop string) error {
 	l, err := vsock.ListenContextID(unix.VMADDR_CID_ANY, port, nil)
 	if err != nil {
 		return fmt.Errorf("listen on vsock port %d: %w", port, err)
@@ -188,7 +225,7 @@ func (d *distro) start(m *wire.StartDistro, port uint32) error {
 		Hostname: m.Hostname,
 		Logf:     d.log.Printf,
 		OnQuiet:  perhapsIdle,
-		Interop:  interopDir(),
+		Interop:  interop,
 		StandIn:  func(id wire.SessionID) error { d.send(&wire.HostExec{Session: id}); return nil },
 	})
 	go func() {
@@ -222,6 +259,11 @@ func mountSystem() error {
 	if err := unix.Mount("tmpfs", MountPoint, "tmpfs", 0, "mode=755"); err != nil {
 		return fmt.Errorf("mount a tmpfs for the system distro: %w", err)
 	}
+	return unpackSystem(MountPoint)
+}
+
+// unpackSystem unpacks the system distro's root into dir.
+func unpackSystem(dir string) error {
 	f, err := os.Open(initramfs)
 	if err != nil {
 		return fmt.Errorf("the kernel did not keep the initramfs, which holds the system distro (is retain_initrd on its command line?): %w", err)
@@ -235,7 +277,7 @@ func mountSystem() error {
 	if err != nil {
 		return fmt.Errorf("%s: %w", systemArchive, err)
 	}
-	if err := untar.Unpack(context.Background(), MountPoint, z, nil); err != nil {
+	if err := untar.Unpack(context.Background(), dir, z, nil); err != nil {
 		return fmt.Errorf("%s: %w", systemArchive, err)
 	}
 	return nil
@@ -297,11 +339,11 @@ func (d *distro) stop(m *wire.StopDistro) int {
 	d.l.Close()
 	if !d.rp.Empty() {
 		for _, sig := range []syscall.Signal{unix.SIGTERM, unix.SIGCONT} {
-			syscall.Kill(-1, sig) //nolint:errcheck // ESRCH: they are all gone
+			d.kill(sig)
 		}
-		session.HangupTerminals() // an interactive shell ignores SIGTERM
+		d.hangup() // an interactive shell ignores SIGTERM
 		if !d.waitEmpty(time.Duration(m.GraceMillis) * time.Millisecond) {
-			syscall.Kill(-1, unix.SIGKILL) //nolint:errcheck // ESRCH: they are all gone
+			d.kill(unix.SIGKILL)
 			if !d.waitEmpty(settle) {
 				d.send(&wire.Reply{ID: m.ID, Code: wire.CodeBusy,
 					Text: "processes do not end although killed: they wait for I/O that does not come"})
@@ -310,6 +352,9 @@ func (d *distro) stop(m *wire.StopDistro) int {
 		}
 	}
 	d.srv.Wait(settle)
+	if d.cgroup != "" {
+		return 0 // the root is PID 1's
+	}
 	if err := cleanRoot(); err != nil {
 		d.send(&wire.Reply{ID: m.ID, Code: wire.CodeDisk, Text: err.Error()})
 		return 1

@@ -28,7 +28,7 @@ func Run(args []string) int {
 
 // run mounts, receives, unpacks, checks and unmounts.
 func run(j *diskjob.Job, m *wire.Import) (string, error) {
-	if err := diskjob.Mount(m.Slot); err != nil {
+	if err := diskjob.Mount(m.Slot, 0); err != nil {
 		return "", err
 	}
 	if err := checkEmpty(distro.MountPoint); err != nil {

@@ -40,7 +40,7 @@ func run(j *diskjob.Job, m *wire.Maintain) (string, error) {
 	if m.Task.NeedsTools() {
 		return withTools(j, m)
 	}
-	if err := diskjob.Mount(m.Slot); err != nil {
+	if err := diskjob.Mount(m.Slot, 0); err != nil {
 		return "", err
 	}
 	device, err := distro.Device(m.Slot)
@@ -153,7 +153,11 @@ func withTools(j *diskjob.Job, m *wire.Maintain) (string, error) {
 		return "", err
 	}
 	t := tools{root: root, device: device, reaper: reaper.New(nil)}
-	if err := t.check(); err != nil || m.Task == wire.TaskCheck {
+	how := []string{"-f", "-y"}
+	if m.Task == wire.TaskPreen {
+		how = []string{"-p"}
+	}
+	if err := t.check(how...); err != nil || m.Task != wire.TaskShrink {
 		return t.out.String(), err
 	}
 	t.out.Reset()
@@ -228,9 +232,9 @@ const (
 	fsckReboot    = 2
 )
 
-// check repairs what can be repaired.
-func (t *tools) check() error {
-	status, err := t.run("e2fsck", "-f", "-y", t.device)
+// check repairs what can be repaired by e2fsck with these options.
+func (t *tools) check(options ...string) error {
+	status, err := t.run(append(append([]string{"e2fsck"}, options...), t.device)...)
 	if err != nil {
 		return err
 	}

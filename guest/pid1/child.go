@@ -29,7 +29,8 @@ type child struct {
 }
 
 // spawn starts /init as argv0 with its port and name, in new namespaces
-// (cloneFlags) and, if cgroup is not negative, in that cgroup and a namespace for it.
+// (cloneFlags) and, if cgroup is not negative, in that cgroup; with new namespaces in
+// one for it as well.
 func (v *vm) spawn(argv0 string, port uint32, name string, cloneFlags uintptr, cgroup int) (*child, error) {
 	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
@@ -55,7 +56,9 @@ func (v *vm) spawn(argv0 string, port uint32, name string, cloneFlags uintptr, c
 		// Into the cgroup by clone3, so that the namespace unshared after it has the
 		// cgroup as its root; CLONE_NEWCGROUP would take the parent's.
 		attr.Sys.UseCgroupFD, attr.Sys.CgroupFD = true, cgroup
-		attr.Sys.Unshareflags = unix.CLONE_NEWCGROUP
+		if cloneFlags != 0 {
+			attr.Sys.Unshareflags = unix.CLONE_NEWCGROUP
+		}
 	}
 	proc, err := v.rp.Start(self, []string{argv0, strconv.FormatUint(uint64(port), 10), name}, attr)
 	if err != nil {

@@ -69,7 +69,7 @@ func (v *vm) startDistro(m *wire.StartDistro) *wire.Reply {
 	if !validName(m.Name) {
 		return refused("distro name %q: letters, digits, '.', '_' and '-' only, at most 256", m.Name)
 	}
-	if m.Slot != wire.SystemSlot {
+	if m.Slot != wire.SystemSlot && m.Slot != wire.RootSlot {
 		if _, err := distro.Device(m.Slot); err != nil {
 			return refused("%v", err)
 		}
@@ -101,8 +101,11 @@ func (v *vm) startDistro(m *wire.StartDistro) *wire.Reply {
 
 	d.start = v.launch(d, m)
 	close(d.ready)
-	if d.c == nil {
+	switch {
+	case d.c == nil:
 		v.forget(d)
+	case d.start.Code != wire.CodeOK:
+		<-d.done // the next start must not find this one
 	}
 	return &wire.Reply{Code: d.start.Code, Text: d.start.Text, Port: d.start.Port}
 }
@@ -110,12 +113,8 @@ func (v *vm) startDistro(m *wire.StartDistro) *wire.Reply {
 // launch starts the distro's init and waits until it serves or fails. d.c stays
 // nil if there is no process that watch looks after.
 func (v *vm) launch(d *distroProc, m *wire.StartDistro) *wire.Reply {
-	v.setup.Do(func() {
-		if err := mounts.All(forDistros); err != nil {
-			v.log.Errorf("%v", err)
-		}
-	})
-	if d.slot != wire.SystemSlot {
+	v.setUp()
+	if d.slot >= 0 {
 		device, _ := distro.Device(d.slot)
 		if r := checkDisk(device); r != nil {
 			return r
@@ -128,7 +127,11 @@ func (v *vm) launch(d *distroProc, m *wire.StartDistro) *wire.Reply {
 	} else {
 		defer unix.Close(fd)
 	}
-	c, err := v.spawn(distro.Argv0, d.port, d.name, distroNamespaces, fd)
+	namespaces := uintptr(distroNamespaces)
+	if d.slot == wire.RootSlot {
+		namespaces = 0
+	}
+	c, err := v.spawn(distro.Argv0, d.port, d.name, namespaces, fd)
 	if err != nil {
 		removeCgroup(d.cgroup)
 		return failed(wire.CodeInternal, err)
@@ -151,6 +154,15 @@ func (v *vm) launch(d *distroProc, m *wire.StartDistro) *wire.Reply {
 		<-d.ended // it may have the disk mounted until then
 	}
 	return r
+}
+
+// setUp makes the part of the root that only distros need.
+func (v *vm) setUp() {
+	v.setup.Do(func() {
+		if err := mounts.All(forDistros); err != nil {
+			v.log.Errorf("%v", err)
+		}
+	})
 }
 
 // checkDisk returns nil if a disk is attached to the device's slot and nothing
@@ -307,8 +319,11 @@ func (v *vm) stopDistro(m *wire.StopDistro) *wire.Reply {
 	if stopErr != nil {
 		return &wire.Reply{Code: stopErr.Code, Text: stopErr.Text}
 	}
-	if d.slot != wire.SystemSlot {
+	if d.slot >= 0 {
 		device, _ := distro.Device(d.slot)
+		if err := unshare(device, unix.MNT_DETACH); err != nil { // what it had bound below Shared
+			v.log.Errorf("distro %s: %v", d.name, err)
+		}
 		if err := distro.Released(device); err != nil {
 			return failed(wire.CodeBusy, err)
 		}

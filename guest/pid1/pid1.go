@@ -57,6 +57,9 @@ type vm struct {
 
 	setup sync.Once // the part of the root that only distros need
 
+	sharedMu sync.Mutex     // serialises what is done with shared disks
+	shared   map[int32]bool // slots of disks that MountDisk has taken; guarded by sharedMu
+
 	mu       sync.Mutex
 	distros  map[string]*distroProc
 	nextPort uint32
@@ -69,6 +72,7 @@ func Run() {
 	v := &vm{
 		log:      kmsg.New("wsl2-init"),
 		distros:  map[string]*distroProc{},
+		shared:   map[int32]bool{},
 		nextPort: firstPort,
 	}
 	defer func() {
@@ -155,6 +159,10 @@ func (v *vm) serve(r io.Reader) error {
 			v.request(m.ID, func() *wire.Reply { return v.diskJob(exporter.Argv0, m.ID, m.Slot, m) })
 		case *wire.Maintain:
 			v.request(m.ID, func() *wire.Reply { return v.diskJob(maintain.Argv0, m.ID, m.Slot, m) })
+		case *wire.MountDisk:
+			v.request(m.ID, func() *wire.Reply { return v.mountDisk(m) })
+		case *wire.ReleaseDisk:
+			v.request(m.ID, func() *wire.Reply { return v.releaseDisk(m.Slot) })
 		case *wire.Shutdown:
 			v.stopAll(time.Duration(m.GraceMillis) * time.Millisecond)
 			v.powerOff()
@@ -198,7 +206,8 @@ func (v *vm) portLocked() uint32 {
 	return p
 }
 
-// stopAll stops every distro at once and waits for all of them.
+// stopAll stops every distro at once, waits for all of them and unmounts what
+// they shared.
 func (v *vm) stopAll(grace time.Duration) {
 	v.mu.Lock()
 	v.stopping = true
@@ -217,6 +226,7 @@ func (v *vm) stopAll(grace time.Duration) {
 		})
 	}
 	wg.Wait()
+	v.releaseAll()
 }
 
 // The byte and the I/O port by which the VM ends on purpose; the same as

@@ -5,6 +5,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/wsl2/wsl2/guest/distro"
 	m "github.com/wsl2/wsl2/guest/mounts"
 )
 
@@ -23,6 +24,9 @@ var forDistros = []m.Item{
 	m.Value{Path: cgroupRoot + "/cgroup.subtree_control", Value: "+memory"},
 	m.Value{Path: cgroupRoot + "/cgroup.subtree_control", Value: "+io"},
 	m.Value{Path: cgroupRoot + "/cgroup.subtree_control", Value: "+pids"},
+	m.Mount{FSType: "tmpfs", Target: distro.Shared, Flags: unix.MS_NOSUID, Data: "mode=1777", Why: "what distros share; with device nodes, for disks that are attached bare"},
+	m.Dir{Path: distro.SharedDev, Mode: 0o755},
+	m.Mount{FSType: "none", Target: distro.Shared, Flags: unix.MS_SHARED, Why: "mounts below it are seen by all"},
 	m.Value{Path: "/proc/sys/kernel/dmesg_restrict", Value: "0", Why: "dmesg for users, as in WSL"},
 	m.Value{Path: "/proc/sys/fs/inotify/max_user_watches", Value: "524288", Why: "editors watch whole trees"},
 	m.Mount{FSType: "binfmt_misc", Target: "/proc/sys/fs/binfmt_misc", Flags: m.NoSuidDevExec, Why: "the line below, which holds in every distro"},

@@ -188,3 +188,30 @@ func TestStart(t *testing.T) {
 		}
 	}
 }
+
+// TestChecklist: the tests that docs/wsl-tests.md names are there.
+func TestChecklist(t *testing.T) {
+	page, err := os.ReadFile(filepath.Join(root, "docs/wsl-tests.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	named := regexp.MustCompile(`\bTest[A-Z]\w*`).FindAllString(string(page), -1)
+	if len(named) < 20 {
+		t.Fatalf("names %d tests", len(named))
+	}
+	var all strings.Builder
+	for _, s := range sources(t) {
+		if s.test {
+			text, err := os.ReadFile(filepath.Join(root, s.path))
+			if err != nil {
+				t.Fatal(err)
+			}
+			all.Write(text)
+		}
+	}
+	for _, name := range named {
+		if !strings.Contains(all.String(), "\nfunc "+name+"(t *testing.T)") {
+			t.Errorf("docs/wsl-tests.md names %s, which is no test", name)
+		}
+	}
+}

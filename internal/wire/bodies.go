@@ -43,7 +43,8 @@ func (m *StartDistro) appendBody(b []byte) []byte {
 	b = appendU32(b, m.ID)
 	b = appendString(b, m.Name)
 	b = appendU32(b, uint32(m.Slot))
-	return appendString(b, m.Hostname)
+	b = appendString(b, m.Hostname)
+	return appendBool(appendBool(b, m.Checked), m.ReadOnly)
 }
 
 func (m *StartDistro) readBody(d *decoder) {
@@ -51,6 +52,8 @@ func (m *StartDistro) readBody(d *decoder) {
 	m.Name = d.string()
 	m.Slot = int32(d.u32())
 	m.Hostname = d.string()
+	m.Checked = d.bool()
+	m.ReadOnly = d.bool()
 }
 
 func (*StopDistro) Type() Type { return TypeStopDistro }
@@ -110,11 +113,42 @@ func (m *Maintain) appendBody(b []byte) []byte {
 func (m *Maintain) readBody(d *decoder) {
 	m.ID = d.u32()
 	m.Slot = int32(d.u32())
-	if m.Task = Task(d.atMost(d.u8(), uint8(TaskCheck), "task")); m.Task == 0 {
+	if m.Task = Task(d.atMost(d.u8(), uint8(TaskPreen), "task")); m.Task == 0 {
 		d.fail("unknown task 0")
 	}
 	m.Bytes = d.u64()
 	m.Archive = d.session()
+}
+
+func (*MountDisk) Type() Type { return TypeMountDisk }
+
+func (m *MountDisk) appendBody(b []byte) []byte {
+	b = appendU32(b, m.ID)
+	b = appendU32(b, uint32(m.Slot))
+	b = appendU32(b, m.Partition)
+	b = appendString(b, m.Name)
+	b = appendString(b, m.FSType)
+	return appendString(b, m.Options)
+}
+
+func (m *MountDisk) readBody(d *decoder) {
+	m.ID = d.u32()
+	m.Slot = int32(d.u32())
+	m.Partition = d.u32()
+	m.Name = d.string()
+	m.FSType = d.string()
+	m.Options = d.string()
+}
+
+func (*ReleaseDisk) Type() Type { return TypeReleaseDisk }
+
+func (m *ReleaseDisk) appendBody(b []byte) []byte {
+	return appendU32(appendU32(b, m.ID), uint32(m.Slot))
+}
+
+func (m *ReleaseDisk) readBody(d *decoder) {
+	m.ID = d.u32()
+	m.Slot = int32(d.u32())
 }
 
 func (*Shutdown) Type() Type { return TypeShutdown }
@@ -288,6 +322,10 @@ func (t Type) String() string {
 		return "Export"
 	case TypeMaintain:
 		return "Maintain"
+	case TypeMountDisk:
+		return "MountDisk"
+	case TypeReleaseDisk:
+		return "ReleaseDisk"
 	case TypeImportReady:
 		return "ImportReady"
 	case TypeDistroExited:

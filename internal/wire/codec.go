@@ -35,6 +35,8 @@ const (
 	TypeShutdown     Type = 19
 	TypeExport       Type = 20
 	TypeMaintain     Type = 21
+	TypeMountDisk    Type = 24
+	TypeReleaseDisk  Type = 25
 	TypeImportReady  Type = 32
 	TypeDistroExited Type = 33
 	TypeDistroIdle   Type = 34
@@ -68,6 +70,10 @@ func newMessage(t Type) Message {
 		return new(Export)
 	case TypeMaintain:
 		return new(Maintain)
+	case TypeMountDisk:
+		return new(MountDisk)
+	case TypeReleaseDisk:
+		return new(ReleaseDisk)
 	case TypeImportReady:
 		return new(ImportReady)
 	case TypeDistroExited:

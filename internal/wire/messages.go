@@ -45,13 +45,22 @@ type StartDistro struct {
 	ID   uint32
 	Name string
 	// Slot is the block slot of the distro's disk (0 = /dev/vda); SystemSlot
-	// for the u-root system distro, which lives in the initramfs.
+	// for the u-root system distro, which lives in the initramfs; RootSlot for none:
+	// sessions run in the VM's own root, beside PID 1.
 	Slot     int32
 	Hostname string
+	// Checked: the file system has been checked since errors were noted in it; without
+	// that it is refused (CodeUnchecked).
+	Checked bool
+	// ReadOnly mounts it read-only, whatever is noted in it.
+	ReadOnly bool
 }
 
-// SystemSlot is StartDistro.Slot of the system distro.
-const SystemSlot = -1
+// StartDistro.Slot of the system distro, and of the VM's own root.
+const (
+	SystemSlot = -1
+	RootSlot   = -2
+)
 
 // StopDistro ends a distro: SIGTERM to its processes, SIGKILL after the grace
 // time, unmount, sync. The Reply means its disk may be detached. With IfIdle
@@ -98,11 +107,13 @@ const (
 	TaskShrink
 	// TaskCheck repairs the file system, by e2fsck.
 	TaskCheck
+	// TaskPreen repairs what can be repaired without losing anything (e2fsck -p).
+	TaskPreen
 )
 
 // NeedsTools tells whether the task runs the host's e2fsprogs: then the guest
 // answers with ImportReady and gets them as a tar on a RoleArchive connection.
-func (t Task) NeedsTools() bool { return t == TaskShrink || t == TaskCheck }
+func (t Task) NeedsTools() bool { return t == TaskShrink || t == TaskCheck || t == TaskPreen }
 
 // Maintain works on the ext4 file system on Slot, which nothing uses. The tools
 // that parse a damaged or hostile file system run in the guest, like all that does. The
@@ -113,6 +124,26 @@ type Maintain struct {
 	Task    Task
 	Bytes   uint64 // TaskShrink: the new size, a multiple of 4096
 	Archive SessionID
+}
+
+// MountDisk mounts the disk on Slot, or its partition of that number, at
+// /mnt/wsl/NAME of every distro. Without a Name it makes device nodes for it below
+// /mnt/wsl/dev. A disk that is refused stays with the guest until ReleaseDisk. The
+// Reply's Text is the path in the distros.
+type MountDisk struct {
+	ID        uint32
+	Slot      int32
+	Partition uint32 // 0: the whole disk
+	Name      string
+	FSType    string // "": whatever is found
+	Options   string // as mount(8)'s -o
+}
+
+// ReleaseDisk unmounts the disk on Slot from wherever it was mounted below /mnt/wsl.
+// The Reply means that it may be detached.
+type ReleaseDisk struct {
+	ID   uint32
+	Slot int32
 }
 
 // Shutdown stops every distro, unmounts, syncs and powers off through
@@ -267,4 +298,6 @@ const (
 	CodeArchive // not a tar, truncated, or hostile
 	CodeNoShell // archive holds no shell or /etc
 	CodeRefused // request makes no sense in this state
+	// CodeUnchecked: errors are noted in the disk's file system, which has not been checked since.
+	CodeUnchecked
 )

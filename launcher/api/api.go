@@ -39,7 +39,7 @@ var Version = "0.1.0-dev"
 
 // Protocol is the version of the messages in this package. Shutdown and status
 // calls stay readable in every version.
-const Protocol = 1
+const Protocol = 2
 
 // Kind is a frame's kind.
 type Kind uint8
@@ -75,7 +75,9 @@ type Identity struct {
 type Open struct {
 	Distro string // "" = the default distro
 	System bool   // the system distro
-	VM     VMOptions
+	// DebugShell: not the distro, but the root of the VM that it would run in.
+	DebugShell bool
+	VM         VMOptions
 }
 
 // VMOptions are asked for on the command line; empty fields follow wslconfig.
@@ -172,6 +174,8 @@ const (
 	VerbClone      = "clone"
 	VerbRepair     = "repair"
 	VerbSetUp      = "set-up" // the first run is done; User is the default user from now on
+	VerbMount      = "mount"
+	VerbUnmount    = "unmount"
 	VerbShutdown   = "shutdown"
 	VerbStatus     = "status"
 )
@@ -184,7 +188,7 @@ type Call struct {
 	New   string `json:"new,omitempty"`   // rename, clone: the new name
 	User  string `json:"user,omitempty"`  // set-default-user; "" leaves it to the distro
 	Size  uint64 `json:"size,omitempty"`  // resize, import of an archive: the disk's, in bytes
-	Image string `json:"image,omitempty"` // import of a disk image, import-in-place: its absolute path
+	Image string `json:"image,omitempty"` // import of a disk image, import-in-place, mount, unmount ("": all): its absolute path
 	Disk  bool   `json:"disk,omitempty"`  // export: as a disk image, which the client makes
 	// Install is an import that is set up at its first run, and named by its archive if Name is "".
 	Install bool `json:"install,omitempty"`
@@ -192,6 +196,7 @@ type Call struct {
 	// ArchiveBytes is the archive's size as far as it is known, for the check
 	// of free space; 0 if it is not.
 	ArchiveBytes uint64    `json:"archiveBytes,omitempty"`
+	Mount        *Mount    `json:"mount,omitempty"` // mount: how
 	VM           VMOptions `json:"vm,omitzero"`
 }
 
@@ -210,6 +215,21 @@ type Ready struct {
 // Installed is the Result of an import.
 type Installed struct {
 	Name string `json:"name"`
+}
+
+// Mount is one file system of a shared disk, or the disk itself, bare.
+type Mount struct {
+	Name      string `json:"name,omitempty"`      // below /mnt/wsl; "": bare
+	Partition uint32 `json:"partition,omitempty"` // 0: the whole disk
+	FSType    string `json:"type,omitempty"`      // "": whatever is found
+	Options   string `json:"options,omitempty"`   // as mount(8)'s -o
+	At        string `json:"at,omitempty"`        // its path in the distros, once it is there
+}
+
+// SharedDisk is one that --mount attached for all distros, and the Result of VerbMount.
+type SharedDisk struct {
+	Disk   string  `json:"disk"`
+	Mounts []Mount `json:"mounts"`
 }
 
 // Progress is the body of KindProgress, JSON: how far the work on a disk is.
@@ -244,6 +264,8 @@ type Distro struct {
 	SizeBytes   int64  `json:"sizeBytes"`
 	UsedBytes   int64  `json:"usedBytes"`
 	DefaultUser string `json:"defaultUser,omitempty"`
+	// OwnVM: it runs in a VM of its own.
+	OwnVM bool `json:"ownVM,omitempty"`
 }
 
 // States of a distro.
@@ -272,10 +294,20 @@ type Status struct {
 	Distros  int    `json:"distros"`
 	Running  int    `json:"running"`
 	Sessions int    `json:"sessions"`
-	VM       *VM    `json:"vm"` // nil while none runs
+	VM       *VM    `json:"vm"` // the shared one; nil while none runs
+	// OwnVMs are those of distros that have one of their own, and run.
+	OwnVMs []OwnVM `json:"ownVMs,omitempty"`
+	// Disks are those that distros share.
+	Disks []SharedDisk `json:"disks"`
 }
 
-// VM describes the running VM.
+// OwnVM is the VM of one distro.
+type OwnVM struct {
+	Distro string `json:"distro"`
+	VM
+}
+
+// VM describes a running VM.
 type VM struct {
 	PID           int    `json:"pid"`
 	Accel         string `json:"accel"` // kvm or tcg
@@ -337,6 +369,7 @@ func AppendOpen(b []byte, id Identity, o *Open) []byte {
 	b = appendIdentity(b, id)
 	b = appendString(b, o.Distro)
 	b = appendBool(b, o.System)
+	b = appendBool(b, o.DebugShell)
 	b = appendString(b, o.VM.Accel)
 	b = appendString(b, o.VM.Kernel)
 	binary.LittleEndian.PutUint32(b[start:], uint32(len(b)-start-4))
@@ -386,7 +419,7 @@ func DecodeRequest(body []byte) (id Identity, rest []byte, err error) {
 // DecodeOpen decodes DecodeRequest's rest.
 func DecodeOpen(rest []byte) (Open, error) {
 	d := decoder{b: rest}
-	o := Open{Distro: d.string(), System: d.bool(), VM: VMOptions{Accel: d.string(), Kernel: d.string()}}
+	o := Open{Distro: d.string(), System: d.bool(), DebugShell: d.bool(), VM: VMOptions{Accel: d.string(), Kernel: d.string()}}
 	return o, d.end()
 }
 

@@ -9,7 +9,7 @@ import (
 
 func TestOpenRoundTrip(t *testing.T) {
 	id := Identity{Protocol, "1.2", "abc"}
-	in := Open{Distro: "debian", System: true, VM: VMOptions{Accel: "tcg", Kernel: "/k"}}
+	in := Open{Distro: "debian", System: true, DebugShell: true, VM: VMOptions{Accel: "tcg", Kernel: "/k"}}
 	kind, body, err := Read(bytes.NewReader(AppendOpen(nil, id, &in)))
 	if err != nil || kind != KindOpen {
 		t.Fatal(kind, err)

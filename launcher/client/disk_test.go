@@ -491,3 +491,122 @@ func TestChangeCutOff(t *testing.T) {
 		}
 	}
 }
+
+// TestRegistryDamaged: a service that finds a damaged registry makes it anew by the
+// disks, says so once, and goes on.
+func TestRegistryDamaged(t *testing.T) {
+	h := diskHost(t, fakevm.Hooks{})
+	for _, call := range []api.Call{
+		{Verb: api.VerbClone, Name: "debian", New: "copy"},
+		{Verb: api.VerbMove, Name: "copy", Dir: filepath.Join(h.dir, "elsewhere")},
+		{Verb: api.VerbResize, Name: "debian", Size: 512 << 20}, // its file is another one then
+		{Verb: api.VerbRename, Name: "debian", New: "renamed"},
+	} {
+		if _, err := h.manage(call); err != nil {
+			t.Fatalf("%+v: %v", call, err)
+		}
+	}
+	before := h.list()
+	h.stop()
+	path := pathsIn(h.dir).Registry()
+	text, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	os.WriteFile(path, text[:len(text)-10], 0o600)
+	h.serve()
+	var said []string
+	c := h.client()
+	c.Notice = func(text string) { said = append(said, text) }
+	for range 2 {
+		if err := c.Call(api.Call{Verb: api.VerbStatus}, nil, true); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if len(said) != 1 || !strings.Contains(said[0], "2 disks") || !strings.Contains(said[0], path+".damaged") {
+		t.Errorf("said %q", said)
+	}
+	if got := h.list(); fmt.Sprint(got) != fmt.Sprint(before) {
+		t.Errorf("rebuilt\n%v\nwant\n%v", got, before)
+	}
+}
+
+// TestOwnVM: a distro with `vm = own` shares no VM, and is listed, locked and stopped
+// like any other.
+func TestOwnVM(t *testing.T) {
+	h := newHost(t, fakevm.Hooks{})
+	config := pathsIn(h.dir).ConfigFile
+	os.WriteFile(config, []byte("[distro.Own]\nvm = own\n"), 0o600)
+	h.stop()
+	h.addDistro("shared")
+	h.addDistro("own")
+	h.serve()
+	run := func(distro string) {
+		t.Helper()
+		if status, err := h.client().Run(RunSpec{Open: api.Open{Distro: distro}, Argv: []string{"true"}}, pipes(t, nil).stdio()); status != 0 || err != nil {
+			t.Fatal(distro, status, err)
+		}
+	}
+	run("shared")
+	run("own")
+	run("own")
+	vms := h.fleet.VMs()
+	if len(vms) != 2 || vms[0].Starts() != 1 || vms[1].Starts() != 1 || vms[0].Config.VsockPath == vms[1].Config.VsockPath {
+		t.Fatalf("%d VMs", len(vms))
+	}
+	states := func() string {
+		text := ""
+		for _, d := range h.list() {
+			text += fmt.Sprint(d.Name, " ", d.State, " ", d.OwnVM, "\n")
+		}
+		return text
+	}
+	if got := states(); got != "shared Running false\nown Running true\n" {
+		t.Errorf("list: %s", got)
+	}
+	var st api.Status
+	if err := h.client().Call(api.Call{Verb: api.VerbStatus}, &st, true); err != nil || st.Running != 2 || st.VM == nil || len(st.OwnVMs) != 1 || st.OwnVMs[0].Distro != "own" {
+		t.Errorf("status: %+v, %v", st, err)
+	}
+
+	// wslconfig counts at the next start.
+	os.WriteFile(config, nil, 0o600)
+	run("own")
+	if n := len(h.fleet.VMs()); n != 2 {
+		t.Errorf("%d VMs after wslconfig has changed", n)
+	}
+	if err := h.client().Call(api.Call{Verb: api.VerbTerminate, Name: "own"}, nil, true); err != nil {
+		t.Fatal(err)
+	}
+	if got := states(); got != "shared Running false\nown Stopped false\n" {
+		t.Errorf("after --terminate: %s", got)
+	}
+	run("own")
+	if n := vms[0].Starts(); n != 2 {
+		t.Errorf("%d starts in the shared VM", n)
+	}
+	if err := h.client().Call(api.Call{Verb: api.VerbTerminate, Name: "own"}, nil, true); err != nil {
+		t.Fatal(err)
+	}
+	os.WriteFile(config, []byte("[distro.own]\nvm = OWN\n"), 0o600)
+	run("own")
+
+	// A verb that needs the disk stops the distro in its VM.
+	if err := h.client().Call(api.Call{Verb: api.VerbRename, Name: "own", New: "renamed"}, nil, true); err != nil {
+		t.Fatal(err)
+	}
+	if got := states(); got != "shared Running false\nrenamed Stopped false\n" {
+		t.Errorf("after --rename: %s", got)
+	}
+	vms = h.fleet.VMs()
+	if err := h.client().Call(api.Call{Verb: api.VerbShutdown}, nil, true); err != nil {
+		t.Fatal(err)
+	}
+	for i, vm := range vms {
+		select {
+		case <-vm.Done():
+		default:
+			t.Errorf("VM %d runs after --shutdown", i)
+		}
+	}
+}

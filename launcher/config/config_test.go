@@ -118,6 +118,8 @@ func TestSettingsWarn(t *testing.T) {
 		"[wsl2]\nprocessors=1000":          "More processors than the 64",
 		"[wsl2]\naccel=hvf":                "Accel must be",
 		"[wsl2]\nkernel=vmlinux":           "absolute path",
+		"[distro.deb]\nvm=mine":            "Invalid value 'mine' for key 'distro.deb.vm'",
+		"[distro.deb]\nvn=own":             "Unknown key 'distro.deb.vn' (did you mean 'distro.deb.vm'?) in f:2",
 		"[wsl2]\naccel=kvm\naccel=tcg":     "Duplicated config key 'wsl2.accel' in f:3",
 		"[wsl2]\nkernelCommandLine=a\\qb":  `Invalid escape '\q'`,
 		"[wsl2]\ndefaultVhdSize=1KB":       "Invalid disk size",
@@ -157,6 +159,15 @@ func TestParseSize(t *testing.T) {
 		if n, err := ParseSize(v); err == nil {
 			t.Errorf("ParseSize(%q) = %d", v, n)
 		}
+	}
+}
+
+// TestDistroSettings: sections of distros, in whatever case.
+func TestDistroSettings(t *testing.T) {
+	s := Defaults(Host{})
+	w := s.parse("[distro.Debian]\nVM = Own\n[distro.a.b]\nvm=own\n[distro.c]\nvm=shared", "f", Host{})
+	if len(w) != 0 || !reflect.DeepEqual(s.OwnVM, map[string]bool{"debian": true, "a.b": true, "c": false}) {
+		t.Errorf("%v, warnings %q", s.OwnVM, w)
 	}
 }
 

@@ -24,6 +24,22 @@ type Paths struct {
 	State string
 	// Cache holds what can be fetched or built again.
 	Cache string
+	// VM is the ID of a distro that has a VM of its own, "" for the VM that distros share.
+	VM string
+}
+
+// ForVM returns the paths of a distro's own VM.
+func (p Paths) ForVM(id string) Paths {
+	p.VM = id
+	return p
+}
+
+// vmFile is a file of the VM's.
+func (p Paths) vmFile(dir, name string) string {
+	if p.VM != "" {
+		name += "-" + p.VM[:min(len(p.VM), 8)] // short: there are sockets among them; 40 random bits
+	}
+	return filepath.Join(dir, name)
 }
 
 // Registry is the path of the registry of distros.
@@ -43,21 +59,25 @@ func (p Paths) ServiceLock() string { return filepath.Join(p.Runtime, "service.l
 
 // VMLock is held (flock) by the VM process for its whole life, which may be
 // longer than the service's: whoever holds it may open the distros' disks.
-func (p Paths) VMLock() string { return filepath.Join(p.Runtime, "vm.lock") }
+func (p Paths) VMLock() string { return p.vmFile(p.Runtime, "vm.lock") }
 
 // KVMVerdict remembers that this host's KVM can run a guest (kvm.ProbeOnce). The
 // directory does not outlive the host's boot, and neither does the verdict.
 func (p Paths) KVMVerdict() string { return filepath.Join(p.Runtime, "kvm") }
 
+// SharedDisks remembers what --mount has attached. It does not outlive the host's
+// boot either.
+func (p Paths) SharedDisks() string { return filepath.Join(p.Runtime, "disks.json") }
+
 // VsockPath is the VM's vsock socket; the guest's connections to host port P
 // reach VsockPath_P.
-func (p Paths) VsockPath() string { return filepath.Join(p.Runtime, "vsock") }
+func (p Paths) VsockPath() string { return p.vmFile(p.Runtime, "vsock") }
 
 // ServiceLog is the service's log; ConsoleLog the last VM's kernel log.
 func (p Paths) ServiceLog() string { return filepath.Join(p.State, "service.log") }
 
 // ConsoleLog is what the kernel of the last VM printed.
-func (p Paths) ConsoleLog() string { return filepath.Join(p.State, "console.log") }
+func (p Paths) ConsoleLog() string { return p.vmFile(p.State, "console.log") }
 
 // maxLog is the size from which the service's log is set aside at the service's
 // start; one old log is kept.
@@ -111,7 +131,7 @@ func FromEnv(getenv func(string) string, uid int) (Paths, error) {
 	if err != nil {
 		return Paths{}, err
 	}
-	if s := p.VsockPath() + "_4294967295"; len(s) > maxSocketPath {
+	if s := p.ForVM("12345678").VsockPath() + "_4294967295"; len(s) > maxSocketPath {
 		return Paths{}, fmt.Errorf("runtime directory %s is too long for a unix socket; set XDG_RUNTIME_DIR to a shorter path", p.Runtime)
 	}
 	return p, nil
@@ -174,11 +194,16 @@ func (p Paths) RemoveAll() error {
 		}
 	}
 	remove(p.Registry(), p.Distros(), p.Data)
+	own := []string{p.VMLock(), p.VsockPath(), p.ConsoleLog()} // and those of VMs of single distros
+	for _, path := range own {
+		files, _ := filepath.Glob(path + "-*")
+		remove(files...)
+	}
 	for _, log := range []string{p.ServiceLog(), p.ConsoleLog()} {
 		remove(log, log+".1")
 	}
 	remove(p.State)
 	errs = append(errs, os.RemoveAll(p.Cache))
-	remove(p.ServiceSocket(), p.StartLock(), p.ServiceLock(), p.VMLock(), p.VsockPath(), p.Runtime)
+	remove(p.ServiceSocket(), p.StartLock(), p.ServiceLock(), p.VMLock(), p.KVMVerdict(), p.SharedDisks(), p.VsockPath(), p.Runtime)
 	return errors.Join(errs...)
 }

@@ -35,6 +35,8 @@ type Settings struct {
 	Interop      bool
 	HostPrograms []string
 	SSHAgent     bool // distros may use the caller's SSH agent
+	// OwnVM are the distros, by folded name, that have a VM of their own.
+	OwnVM map[string]bool
 }
 
 // Limits of what a VM can be asked for.
@@ -97,6 +99,12 @@ func (s *Settings) parse(text, path string, h Host) (warnings []string) {
 	}
 	entries, problems := ini.Parse(text)
 	for _, e := range entries {
+		if name, ok := distroOf(e); ok {
+			if msg := s.setDistro(name, e); msg != "" {
+				warn(e.Line, msg)
+			}
+			continue
+		}
 		set, known := settings[e.Name()]
 		if !known {
 			if !knownElsewhere[e.Name()] {
@@ -112,6 +120,28 @@ func (s *Settings) parse(text, path string, h Host) (warnings []string) {
 		warn(p.Line, p.Text)
 	}
 	return warnings
+}
+
+// distroOf returns the distro that a setting is for, if it is for one: [distro.NAME].
+func distroOf(e ini.Entry) (name string, ok bool) {
+	return strings.CutPrefix(strings.ToLower(e.Section), "distro.")
+}
+
+// setDistro stores a setting of a distro; the result is a warning, empty if the value
+// was good.
+func (s *Settings) setDistro(distro string, e ini.Entry) string {
+	if strings.ToLower(e.Key) != "vm" {
+		return ini.Unknown(e, []string{e.Section + ".vm"})
+	}
+	value := strings.ToLower(e.Value)
+	if value != "own" && value != "shared" {
+		return fmt.Sprintf("Invalid value '%s' for key '%s.%s', want own or shared,", e.Value, e.Section, e.Key)
+	}
+	if s.OwnVM == nil {
+		s.OwnVM = map[string]bool{}
+	}
+	s.OwnVM[distro] = value == "own"
+	return ""
 }
 
 // knownNames are the keys that a slip of the fingers may have missed.

@@ -3,7 +3,8 @@
 // The file is replaced as a whole (write, fsync, rename, fsync of the
 // directory), so that a crash at any moment leaves the old or the new list. A
 // file that cannot be understood is an error for every caller and never
-// written over: it says where the user's disks are.
+// written over: it says where the user's disks are. Rebuild makes a new one by the
+// disks themselves.
 //
 // One process owns the registry at a time: the service, which holds its lock.
 package registry
@@ -66,6 +67,8 @@ var (
 type CorruptError struct {
 	Path   string
 	Reason error
+	// Damaged: it is not one of a later version, and Rebuild may help.
+	Damaged bool
 }
 
 func (e *CorruptError) Error() string {
@@ -92,14 +95,14 @@ func Open(path string) (*Registry, error) {
 		return r, nil
 	}
 	if err != nil {
-		return nil, &CorruptError{path, err}
+		return nil, &CorruptError{Path: path, Reason: err}
 	}
 	d := json.NewDecoder(bytes.NewReader(text))
 	if err := d.Decode(&r.f); err != nil {
-		return nil, &CorruptError{path, err}
+		return nil, &CorruptError{path, err, true}
 	}
 	if err := r.f.check(); err != nil {
-		return nil, &CorruptError{path, err}
+		return nil, &CorruptError{path, err, r.f.Version <= fileVersion}
 	}
 	return r, nil
 }
@@ -131,8 +134,12 @@ func (f *file) find(name string) int {
 	return slices.IndexFunc(f.Distros, func(d Distro) bool { return strings.EqualFold(d.Name, name) })
 }
 
-// System is the name of the system distro, which is in no registry.
-const System = "system"
+// Names that are in no registry: of the system distro, and of what is no distro but the
+// VM's own root.
+const (
+	System     = "system"
+	DebugShell = "debug-shell"
+)
 
 // maxName is the length with which what is named after a distro, with a prefix of
 // its own, fits a directory entry (255).
@@ -149,7 +156,7 @@ func CheckName(name string) error {
 		return bad(fmt.Sprintf("longer than %d characters", maxName))
 	case name == "." || name == ".." || name[0] == '-':
 		return bad("it may not be . or .. or begin with -")
-	case strings.EqualFold(name, "Legacy"), strings.EqualFold(name, System):
+	case strings.EqualFold(name, "Legacy"), strings.EqualFold(name, System), strings.EqualFold(name, DebugShell):
 		return bad("it is reserved")
 	}
 	for _, c := range []byte(name) {
@@ -196,7 +203,7 @@ func (r *Registry) Add(d Distro) error {
 	if !filepath.IsAbs(d.Disk) {
 		return fmt.Errorf("registry: disk path %q is not absolute", d.Disk)
 	}
-	return r.change(func(f *file) error {
+	err := r.change(func(f *file) error {
 		if f.find(d.Name) >= 0 {
 			return ErrExists
 		}
@@ -206,6 +213,10 @@ func (r *Registry) Add(d Distro) error {
 		}
 		return nil
 	})
+	if err == nil {
+		Mark(d.Disk, d) // not every file system can
+	}
+	return err
 }
 
 // Remove takes the named distro off the list; its disk is the caller's. If it
@@ -231,7 +242,8 @@ func (r *Registry) Remove(name string) error {
 // Update changes the named distro by edit, which must not change its ID. It may change
 // its Name, which must be free; the default follows.
 func (r *Registry) Update(name string, edit func(*Distro)) error {
-	return r.change(func(f *file) error {
+	var changed Distro
+	err := r.change(func(f *file) error {
 		i := f.find(name)
 		if i < 0 {
 			return ErrNotFound
@@ -251,8 +263,13 @@ func (r *Registry) Update(name string, edit func(*Distro)) error {
 			f.Default = d.Name
 		}
 		f.Distros[i] = d
+		changed = d
 		return nil
 	})
+	if err == nil {
+		Mark(changed.Disk, changed) // as in Add
+	}
+	return err
 }
 
 // SetDefault makes the named distro the default.

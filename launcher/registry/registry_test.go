@@ -77,7 +77,7 @@ func TestNames(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	for _, n := range []string{"", ".", "..", "-d", "a b", "a/b", "é", "legacy", "Legacy", "System", "a\n", strings.Repeat("a", maxName+1)} {
+	for _, n := range []string{"", ".", "..", "-d", "a b", "a/b", "é", "legacy", "Legacy", "System", "debug-shell", "a\n", strings.Repeat("a", maxName+1)} {
 		if err := CheckName(n); !errors.Is(err, ErrName) {
 			t.Errorf("CheckName(%q) = %v", n, err)
 		}

@@ -50,6 +50,7 @@ type Booter struct {
 // Boot is a BootFunc.
 func (b *Booter) Boot(ctx context.Context, r BootRequest) (Machine, error) {
 	began := time.Now()
+	paths := b.Paths.ForVM(r.Own)
 	kernel, err := config.FindKernel(r.Settings.Kernel, b.Getenv)
 	if err != nil {
 		return nil, api.Errorf(api.CodeVM, config.KernelHint, "%v", err)
@@ -58,13 +59,13 @@ func (b *Booter) Boot(ctx context.Context, r BootRequest) (Machine, error) {
 	if err != nil {
 		return nil, api.Errorf(api.CodeVM, config.KernelHint, "%v", err)
 	}
-	lock, err := lockFile(ctx, b.Paths.VMLock())
+	lock, err := lockFile(ctx, paths.VMLock())
 	if err != nil {
 		return nil, fmt.Errorf("an earlier VM has not ended yet: %w", err)
 	}
-	defer lock.Close()             // the process has it now
-	os.Remove(b.Paths.VsockPath()) // left by a VM that was killed
-	listener, err := listenControl(b.Paths.VsockPath())
+	defer lock.Close()           // the process has it now
+	os.Remove(paths.VsockPath()) // left by a VM that was killed
+	listener, err := listenControl(paths.VsockPath())
 	if err != nil {
 		return nil, err
 	}
@@ -72,7 +73,7 @@ func (b *Booter) Boot(ctx context.Context, r BootRequest) (Machine, error) {
 	c := vmproc.Config{
 		Accel: r.Settings.Accel, Kernel: kernel, Initramfs: initramfs, Cmdline: r.Settings.KernelCommandLine,
 		MemoryBytes: r.Settings.MemoryBytes, CPUs: r.Settings.Processors,
-		DiskSlots: diskSlots, LateSlots: config.IsOwnKernel(kernel), GuestCID: guestCID, VsockPath: b.Paths.VsockPath(), ConsoleLog: b.Paths.ConsoleLog(), Verdict: b.Paths.KVMVerdict(),
+		DiskSlots: diskSlots, LateSlots: config.IsOwnKernel(kernel), GuestCID: guestCID, VsockPath: paths.VsockPath(), ConsoleLog: paths.ConsoleLog(), Verdict: paths.KVMVerdict(),
 	}
 	if r.Disk != "" {
 		c.Disks = []string{r.Disk}
@@ -91,7 +92,7 @@ func (b *Booter) Boot(ctx context.Context, r BootRequest) (Machine, error) {
 		return nil, bootFailure(err, r.Settings.Kernel)
 	}
 	started := p.Started()
-	m := &machine{control: ctl, Process: p, path: b.Paths.VsockPath(), log: b.Log, info: api.VM{
+	m := &machine{control: ctl, Process: p, path: paths.VsockPath(), log: b.Log, info: api.VM{
 		PID: started.PID, Accel: started.Accel, AccelReason: started.AccelReason, Kernel: kernel, KernelRelease: ctl.ready.KernelRelease,
 		MemoryBytes: c.MemoryBytes, CPUs: c.CPUs, BootMillis: time.Since(began).Milliseconds(),
 	}}

@@ -255,6 +255,15 @@ func (c *control) Maintain(ctx context.Context, r wire.Maintain, ready func(port
 	return textOf(c.request(ctx, ready, func(id uint32) wire.Message { r.ID = id; return &r }))
 }
 
+func (c *control) MountDisk(ctx context.Context, r wire.MountDisk) (string, error) {
+	return textOf(c.request(ctx, nil, func(id uint32) wire.Message { r.ID = id; return &r }))
+}
+
+func (c *control) ReleaseDisk(ctx context.Context, slot int) error {
+	_, err := c.request(ctx, nil, func(id uint32) wire.Message { return &wire.ReleaseDisk{ID: id, Slot: int32(slot)} })
+	return err
+}
+
 func textOf(r *wire.Reply, err error) (string, error) {
 	if err != nil {
 		return "", err

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/wsl2/wsl2/internal/wire"
@@ -49,33 +50,49 @@ func (l lock) refuse() error {
 	return api.Errorf(api.CodeBusy, "try again when that is done", "%s is %s", l.name, l.why)
 }
 
+// locks are the distros that may not start; a user's Managers have them in common.
+type locks struct {
+	mu     sync.Mutex
+	byName map[string]lock // by folded name; guarded by mu
+}
+
+// refuse returns why the distro of this folded name may not start, nil if it may.
+func (l *locks) refuse(key string) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if held, ok := l.byName[key]; ok {
+		return held.refuse()
+	}
+	return nil
+}
+
 // Lock keeps the named distro from starting until Unlock; why is told to who
 // tries. It fails if it is locked already.
 func (m *Manager) Lock(name string, why lockReason) error {
-	m.mu.Lock()
-	defer m.mu.Unlock()
+	m.locks.mu.Lock()
+	defer m.locks.mu.Unlock()
 	key := strings.ToLower(name)
-	if l, ok := m.locked[key]; ok {
+	if l, ok := m.locks.byName[key]; ok {
 		return l.refuse()
 	}
-	m.locked[key] = lock{name, why}
+	m.locks.byName[key] = lock{name, why}
 	return nil
 }
 
 // Unlock ends Lock.
 func (m *Manager) Unlock(name string) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	delete(m.locked, strings.ToLower(name))
+	m.locks.mu.Lock()
+	defer m.locks.mu.Unlock()
+	delete(m.locks.byName, strings.ToLower(name))
 }
 
 // Locked returns the distros that are locked, by folded name: their spelling and
 // what lists show of them.
 func (m *Manager) Locked() map[string][2]string {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	locked := make(map[string][2]string, len(m.locked))
-	for key, l := range m.locked {
+	m.locks.mu.Lock()
+	defer m.locks.mu.Unlock()
+	locked := make(map[string][2]string, len(m.locks.byName))
+	for key, l := range m.locks.byName {
 		locked[key] = [2]string{l.name, l.why.state()}
 	}
 	return locked
@@ -214,6 +231,14 @@ func (m *Manager) onDisk(ctx context.Context, name, disk string, o api.VMOptions
 		if err == nil {
 			err = m.explain(v, name, derr)
 		}
+	}
+	// Told before the disk was detached. To the guest it was some I/O error.
+	m.mu.Lock()
+	full := v.full[slot]
+	delete(v.full, slot)
+	m.mu.Unlock()
+	if err != nil && full {
+		return api.Errorf(api.CodeNoSpace, "free some space on the host", "no space left on the host for %s", disk)
 	}
 	return err
 }

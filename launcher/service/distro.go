@@ -11,6 +11,7 @@ import (
 	"github.com/wsl2/wsl2/internal/wire"
 	"github.com/wsl2/wsl2/launcher/api"
 	"github.com/wsl2/wsl2/launcher/hostexec"
+	"github.com/wsl2/wsl2/launcher/registry"
 )
 
 // This file is the life of a distro: start, idle stop, stop, end.
@@ -30,6 +31,8 @@ type distro struct {
 	quieter  chan struct{}    // closed when a lease is released or the guest says idle; nil if nobody waits
 	idleSeen bool             // a DistroIdle came while it was being stopped
 	diskErr  error            // the host's file of its disk failed; the guest may have made it read-only
+	repaired []string         // told to whose command started it; immutable once up is closed
+	readOnly string           // why its disk is mounted read-only, told to everybody; immutable once up is closed
 	exited   *string          // how its init ended before the start was over, nil if it did not
 	hosts    *hostexec.Runner // nil until the guest asks
 }
@@ -42,17 +45,22 @@ func (m *Manager) diskNotice(d *distro) string {
 		return ""
 	}
 	next := "its file system may be read-only now"
-	// The error's type was lost on its way from the VM's process.
-	if strings.Contains(d.diskErr.Error(), syscall.ENOSPC.Error()) {
+	if hostFull(d.diskErr) {
 		next = "the host is full: make room there"
 	}
 	return fmt.Sprintf("the disk of %s failed: %v; %s, then run: wsl2 --shutdown", d.spec.Name, d.diskErr, next)
 }
 
-// diskError notes the error for the distro's next sessions.
+// hostFull tells whether a disk's error is that.
+func hostFull(err error) bool { return errors.Is(err, syscall.ENOSPC) }
+
+// diskError notes the error for the distro's next sessions, or the work on the disk.
 func (m *Manager) diskError(v *vm, slot int, err error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	if hostFull(err) {
+		v.full[slot] = true
+	}
 	for _, d := range m.distros {
 		if d.vm == v && d.state == api.StateRunning && d.slot == slot && d.spec.Disk != "" {
 			d.diskErr = err
@@ -136,6 +144,9 @@ func (m *Manager) startOn(d *distro, options api.VMOptions) error {
 		return err
 	}
 	slot := wire.SystemSlot
+	if d.spec.Name == registry.DebugShell {
+		slot = wire.RootSlot
+	}
 	if d.spec.Disk != "" {
 		if d.slot = bootSlot; bootSlot < 0 {
 			if d.slot, err = v.machine.Attach(ctx, d.spec.Disk); err != nil {
@@ -146,11 +157,59 @@ func (m *Manager) startOn(d *distro, options api.VMOptions) error {
 		slot = d.slot
 	}
 	asked = true
-	d.port, err = v.machine.StartDistro(ctx, wire.StartDistro{Name: d.spec.Name, Slot: int32(slot), Hostname: hostname()})
+	request := wire.StartDistro{Name: d.spec.Name, Slot: int32(slot), Hostname: hostname()}
+	d.port, err = v.machine.StartDistro(ctx, request)
+	var refused *GuestError
+	if errors.As(err, &refused) && slot >= 0 && (refused.Code == wire.CodeUnchecked || refused.Code == wire.CodeDisk) {
+		err = m.startDamaged(v, d, request, err)
+	}
 	if err != nil {
 		return fail(err)
 	}
 	return nil
+}
+
+// checkTimeout bounds the check of a file system: e2fsck reads all of its metadata.
+const checkTimeout = 30 * time.Minute
+
+// startDamaged starts a distro whose disk was refused with this error: repaired if
+// that takes no decision, else read-only.
+func (m *Manager) startDamaged(v *vm, d *distro, request wire.StartDistro, failure error) error {
+	ctx, cancel := within(context.Background(), checkTimeout, "the disk of "+d.spec.Name+" was not checked")
+	defer cancel()
+	err := m.preen(ctx, v.machine, request.Slot)
+	m.log.Warn("damaged disk", "distro", d.spec.Name, "refused", failure, "check", err)
+	if err == nil {
+		request.Checked = true
+		if d.port, err = v.machine.StartDistro(ctx, request); err == nil {
+			d.repaired = []string{fmt.Sprintf("the file system of %s had errors; they were repaired", d.spec.Name)}
+			return nil
+		}
+	}
+	request.ReadOnly = true
+	if d.port, err = v.machine.StartDistro(ctx, request); err != nil {
+		return failure
+	}
+	d.readOnly = fmt.Sprintf("the file system of %[1]s is damaged and mounted read-only; save what you need, then run: wsl2 --terminate %[1]s; wsl2 --manage %[1]s --repair", d.spec.Name)
+	return nil
+}
+
+// preen has the guest repair the file system in a slot as far as nothing can be lost.
+func (m *Manager) preen(ctx context.Context, machine Machine, slot int32) error {
+	tools, err := m.tools(ctx)
+	if err != nil {
+		return err
+	}
+	archive := newArchive()
+	var handing chan error
+	_, err = machine.Maintain(ctx, wire.Maintain{Slot: slot, Task: wire.TaskPreen, Archive: archive}, func(port uint32) {
+		handing = make(chan error, 1)
+		go func() { handing <- handOver(Session{VsockPath: machine.Info().VsockPath, Port: port}, archive, tools) }()
+	})
+	if handing != nil {
+		err = errors.Join(err, <-handing)
+	}
+	return err
 }
 
 // undoStart takes the disk back from a start that failed. A guest that was asked
@@ -202,7 +261,7 @@ func (m *Manager) explain(v *vm, name string, err error) error {
 // guestFailure maps a refusal of the guest to words and the next step.
 func guestFailure(name string, e *GuestError) *api.Error {
 	switch e.Code {
-	case wire.CodeDisk:
+	case wire.CodeDisk, wire.CodeUnchecked:
 		return api.Errorf(api.CodeFailed, "wsl2 --manage "+name+" --repair may repair it",
 			"the disk of %s cannot be mounted: %s", name, e.Text)
 	case wire.CodeNoSpace:

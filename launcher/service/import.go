@@ -344,7 +344,7 @@ func (s *Service) unregister(reg *registry.Registry, d registry.Distro) error {
 		return err
 	}
 	defer s.m.Unlock(d.Name)
-	if err := s.m.Terminate(context.Background(), d.Name); err != nil {
+	if err := s.terminate(d.Name); err != nil {
 		return err
 	}
 	// Off the list first: a crash in between leaves a file, which the note
@@ -361,6 +361,10 @@ func (s *Service) unregister(reg *registry.Registry, d registry.Distro) error {
 		return api.Errorf(api.CodeFailed, "delete it yourself", "%s is unregistered, but its disk could not be deleted: %v", d.Name, err)
 	}
 	os.Remove(filepath.Dir(d.Disk)) // if nothing else is there
+	own := s.paths.ForVM(d.ID)
+	for _, path := range []string{own.VMLock(), own.ConsoleLog(), own.ConsoleLog() + ".1"} {
+		os.Remove(path) // most have none
+	}
 	s.log.Info("unregistered", "distro", d.Name)
 	return nil
 }

@@ -49,12 +49,12 @@ func (s *Service) manage(p *peer, reg *registry.Registry, d registry.Distro, c a
 		why, work = beingResized, func(ctx context.Context) (api.Changed, error) { return s.resize(ctx, p, reg, d, c) }
 	case api.VerbCompact:
 		why, work = beingCompacted, func(ctx context.Context) (api.Changed, error) {
-			_, err := s.maintain(ctx, p, d.Name, d.Disk, wire.Maintain{Task: wire.TaskTrim}, c.VM)
+			_, err := s.maintain(ctx, p, d, d.Disk, wire.Maintain{Task: wire.TaskTrim}, c.VM)
 			return api.Changed{}, err
 		}
 	case api.VerbRepair:
 		why, work = beingRepaired, func(ctx context.Context) (ch api.Changed, err error) {
-			ch.Report, err = s.maintain(ctx, p, d.Name, d.Disk, wire.Maintain{Task: wire.TaskCheck}, c.VM)
+			ch.Report, err = s.maintain(ctx, p, d, d.Disk, wire.Maintain{Task: wire.TaskCheck}, c.VM)
 			return ch, err
 		}
 	default:
@@ -95,9 +95,11 @@ func (s *Service) hold(name string, why lockReason) (release func(), err error) 
 	if err := s.m.Lock(name, why); err != nil {
 		return nil, err
 	}
-	if err := s.m.StopIdle(context.Background(), name); err != nil {
-		s.m.Unlock(name)
-		return nil, err
+	for _, m := range s.managers() {
+		if err := m.StopIdle(context.Background(), name); err != nil {
+			s.m.Unlock(name)
+			return nil, err
+		}
 	}
 	return func() { s.m.Unlock(name) }, nil
 }
@@ -189,6 +191,10 @@ func (s *Service) resize(ctx context.Context, p *peer, reg *registry.Registry, d
 	if int64(has) > size {
 		return changed, s.shrink(ctx, p, reg, d, size, c)
 	}
+	// The kernel does not grow a file system in which errors are noted.
+	if _, err := s.maintain(ctx, p, d, d.Disk, wire.Maintain{Task: wire.TaskPreen}, c.VM); err != nil {
+		return changed, err
+	}
 	// A file that is larger than its file system is as good as before: a
 	// crash in between costs nothing.
 	if err := os.Truncate(d.Disk, size); err != nil {
@@ -197,7 +203,7 @@ func (s *Service) resize(ctx context.Context, p *peer, reg *registry.Registry, d
 		}
 		return changed, err
 	}
-	if _, err = s.maintain(ctx, p, d.Name, d.Disk, wire.Maintain{Task: wire.TaskGrow}, c.VM); err != nil {
+	if _, err = s.maintain(ctx, p, d, d.Disk, wire.Maintain{Task: wire.TaskGrow}, c.VM); err != nil {
 		if has, err := images.Ext4Size(d.Disk); err == nil && int64(has) <= old {
 			os.Truncate(d.Disk, old)
 		}
@@ -228,7 +234,7 @@ func (s *Service) shrink(ctx context.Context, p *peer, reg *registry.Registry, d
 	if _, err := images.CopyDisk(ctx, d.Disk, partial, p.progress("copying the disk")); err != nil {
 		return err
 	}
-	if _, err := s.maintain(ctx, p, d.Name, partial, wire.Maintain{Task: wire.TaskShrink, Bytes: uint64(size)}, c.VM); err != nil {
+	if _, err := s.maintain(ctx, p, d, partial, wire.Maintain{Task: wire.TaskShrink, Bytes: uint64(size)}, c.VM); err != nil {
 		return err
 	}
 	if has, err := images.Ext4Size(partial); err != nil || int64(has) > size {
@@ -237,14 +243,15 @@ func (s *Service) shrink(ctx context.Context, p *peer, reg *registry.Registry, d
 	if err := os.Truncate(partial, size); err != nil {
 		return err
 	}
+	registry.Mark(partial, d) // as the disk whose place it takes
 	return commit(partial, d.Disk)
 }
 
 // toolsTimeout bounds the handing over of the tools.
 const toolsTimeout = time.Minute
 
-// maintain has the guest work on a disk, handing it the tools for that.
-func (s *Service) maintain(ctx context.Context, p *peer, name, disk string, m wire.Maintain, o api.VMOptions) (string, error) {
+// maintain has the guest of the distro's VM work on a disk, handing it the tools for that.
+func (s *Service) maintain(ctx context.Context, p *peer, d registry.Distro, disk string, m wire.Maintain, o api.VMOptions) (string, error) {
 	var tools []byte
 	if m.Task.NeedsTools() {
 		var err error
@@ -256,7 +263,7 @@ func (s *Service) maintain(ctx context.Context, p *peer, name, disk string, m wi
 	// The client's end does not end it: half a repair is worse than a whole one.
 	ctx = context.WithoutCancel(ctx)
 	var handing chan error
-	text, err := s.m.Maintain(ctx, name, disk, m, o, func(at Session) {
+	text, err := s.managerOf(d).Maintain(ctx, d.Name, disk, m, o, func(at Session) {
 		for _, n := range at.Notices {
 			p.notice(n)
 		}
@@ -321,6 +328,6 @@ func (s *Service) export(p *peer, d registry.Distro, c api.Call) error {
 	}
 	archive := newArchive()
 	return s.transfer(ctx, p, api.Ready{Archive: archive, Bytes: used}, func(ctx context.Context, ready func(Session)) error {
-		return s.m.Export(ctx, d.Name, d.Disk, archive, c.VM, ready)
+		return s.managerOf(d).Export(ctx, d.Name, d.Disk, archive, c.VM, ready)
 	})
 }

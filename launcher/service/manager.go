@@ -35,15 +35,18 @@ type Manager struct {
 	mu      sync.Mutex
 	vm      *vm                // nil while there is none; guarded by mu
 	distros map[string]*distro // those that are not stopped, by folded name; guarded by mu
-	locked  map[string]lock    // distros that may not start, by folded name; guarded by mu
-	closing bool               // nothing is started any more; guarded by mu
-	wg      sync.WaitGroup     // the goroutines below; Close waits
+	locks   *locks
+	closing bool // nothing is started any more; guarded by mu
+	shared  sharedDisks
+	// tools makes the archive of e2fsprogs; set before the first use.
+	tools func(ctx context.Context) ([]byte, error)
+	wg    sync.WaitGroup // the goroutines below; Close waits
 }
 
 // DistroSpec names what is to run.
 type DistroSpec struct {
 	Name string
-	Disk string // "" for the system distro
+	Disk string // "" for the system distro and the debug shell
 }
 
 func (s DistroSpec) key() string { return strings.ToLower(s.Name) }
@@ -68,7 +71,7 @@ type Session struct {
 // NewManager returns a Manager without a VM. settings is called at each start
 // of a VM.
 func NewManager(boot BootFunc, settings func() (config.Settings, []string), log *slog.Logger, onIdle func()) *Manager {
-	return &Manager{boot: boot, settings: settings, log: log, onIdle: onIdle, distros: map[string]*distro{}, locked: map[string]lock{}}
+	return &Manager{boot: boot, settings: settings, log: log, onIdle: onIdle, distros: map[string]*distro{}, locks: &locks{byName: map[string]lock{}}}
 }
 
 // errClosing says that the Manager starts nothing any more: the next service does.
@@ -90,9 +93,10 @@ func (m *Manager) Open(ctx context.Context, spec DistroSpec, options api.VMOptio
 			m.mu.Unlock()
 			return nil, Session{}, errClosing
 		}
-		if l, ok := m.locked[spec.key()]; ok {
+		// Whoever locks it looks for it afterwards, with mu held.
+		if err := m.locks.refuse(spec.key()); err != nil {
 			m.mu.Unlock()
-			return nil, Session{}, l.refuse()
+			return nil, Session{}, err
 		}
 		d := m.distros[spec.key()]
 		var ending chan struct{}
@@ -144,7 +148,10 @@ func (m *Manager) Open(ctx context.Context, spec DistroSpec, options api.VMOptio
 		}
 		s := Session{VsockPath: d.vm.machine.Info().VsockPath, Port: d.port}
 		if starter {
-			s.Notices = m.startNotices(d.vm)
+			s.Notices = append(m.startNotices(d.vm), d.repaired...)
+		}
+		if d.readOnly != "" {
+			s.Notices = append(s.Notices, d.readOnly)
 		}
 		if n := m.diskNotice(d); n != "" {
 			s.Notices = append(s.Notices, n)

@@ -5,9 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -22,16 +24,19 @@ type memMachine struct {
 	req  BootRequest
 	done chan struct{}
 
-	mu      sync.Mutex
-	exit    error
-	ended   bool
-	disks   map[int]string
-	running map[string]bool
-	busy    map[string]bool
-	starts  int
-	startFn func(name string) error
-	stopFn  func(name string) error
-	hang    bool // Shutdown has no effect
+	mu           sync.Mutex
+	exit         error
+	ended        bool
+	disks        map[int]string
+	running      map[string]bool
+	busy         map[string]bool
+	mounted      map[string]string // disk by path in the distros
+	attachErr    error
+	starts       int
+	startFn      func(name string) error
+	startRequest func(r wire.StartDistro) error // instead of startFn
+	stopFn       func(name string) error
+	hang         bool // Shutdown has no effect
 	// maintain is what the guest does to a disk; nil: nothing.
 	maintain func(disk string, r wire.Maintain) (string, error)
 }
@@ -60,6 +65,9 @@ func (m *memMachine) end(exit error) {
 func (m *memMachine) Attach(ctx context.Context, path string) (int, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	if m.attachErr != nil {
+		return 0, m.attachErr
+	}
 	for i := 0; ; i++ {
 		if m.disks[i] == "" {
 			m.disks[i] = path
@@ -81,6 +89,9 @@ func (m *memMachine) Detach(ctx context.Context, slot int) error {
 func (m *memMachine) StartDistro(ctx context.Context, r wire.StartDistro) (uint32, error) {
 	m.mu.Lock()
 	f := m.startFn
+	if m.startRequest != nil {
+		f = func(string) error { return m.startRequest(r) }
+	}
 	m.mu.Unlock()
 	if f != nil {
 		if err := f(r.Name); err != nil {
@@ -150,6 +161,36 @@ func (m *memMachine) Maintain(ctx context.Context, r wire.Maintain, ready func(u
 	return m.maintain(disk, r)
 }
 
+func (m *memMachine) MountDisk(ctx context.Context, r wire.MountDisk) (string, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	disk := m.disks[int(r.Slot)]
+	if disk == "" || r.FSType == "unknown" {
+		return "", &GuestError{wire.CodeDisk, "no such file system"}
+	}
+	if m.mounted == nil {
+		m.mounted = map[string]string{}
+	}
+	m.mounted["/mnt/wsl/"+r.Name] = disk
+	return "/mnt/wsl/" + r.Name, nil
+}
+
+func (m *memMachine) ReleaseDisk(ctx context.Context, slot int) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.busy[m.disks[slot]] {
+		return &GuestError{wire.CodeBusy, "in use"}
+	}
+	maps.DeleteFunc(m.mounted, func(_, disk string) bool { return disk == m.disks[slot] })
+	return nil
+}
+
+func (m *memMachine) mounts() map[string]string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return maps.Clone(m.mounted)
+}
+
 func (m *memMachine) Shutdown(time.Duration) error {
 	if !m.hang {
 		m.end(nil)
@@ -180,6 +221,8 @@ type setup struct {
 func newSetup(t *testing.T) *setup {
 	s := &setup{settings: config.Defaults(config.Host{MemoryBytes: 8 << 30, CPUs: 2})}
 	s.m = NewManager(s.boot, func() (config.Settings, []string) { return s.settings, s.warnings }, slog.New(slog.DiscardHandler), func() { s.idle.Add(1) })
+	s.m.tools = func(context.Context) ([]byte, error) { return nil, nil }
+	s.m.tools = func(context.Context) ([]byte, error) { return nil, nil }
 	t.Cleanup(s.m.Close)
 	return s
 }
@@ -521,6 +564,94 @@ func TestClientLeavesDuringStart(t *testing.T) {
 			t.Fatal("it stays")
 		}
 	})
+}
+
+// TestWorkOnFullHost: to the guest a full host is some I/O error; the user is told what it is,
+// and of the next piece of work only what concerns it.
+func TestWorkOnFullHost(t *testing.T) {
+	inBubble(t, func(t *testing.T, s *setup) {
+		var diskErr error
+		s.prepare = func(m *memMachine) {
+			m.maintain = func(disk string, r wire.Maintain) (string, error) {
+				if diskErr != nil {
+					m.req.DiskError(int(r.Slot), diskErr)
+				}
+				return "", &GuestError{wire.CodeDisk, "input/output error"}
+			}
+		}
+		for _, c := range []struct {
+			err  error
+			want api.Code
+		}{{syscall.ENOSPC, api.CodeNoSpace}, {nil, api.CodeFailed}, {syscall.EIO, api.CodeFailed}} {
+			diskErr = c.err
+			_, err := s.m.Maintain(t.Context(), "debian", debian.Disk, wire.Maintain{Task: wire.TaskGrow}, api.VMOptions{}, nil)
+			if code(err) != c.want {
+				t.Errorf("with %v: %v", c.err, err)
+			}
+		}
+	})
+}
+
+// TestStartDamaged: a disk with errors is repaired before the distro starts, or, where
+// that fails, mounted read-only with a warning for each session; one that cannot be
+// mounted at all is refused for the reason that was met first.
+func TestStartDamaged(t *testing.T) {
+	refuse := func(code wire.Code) error { return &GuestError{code, "first words"} }
+	for _, c := range []struct {
+		name               string
+		code               wire.Code
+		repairs, readable  bool
+		first, every, fail string
+	}{
+		{"repaired", wire.CodeUnchecked, true, true, "were repaired", "", ""},
+		{"not mountable, repaired", wire.CodeDisk, true, true, "were repaired", "", ""},
+		{"not repairable", wire.CodeUnchecked, false, true, "", "read-only", ""},
+		{"nothing helps", wire.CodeDisk, false, false, "", "", "first words"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			inBubble(t, func(t *testing.T, s *setup) {
+				checked := false
+				s.prepare = func(m *memMachine) {
+					m.maintain = func(disk string, r wire.Maintain) (string, error) {
+						if disk != debian.Disk || r.Task != wire.TaskPreen {
+							t.Errorf("%s, %+v", disk, r)
+						}
+						checked = true
+						if !c.repairs {
+							return "", refuse(wire.CodeDisk)
+						}
+						return "", nil
+					}
+					m.startRequest = func(r wire.StartDistro) error {
+						if r.Checked != (checked && c.repairs) && !r.ReadOnly {
+							t.Errorf("asked for %+v", r)
+						}
+						if r.Checked || r.ReadOnly && c.readable {
+							return nil
+						}
+						return refuse(c.code)
+					}
+				}
+				for i, want := range []string{c.first + c.every, c.every} {
+					l, session, err := s.m.Open(t.Context(), debian, api.VMOptions{}, func(error) {})
+					if c.fail != "" {
+						if err == nil || !strings.Contains(err.Error(), c.fail) || !strings.Contains(err.Error(), "--repair") {
+							t.Errorf("refused with %v", err)
+						}
+						continue
+					}
+					if err != nil {
+						t.Fatal(err)
+					}
+					defer l.Release()
+					said := strings.Join(session.Notices, "\n")
+					if want != "" && !strings.Contains(said, want) || want == "" && said != "" {
+						t.Errorf("session %d is told %q, want %q", i, said, want)
+					}
+				}
+			})
+		})
+	}
 }
 
 func TestStartRefused(t *testing.T) {

@@ -18,6 +18,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"time"
@@ -46,7 +47,8 @@ type Service struct {
 	paths config.Paths
 	self  api.Identity
 	log   *slog.Logger
-	m     *Manager
+	m     *Manager // of the VM that distros share
+	own   ownVMs
 	uid   uint32
 
 	linger time.Duration
@@ -58,6 +60,7 @@ type Service struct {
 	leases   int                // those that are sessions; guarded by mu
 	timer    *time.Timer        // ends the service; guarded by mu
 	listener *net.UnixListener  // set by Serve; guarded by mu
+	rebuilt  string             // what the first client is to be told of the registry; guarded by mu
 	stopping bool               // no more requests; guarded by mu
 	stop     chan struct{}      // closed with stopping
 	conns    sync.WaitGroup
@@ -84,6 +87,18 @@ func New(c Config) *Service {
 	}
 	settings := func() (config.Settings, []string) { return config.Load(c.Paths.ConfigFile, config.ThisHost()) }
 	s.m = NewManager(c.Boot, settings, c.Log, func() { go s.touch() })
+	s.m.tools = c.Tools
+	s.own.byID = map[string]*Manager{}
+	s.own.make = func(id string) *Manager {
+		boot := func(ctx context.Context, r BootRequest) (Machine, error) {
+			r.Own = id
+			return c.Boot(ctx, r)
+		}
+		m := NewManager(boot, settings, c.Log.With("vm", id), func() { go s.touch() })
+		m.tools, m.locks = c.Tools, s.m.locks
+		return m
+	}
+	s.m.RememberDisks(c.Paths.SharedDisks())
 	if reg, err := s.registry(); err == nil {
 		s.sweep(reg)
 	}
@@ -97,6 +112,15 @@ func (s *Service) registry() (*registry.Registry, error) {
 	defer s.mu.Unlock()
 	if s.reg == nil {
 		reg, err := registry.Open(s.paths.Registry())
+		var corrupt *registry.CorruptError
+		if errors.As(err, &corrupt) && corrupt.Damaged {
+			var kept string
+			reg, kept, err = registry.Rebuild(s.paths.Registry(), filepath.Join(s.paths.Distros(), "*", diskName))
+			if err == nil {
+				s.rebuilt = fmt.Sprintf("the registry was damaged (%v) and has been made anew from %d disks; `wsl2 --list` shows them, the damaged file is %s", corrupt.Reason, len(reg.List()), kept)
+				s.log.Warn(s.rebuilt)
+			}
+		}
 		if err != nil {
 			return nil, err
 		}
@@ -142,7 +166,7 @@ func (s *Service) Serve(ctx context.Context, l *net.UnixListener) error {
 		}
 	}
 	s.shutdown()
-	s.m.Close()
+	s.each((*Manager).Close)
 	s.conns.Wait()
 	return err
 }
@@ -169,7 +193,7 @@ func (s *Service) shutdownLocked() {
 
 // touch arms or stops the timer that ends an idle service.
 func (s *Service) touch() {
-	idle := s.m.Idle()
+	idle := s.idle()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	stopTimer(&s.timer)
@@ -178,7 +202,7 @@ func (s *Service) touch() {
 	}
 	var t *time.Timer
 	t = time.AfterFunc(s.linger, func() {
-		idle := s.m.Idle()
+		idle := s.idle()
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		if s.timer == t && s.clients == 0 && idle {
@@ -253,6 +277,13 @@ func (s *Service) serve(c *net.UnixConn) {
 	if id != s.self && !any && !s.otherBuild(p, id) {
 		return
 	}
+	s.mu.Lock()
+	rebuilt := s.rebuilt
+	s.rebuilt = ""
+	s.mu.Unlock()
+	if rebuilt != "" {
+		p.notice(rebuilt)
+	}
 	if kind == api.KindOpen {
 		s.open(p, open)
 		return
@@ -281,7 +312,7 @@ func (s *Service) fail(p *peer, err error) {
 // otherBuild decides about a client of another build: if nothing is in use this
 // service ends and the client starts its own. It tells whether to serve it.
 func (s *Service) otherBuild(p *peer, id api.Identity) bool {
-	if s.m.TryStopIdle() {
+	if s.tryStopIdle() {
 		s.shutdown()
 		s.log.Info("making way for another build", "version", id.Version)
 		p.send(api.KindReplaced, nil)
@@ -371,14 +402,14 @@ var errClientGone = errors.New("the client has gone")
 
 // open handles a session: the connection is its lease.
 func (s *Service) open(p *peer, o api.Open) {
-	spec, d, err := s.resolve(o)
+	m, spec, d, err := s.resolve(o)
 	if err != nil {
 		p.fail(err)
 		return
 	}
 	ctx, _, end := p.watch()
 	defer end()
-	lease, session, err := s.m.Open(ctx, spec, o.VM, func(err error) { p.json(api.KindEnded, api.AsError(err)) })
+	lease, session, err := m.Open(ctx, spec, o.VM, func(err error) { p.json(api.KindEnded, api.AsError(err)) })
 	if err != nil {
 		if ctx.Err() == nil {
 			s.fail(p, err)
@@ -407,30 +438,37 @@ func (s *Service) open(p *peer, o api.Open) {
 	<-ctx.Done()
 }
 
-// resolve finds the distro that a session is asked for.
-func (s *Service) resolve(o api.Open) (DistroSpec, registry.Distro, error) {
+// resolve finds the distro that a session is asked for, and its VM.
+func (s *Service) resolve(o api.Open) (*Manager, DistroSpec, registry.Distro, error) {
 	var none registry.Distro
+	fail := func(err error) (*Manager, DistroSpec, registry.Distro, error) { return nil, DistroSpec{}, none, err }
+	if o.DebugShell && o.Distro == "" {
+		return s.m, DistroSpec{Name: registry.DebugShell}, none, nil
+	}
 	if o.System {
-		return DistroSpec{Name: SystemDistro}, none, nil
+		return s.m, DistroSpec{Name: SystemDistro}, none, nil
 	}
 	reg, err := s.registry()
 	if err != nil {
-		return DistroSpec{}, none, err
+		return fail(err)
 	}
 	name := o.Distro
 	if name == "" {
 		if name = reg.Default(); name == "" {
-			return DistroSpec{}, none, api.Errorf(api.CodeNoDefault, "import one: wsl2 --import NAME FILE.tar (`wsl2 --system` needs none)", "no distro is installed")
+			return fail(api.Errorf(api.CodeNoDefault, "import one: wsl2 --import NAME FILE.tar (`wsl2 --system` needs none)", "no distro is installed"))
 		}
 	}
 	d, err := reg.Get(name)
 	if err != nil {
-		return DistroSpec{}, none, notFound(name)
+		return fail(notFound(name))
+	}
+	if o.DebugShell {
+		return s.managerOf(d), DistroSpec{Name: registry.DebugShell}, none, nil
 	}
 	if _, err := os.Stat(d.Disk); err != nil {
-		return DistroSpec{}, none, api.Errorf(api.CodeFailed, "put it back, or give the distro up: wsl2 --unregister "+d.Name, "the disk of %s is missing: %v", d.Name, err)
+		return fail(api.Errorf(api.CodeFailed, "put it back, or give the distro up: wsl2 --unregister "+d.Name, "the disk of %s is missing: %v", d.Name, err))
 	}
-	return DistroSpec{Name: d.Name, Disk: d.Disk}, d, nil
+	return s.managerOf(d), DistroSpec{Name: d.Name, Disk: d.Disk}, d, nil
 }
 
 func notFound(name string) error {
@@ -441,8 +479,9 @@ func notFound(name string) error {
 func (s *Service) call(p *peer, c api.Call) (any, error) {
 	switch c.Verb {
 	case api.VerbShutdown:
-		s.m.Refuse() // or a command that waits for the end would start all anew
-		s.m.Shutdown(c.Force)
+		s.each((*Manager).Refuse) // or a command that waits for the end would start all anew
+		s.m.ForgetDisks()
+		s.each(func(m *Manager) { m.Shutdown(c.Force) })
 		return struct{}{}, nil
 	case api.VerbStatus:
 		return s.status(), nil
@@ -456,6 +495,10 @@ func (s *Service) call(p *peer, c api.Call) (any, error) {
 		return s.list(reg), nil
 	case api.VerbImport:
 		return s.importDistro(p, reg, c)
+	case api.VerbMount:
+		return s.mount(p, reg, c)
+	case api.VerbUnmount:
+		return struct{}{}, s.m.Unmount(context.Background(), c.Image)
 	case api.VerbInPlace:
 		return s.importInPlace(reg, c)
 	}
@@ -465,7 +508,7 @@ func (s *Service) call(p *peer, c api.Call) (any, error) {
 	}
 	switch c.Verb {
 	case api.VerbTerminate:
-		return struct{}{}, s.m.Terminate(context.Background(), d.Name)
+		return struct{}{}, s.terminate(d.Name)
 	case api.VerbSetDefault:
 		return struct{}{}, reg.SetDefault(d.Name)
 	case api.VerbUnregister:
@@ -474,13 +517,25 @@ func (s *Service) call(p *peer, c api.Call) (any, error) {
 	return s.manage(p, reg, d, c)
 }
 
+// terminate stops a distro in whatever VM it runs.
+func (s *Service) terminate(name string) error {
+	for _, m := range s.managers() {
+		if err := m.Terminate(context.Background(), name); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 func (s *Service) list(reg *registry.Registry) api.List {
 	l := api.List{Distros: []api.Distro{}}
-	states, locked := s.m.States(), s.m.Locked()
+	states, locked := s.states(), s.m.Locked()
+	own := s.own.list()
 	def := reg.Default()
 	for _, d := range reg.List() {
 		key := strings.ToLower(d.Name)
 		row := api.Distro{Name: d.Name, Default: d.Name == def, State: api.StateStopped, Version: 2, Disk: d.Disk, DefaultUser: d.DefaultUser}
+		row.OwnVM = own[d.ID] != nil && own[d.ID].runs(d.Name)
 		row.SizeBytes, row.UsedBytes = diskUse(d.Disk)
 		if st, ok := states[key]; ok {
 			row.State, row.Sessions = st.State, st.Sessions
@@ -497,9 +552,9 @@ func (s *Service) list(reg *registry.Registry) api.List {
 }
 
 func (s *Service) status() api.Status {
-	st := api.Status{Version: s.self.Version, PID: os.Getpid(), Running: len(s.m.States()), VM: s.m.VM()}
+	st := api.Status{Version: s.self.Version, PID: os.Getpid(), Running: len(s.states()), VM: s.m.VM(), Disks: s.m.SharedDisks()}
 	if reg, err := s.registry(); err == nil {
-		st.Default, st.Distros = reg.Default(), len(reg.List())
+		st.Default, st.Distros, st.OwnVMs = reg.Default(), len(reg.List()), s.ownStatus(reg)
 	}
 	s.mu.Lock()
 	st.Sessions = s.leases

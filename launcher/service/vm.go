@@ -30,6 +30,9 @@ type Machine interface {
 	// Export and Maintain are the same, text being what Maintain has to tell.
 	Export(ctx context.Context, r wire.Export, ready func(port uint32)) error
 	Maintain(ctx context.Context, r wire.Maintain, ready func(port uint32)) (text string, err error)
+	// MountDisk and ReleaseDisk are for the disks that distros share.
+	MountDisk(ctx context.Context, r wire.MountDisk) (at string, err error)
+	ReleaseDisk(ctx context.Context, slot int) error
 	// Shutdown asks the guest to power off; Done tells when it has.
 	Shutdown(grace time.Duration) error
 	// Kill ends the VM without asking the guest.
@@ -51,6 +54,8 @@ type MachineInfo struct {
 // BootRequest is what a VM is started with.
 type BootRequest struct {
 	Settings config.Settings
+	// Own is the ID of the distro whose own VM it is, "" for the shared one.
+	Own string
 	// Disk is attached from the start, as slot 0; "" for none.
 	Disk string
 	// Events from the guest. They are called one at a time and must not block.
@@ -90,6 +95,10 @@ type vm struct {
 	stopping bool
 	timer    *time.Timer // idle, nil if not armed
 	bootDisk string
+	// slots of the shared disks, by path; guarded by Manager.shared.mu.
+	slots map[string]int
+	// full are the slots whose disk met a full host; guarded by Manager.mu.
+	full map[int]bool
 }
 
 // startNotices returns the notices of the VM's start, once.
@@ -139,7 +148,7 @@ func (m *Manager) acquireVM(ctx context.Context, o api.VMOptions, disk string) (
 			m.mu.Unlock()
 			return nil, -1, errClosing
 		} else if v == nil {
-			v = &vm{options: o, up: make(chan struct{}), gone: make(chan struct{}), bootDisk: disk}
+			v = &vm{options: o, up: make(chan struct{}), gone: make(chan struct{}), bootDisk: disk, slots: map[string]int{}, full: map[int]bool{}}
 			v.booting, v.abort = context.WithCancelCause(context.Background())
 			m.vm = v
 			if disk != "" {
@@ -227,6 +236,9 @@ func (m *Manager) bootVM(v *vm) {
 		DiskError:    func(slot int, err error) { m.diskError(v, slot, err) },
 		HostExec:     func(name string, id wire.SessionID) { m.hostExec(v, name, id) },
 	})
+	if err == nil {
+		warnings = append(warnings, m.remount(ctx, machine, v.slots)...)
+	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if err != nil {

@@ -38,6 +38,17 @@ type Process struct {
 	exit  error         // set before done is closed
 }
 
+// diskError is an error of a disk's file; that of a full host is ENOSPC still.
+type diskError struct {
+	text string
+	full bool
+}
+
+func (e *diskError) Error() string { return e.text }
+
+// Is makes it comparable to ENOSPC.
+func (e *diskError) Is(target error) bool { return e.full && target == unix.ENOSPC }
+
 // ErrEnded says that the VM's process has ended.
 var ErrEnded = errors.New("the VM has ended")
 
@@ -166,7 +177,7 @@ func (p *Process) read(wait func() error) {
 			default:
 			}
 		case m.Event == eventDiskError:
-			p.diskError(m.Slot, errors.New(m.Error))
+			p.diskError(m.Slot, &diskError{m.Error, m.Full})
 		case m.Event == eventExit:
 			reported = true
 			if m.Error != "" {

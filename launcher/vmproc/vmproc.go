@@ -107,6 +107,7 @@ type message struct {
 	Event  string `json:"event,omitempty"`
 	Slot   int    `json:"slot"`
 	Error  string `json:"error,omitempty"`
+	Full   bool   `json:"full,omitempty"` // the error is that of a full host (ENOSPC)
 	Accel  string `json:"accel,omitempty"`
 	Reason string `json:"reason,omitempty"`
 	Tail   string `json:"tail,omitempty"`
@@ -177,7 +178,7 @@ func serve(ctx context.Context, c Config, conn net.Conn, console io.Writer, newM
 		return err
 	}
 	m, err := newMachine(c, console, func(slot int, err error) {
-		out.send(message{Event: eventDiskError, Slot: slot, Error: err.Error()})
+		out.send(message{Event: eventDiskError, Slot: slot, Error: err.Error(), Full: errors.Is(err, unix.ENOSPC)})
 	})
 	if err != nil {
 		return fail(err, "")

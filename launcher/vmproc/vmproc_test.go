@@ -3,6 +3,7 @@ package vmproc
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"strings"
@@ -10,6 +11,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // fakeMachine is a Machine that does what it is told to.
@@ -180,4 +183,36 @@ func TestOrphan(t *testing.T) {
 			t.Errorf("it lived %v", d)
 		}
 	})
+}
+
+// TestDiskError: the service is told of a disk's error with what kind it is.
+func TestDiskError(t *testing.T) {
+	told := make(chan error, 1)
+	ours, theirs := net.Pipe()
+	served := make(chan error, 1)
+	m := &fakeMachine{ended: make(chan error, 1)}
+	report := make(chan func(int, error), 1)
+	go func() {
+		served <- serve(context.Background(), Config{}, theirs, io.Discard, func(_ Config, _ io.Writer, f func(int, error)) (Machine, error) {
+			report <- f
+			return m, nil
+		}, orphanGrace)
+		theirs.Close()
+	}()
+	p, err := newProcess(ours, func(slot int, err error) { told <- fmt.Errorf("slot %d: %w", slot, err) }, func() error { return <-served }, func() {}).awaitStart(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := <-report
+	for _, c := range []struct {
+		err  error
+		full bool
+	}{{fmt.Errorf("no room: %w", unix.ENOSPC), true}, {unix.EIO, false}} {
+		f(3, c.err)
+		if got := <-told; errors.Is(got, unix.ENOSPC) != c.full || got.Error() != "slot 3: "+c.err.Error() {
+			t.Errorf("told %v of %v", got, c.err)
+		}
+	}
+	m.ended <- nil
+	<-p.Done()
 }

@@ -17,7 +17,7 @@ import (
 	"github.com/wsl2/wsl2/scripts/bench/report"
 )
 
-var topics = []string{"boot", "monitors", "warm", "memory", "block", "vsock", "console"}
+var topics = []string{"boot", "monitors", "warm", "memory", "block", "vsock", "distros", "console"}
 
 // resultDir is where the program inside the rig leaves its figures.
 const resultDir = "/bench"
@@ -93,7 +93,7 @@ func measure(tmp, topic string) ([]report.Row, error) {
 		"--file", filepath.Join(tmp, "guest") + ":/rig/guest",
 		"--file", filepath.Join(tmp, "monitor") + ":/rig/monitor", "--file", filepath.Join(tmp, "gokvm") + ":/rig/gokvm",
 		"--file", abs(filepath.Join(*from, "bzImage")) + ":/rig/bzImage", "--file", filepath.Join(tmp, "bare.cpio") + ":/rig/bare.cpio",
-		"--bin", "qemu-system-x86_64", "--bin", "mke2fs", "--bin", "busybox",
+		"--bin", "qemu-system-x86_64", "--bin", "mke2fs", "--bin", "busybox", "--bin", "mkfs.xfs", "--module", "xfs",
 		"--env", "GODEBUG=", "--env", "GOTRACEBACK=",
 		"--get", resultDir + ":" + tmp,
 	}

@@ -83,6 +83,8 @@ func Parse(args []string) (*Invocation, error) {
 			switch opt.Long {
 			case "--system":
 				spec.Open.System = true
+			case "--debug-shell":
+				spec.Open.DebugShell = true
 			case "--exec":
 				if len(rest) == 0 {
 					return nil, Usagef("%s needs a program", name)
@@ -142,8 +144,11 @@ func quote(w string) string {
 
 // finish makes a program of words and checks what no single option can.
 func finish(spec *client.RunSpec, words []string, shellType string) (*Invocation, error) {
-	if spec.Open.System && spec.Open.Distro != "" {
+	switch {
+	case spec.Open.System && spec.Open.Distro != "":
 		return nil, Usagef("--system and --distribution exclude each other")
+	case spec.Open.System && spec.Open.DebugShell:
+		return nil, Usagef("--system and --debug-shell exclude each other")
 	}
 	switch {
 	case shellType == "none":
@@ -203,6 +208,7 @@ var RunOptions = []RunOption{
 		return nil
 	}},
 	{Names: []string{"--system"}, Help: "the system distro, which is always there"},
+	{Names: []string{"--debug-shell"}, Help: "root's shell in the VM, outside of distros"},
 	{Names: []string{"--accel"}, Value: "HOW", Help: "run the VM by kvm, tcg (QEMU, slow) or auto", set: func(s *client.RunSpec, _ *string, v string) error {
 		if v != "auto" && v != "kvm" && v != "tcg" {
 			return Usagef("--accel %s: want auto, kvm or tcg", v)

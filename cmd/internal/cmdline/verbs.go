@@ -26,6 +26,7 @@ var Verbs = []Verb{
 		{Long: "sha256", Value: "HEX", Help: "of the file at an https URL"},
 		{Long: "vhd-size", Value: "SIZE", Help: "the size of its disk (256GB)"},
 		{Long: "no-launch", Short: "n", Help: "do not open its shell"},
+		jsonOption,
 	}},
 	{Long: "--import", Args: "NAME [DIR] FILE", Min: 2, Max: 3, Help: "make a distro from FILE, a tar of its root\n(plain, gzip, bzip2, xz or zstd; - is stdin)", Options: []Option{
 		{Long: "vhd", Help: "FILE is a disk image: vhdx, vhd or raw ext4"},
@@ -55,6 +56,16 @@ var Verbs = []Verb{
 	{Long: "--shutdown", Help: "stop all distros and the VM", Options: []Option{
 		{Long: "force", Short: "f", Help: "at once, without asking the guest"},
 	}},
+	{Long: "--mount", Args: "DISK", Min: 1, Max: 1, Help: "mount a disk of the host, a device or a file, at\n/mnt/wsl/NAME of all distros", Options: []Option{
+		{Long: "bare", Short: "b", Help: "attach it, but do not mount it"},
+		{Long: "name", Short: "n", Value: "NAME", Help: "instead of one made of DISK's path"},
+		{Long: "type", Short: "t", Value: "TYPE", Help: "its file system (found by itself)"},
+		{Long: "options", Short: "o", Value: "OPTIONS", Help: "as of mount(8)"},
+		{Long: "partition", Short: "p", Value: "N", Help: "of the disk, instead of all of it"},
+		{Long: "vhd", Help: "DISK is a file (seen by itself)"},
+		jsonOption,
+	}},
+	{Long: "--unmount", Args: "[DISK]", Max: 1, Help: "unmount and detach a disk, or all that --mount\nattached"},
 	{Long: "--status", Help: "what runs, and how", Options: []Option{jsonOption}},
 	{Long: "--update", Help: "how to bring wsl2 up to date"},
 	{Long: "--uninstall", Help: "delete all distros and what wsl2 keeps\n(asks first)", Options: []Option{
@@ -67,7 +78,10 @@ var Verbs = []Verb{
 	{Long: "ssh-config", Help: "print lines for ~/.ssh/config, by which ssh,\nscp, rsync and editors reach NAME.wsl2"},
 	{Long: "ssh-proxy", Args: "NAME", Min: 1, Max: 1, Help: "speak SSH for a distro on stdin and stdout"},
 	{Long: "completion", Args: "bash|zsh|fish", Min: 1, Max: 1, Help: "print a completion script for a shell"},
-	{Long: "--version", Also: []string{"-v"}, Help: "print the version"},
+	{Long: "man", Help: "show the manual page, wsl2(1)", Options: []Option{
+		{Long: "install", Help: "put it where man(1) finds it"},
+	}},
+	{Long: "--version", Also: []string{"-v"}, Help: "print the version", Options: []Option{jsonOption}},
 	{Long: "--help", Also: []string{"-h"}, Help: "print this help"},
 	{Long: "tools", Hidden: true},
 	{Long: Service, Hidden: true},

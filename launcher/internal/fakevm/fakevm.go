@@ -236,6 +236,10 @@ func (v *VM) serveControl() {
 			go v.exportArchive(m)
 		case *wire.Maintain:
 			go v.maintain(m)
+		case *wire.MountDisk:
+			v.send(&wire.Reply{ID: m.ID, Text: "/mnt/wsl/" + m.Name})
+		case *wire.ReleaseDisk:
+			v.send(&wire.Reply{ID: m.ID})
 		case *wire.Shutdown:
 			v.End(nil)
 			return
@@ -252,7 +256,7 @@ func (v *VM) startDistro(m *wire.StartDistro) *wire.Reply {
 	}
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	if m.Slot != wire.SystemSlot && v.disks[int(m.Slot)] == "" {
+	if m.Slot >= 0 && v.disks[int(m.Slot)] == "" {
 		return &wire.Reply{ID: m.ID, Code: wire.CodeDisk, Text: fmt.Sprintf("no disk in slot %d", m.Slot)}
 	}
 	port, ok := v.distros[m.Name]

@@ -90,7 +90,7 @@ func distroTar() ([]byte, error) {
 		content, err := os.ReadFile(from)
 		errs = append(errs, err, add(to, tar.TypeReg, "", 0o755, content))
 	}
-	for _, applet := range []string{"sh", "echo", "true", "cat", "dmesg", "rm", "yes", "head"} {
+	for _, applet := range []string{"sh", "echo", "true", "cat", "dmesg", "rm", "tar", "sync", "mkdir", "yes", "head"} {
 		errs = append(errs, add("bin/"+applet, tar.TypeSymlink, "busybox", 0o777, nil))
 	}
 	errs = append(errs,
@@ -134,11 +134,13 @@ func (h *host) run(args ...string) (string, error) {
 }
 
 // supervise runs c, but not for longer than hangs.
-func supervise(c *exec.Cmd) error {
+func supervise(c *exec.Cmd) error { return superviseFor(hangs, c) }
+
+func superviseFor(limit time.Duration, c *exec.Cmd) error {
 	if err := c.Start(); err != nil {
 		return err
 	}
-	watchdog := time.AfterFunc(hangs, func() { c.Process.Kill() })
+	watchdog := time.AfterFunc(limit, func() { c.Process.Kill() })
 	err := c.Wait()
 	if !watchdog.Stop() {
 		return errHang

@@ -48,7 +48,7 @@ func logf(format string, a ...any) {
 func main() {
 	flag.Parse()
 	topics := map[string]func(*host) ([]report.Row, error){
-		"boot": boot, "warm": warm, "memory": memory, "block": block, "vsock": vsock, "monitors": monitors,
+		"boot": boot, "warm": warm, "memory": memory, "block": block, "vsock": vsock, "monitors": monitors, "distros": distros,
 		"console": console,
 	}
 	topic := topics[flag.Arg(1)]
