@@ -7,6 +7,7 @@ import (
 	"io"
 	"sync"
 	"syscall"
+	"time"
 )
 
 // Client is the client's end of a connection. Its methods and those of its Files may
@@ -38,6 +39,9 @@ type call struct {
 	data  []byte        // where an Rread's data goes
 	done  chan struct{} // closed when reply is there
 }
+
+// flushWait bounds the wait for a server that is to take a request back.
+const flushWait = 10 * time.Second
 
 // ErrClosed is the error of what is asked of a Client that was closed.
 var ErrClosed = errors.New("p9: client is closed")
@@ -258,9 +262,14 @@ func (c *Client) wait(ctx context.Context, tag Tag, x *call) (Message, error) {
 	case <-ctx.Done():
 		flush := &call{done: make(chan struct{})}
 		if t, err := c.start(context.WithoutCancel(ctx), flush); err == nil && c.send(t, &Tflush{Old: tag}) == nil {
+			timer := time.NewTimer(flushWait)
+			defer timer.Stop()
 			select {
 			case <-flush.done:
 			case <-c.done:
+			case <-timer.C:
+				c.fail(fmt.Errorf("p9: the server has not answered for %v", flushWait))
+				c.reader.Wait()
 			}
 		}
 		c.mu.Lock()
