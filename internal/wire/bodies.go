@@ -15,7 +15,7 @@ func (m *Hello) appendBody(b []byte) []byte {
 
 func (m *Hello) readBody(d *decoder) {
 	m.Version = d.checkVersion(true)
-	if m.Role = Role(d.atMost(d.u8(), uint8(RoleHost), "role")); m.Role == 0 {
+	if m.Role = Role(d.atMost(d.u8(), uint8(RoleShare), "role")); m.Role == 0 {
 		d.fail("unknown role 0")
 	}
 	m.Session = d.session()
@@ -43,7 +43,12 @@ func (m *StartDistro) appendBody(b []byte) []byte {
 	b = appendU32(b, m.ID)
 	b = appendString(b, m.Name)
 	b = appendU32(b, uint32(m.Slot))
-	return appendString(b, m.Hostname)
+	b = appendString(b, m.Hostname)
+	b = appendU32(b, uint32(len(m.Shares)))
+	for _, s := range m.Shares {
+		b = appendBool(appendString(appendString(b, s.Host), s.Guest), s.ReadOnly)
+	}
+	return appendString(b, m.User)
 }
 
 func (m *StartDistro) readBody(d *decoder) {
@@ -51,6 +56,10 @@ func (m *StartDistro) readBody(d *decoder) {
 	m.Name = d.string()
 	m.Slot = int32(d.u32())
 	m.Hostname = d.string()
+	for range d.length(9) {
+		m.Shares = append(m.Shares, Share{d.string(), d.string(), d.bool()})
+	}
+	m.User = d.string()
 }
 
 func (*StopDistro) Type() Type { return TypeStopDistro }
@@ -261,6 +270,21 @@ func (m *HostExec) readBody(d *decoder) {
 	m.Distro = d.string()
 }
 
+func (*MountShare) Type() Type { return TypeMountShare }
+
+func (m *MountShare) appendBody(b []byte) []byte {
+	b = appendString(append(b, m.Session[:]...), m.Guest)
+	return appendString(appendU32(appendU32(b, m.UID), m.GID), m.Distro)
+}
+
+func (m *MountShare) readBody(d *decoder) {
+	m.Session = d.session()
+	m.Guest = d.string()
+	m.UID = d.u32()
+	m.GID = d.u32()
+	m.Distro = d.string()
+}
+
 func (s WindowSize) append(b []byte) []byte { return appendU16(appendU16(b, s.Rows), s.Cols) }
 
 func (s *WindowSize) read(d *decoder) {
@@ -308,6 +332,8 @@ func (t Type) String() string {
 		return "Exited"
 	case TypeHostExec:
 		return "HostExec"
+	case TypeMountShare:
+		return "MountShare"
 	}
 	return fmt.Sprintf("Type(%d)", uint8(t))
 }

@@ -20,6 +20,8 @@ const (
 	// RoleHost is the control connection of a host program's session (HostExec),
 	// in which the guest is the one that starts.
 	RoleHost
+	// RoleShare carries 9P2000.L for a MountShare: the launcher is the server.
+	RoleShare
 )
 
 // Hello is the first message on every connection to a guest port.
@@ -48,6 +50,15 @@ type StartDistro struct {
 	// for the u-root system distro, which lives in the initramfs.
 	Slot     int32
 	Hostname string
+	// Shares are directories of the host, which User (see Start) owns in the distro.
+	Shares []Share
+	User   string
+}
+
+// Share is a directory of the host in a distro, absolute and clean on both sides.
+type Share struct {
+	Host, Guest string
+	ReadOnly    bool
 }
 
 // SystemSlot is StartDistro.Slot of the system distro.
@@ -247,6 +258,15 @@ const (
 	// carries its protocol (RFC draft-ietf-sshm-ssh-agent), both ways.
 	HostAgent
 )
+
+// MountShare asks for the share at Guest, whose files UID and GID are to own in the
+// distro. The launcher opens a RoleShare connection to the distro's session port.
+type MountShare struct {
+	Session  SessionID
+	Guest    string
+	UID, GID uint32
+	Distro   string // on the control channel
+}
 
 // Code is why something failed; the launcher maps it to an exit status and
 // advice, once.
