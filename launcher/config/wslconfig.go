@@ -35,6 +35,7 @@ type Settings struct {
 	Interop      bool
 	HostPrograms []string
 	SSHAgent     bool // distros may use the caller's SSH agent
+	Shares       Shares
 }
 
 // Limits of what a VM can be asked for.
@@ -50,11 +51,12 @@ const (
 type Host struct {
 	MemoryBytes uint64
 	CPUs        int
+	Home        string // the user's directory
 }
 
 // ThisHost asks the kernel.
 func ThisHost() Host {
-	return Host{MemoryBytes: totalMemory(), CPUs: runtime.NumCPU()}
+	return Host{MemoryBytes: totalMemory(), CPUs: runtime.NumCPU(), Home: os.Getenv("HOME")}
 }
 
 // Defaults for a host: half of its memory up to 8 GiB, which costs nothing
@@ -72,6 +74,7 @@ func Defaults(h Host) Settings {
 		Interop:             true,
 		HostPrograms:        []string{"*"},
 		SSHAgent:            true,
+		Shares:              defaultShares(h.Home),
 	}
 }
 
@@ -97,6 +100,12 @@ func (s *Settings) parse(text, path string, h Host) (warnings []string) {
 	}
 	entries, problems := ini.Parse(text)
 	for _, e := range entries {
+		if distro, ok := isShare(e); ok {
+			if msg := s.Shares.set(distro, e, h.Home); msg != "" {
+				warn(e.Line, fmt.Sprintf("%s '%s' for key '%s'", msg, e.Value, e.Key))
+			}
+			continue
+		}
 		set, known := settings[e.Name()]
 		if !known {
 			if !knownElsewhere[e.Name()] {

@@ -32,6 +32,9 @@ type distro struct {
 	diskErr  error            // the host's file of its disk failed; the guest may have made it read-only
 	exited   *string          // how its init ended before the start was over, nil if it did not
 	hosts    *hostexec.Runner // nil until the guest asks
+	shares   []wire.Share     // set before it is up
+	// shareServers are the processes that serve them.
+	shareServers int
 }
 
 // diskNotice tells what the guest only knows as an I/O error.
@@ -146,7 +149,8 @@ func (m *Manager) startOn(d *distro, options api.VMOptions) error {
 		slot = d.slot
 	}
 	asked = true
-	d.port, err = v.machine.StartDistro(ctx, wire.StartDistro{Name: d.spec.Name, Slot: int32(slot), Hostname: hostname()})
+	d.shares = v.settings.Shares.Of(d.spec.Name)
+	d.port, err = v.machine.StartDistro(ctx, wire.StartDistro{Name: d.spec.Name, Slot: int32(slot), Hostname: hostname(), Shares: d.shares, User: d.spec.User})
 	if err != nil {
 		return fail(err)
 	}

@@ -397,7 +397,7 @@ func (s *Service) open(p *peer, o api.Open) {
 	for _, n := range session.Notices {
 		p.notice(n)
 	}
-	opened := api.Opened{Distro: spec.Name, VsockPath: session.VsockPath, Port: session.Port, DefaultUser: d.DefaultUser}
+	opened := api.Opened{Distro: spec.Name, VsockPath: session.VsockPath, Port: session.Port, DefaultUser: d.DefaultUser, Shares: session.Shares}
 	if f := d.FirstRun; f != nil {
 		opened.FirstRun, opened.SetUp, opened.SetUpUID = true, f.Command, f.UID
 	}
@@ -430,7 +430,7 @@ func (s *Service) resolve(o api.Open) (DistroSpec, registry.Distro, error) {
 	if _, err := os.Stat(d.Disk); err != nil {
 		return DistroSpec{}, none, api.Errorf(api.CodeFailed, "put it back, or give the distro up: wsl2 --unregister "+d.Name, "the disk of %s is missing: %v", d.Name, err)
 	}
-	return DistroSpec{Name: d.Name, Disk: d.Disk}, d, nil
+	return DistroSpec{Name: d.Name, Disk: d.Disk, User: d.DefaultUser}, d, nil
 }
 
 func notFound(name string) error {
