@@ -8,7 +8,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"os"
 	"os/signal"
 	"syscall"
@@ -34,7 +33,7 @@ func run(args []string) error {
 		signal.Ignore(syscall.SIGHUP, syscall.SIGINT)
 		ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 		defer stop()
-		return server.Serve(ctx, spec, slog.New(slog.NewTextHandler(os.Stderr, nil)))
+		return server.Serve(ctx, spec, func(format string, args ...any) { fmt.Fprintf(os.Stderr, "wsl2-files: "+format+"\n", args...) })
 	}
 	return errors.New("this is a part of wsl2; see `wsl2 --help`")
 }

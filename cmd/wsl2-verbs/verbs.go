@@ -24,6 +24,7 @@ var actions = map[string]func(*command) error{
 	"--unregister":      unregister,
 	"--shutdown":        shutdown,
 	"--status":          status,
+	"cp":                copyFiles,
 	"doctor":            doctor,
 	"ssh-config":        sshConfig,
 	"ssh-proxy":         sshProxy,

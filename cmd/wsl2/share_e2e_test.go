@@ -3,7 +3,10 @@
 package main_test
 
 import (
+	"bytes"
 	"context"
+	"crypto/sha256"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
@@ -139,4 +142,35 @@ func TestShareServerDies(t *testing.T) {
 	if r := in(h, home, "-e", "cat", "f"); r.Stdout != "x\n" {
 		t.Errorf("afterwards: %v", r)
 	}
+}
+
+// TestCopy is `wsl2 cp`, with the rights of the user it is for.
+func TestCopy(t *testing.T) {
+	h := newHost(t)
+	dir := h.Path("files")
+	testsys.Must(t, os.MkdirAll(dir+"/sub", 0o755))
+	data := testsys.PatternBytes(t, 3<<20)
+	testsys.Must(t, os.WriteFile(dir+"/sub/data", data, 0o640))
+	testsys.Must(t, os.Symlink("data", dir+"/sub/link"))
+	h.OK("cp", dir+"/sub", "small:/srv")
+	if out := h.OK("-d", "small", "-e", "sh", "-c", "cd /srv/sub && sha256sum <data && stat -c '%a %u' data && readlink link"); out != fmt.Sprintf("%x  -\n640 0\ndata\n", sha256.Sum256(data)) {
+		t.Errorf("in the distro: %q", out)
+	}
+	h.OK("cp", "small:/srv/sub/link", "small:/etc/passwd", dir)
+	if got, err := os.ReadFile(dir + "/link"); err != nil || !bytes.Equal(got, data) {
+		t.Errorf("back on the host: %d bytes, %v", len(got), err)
+	}
+	if got, err := os.ReadFile(dir + "/passwd"); err != nil || !strings.HasPrefix(string(got), "root:") {
+		t.Errorf("%q, %v", got, err)
+	}
+	// Alice may write in her home, and only there.
+	h.OK("cp", "-u", "alice", dir+"/sub", "small:/home/alice/mine")
+	if out := h.OK("-d", "small", "-e", "stat", "-c", "%U", "/home/alice/mine/data"); out != "alice\n" {
+		t.Errorf("the owner is %q", out)
+	}
+	h.Refused(h.Run("cp", "-u", "alice", dir+"/passwd", "small:/etc/passwd"), "permission denied")
+	h.Refused(h.Run("cp", "-u", "alice", "small:/root", dir), "permission denied")
+	h.Refused(h.Run("cp", "-u", "nobody-here", "small:/etc/passwd", dir), "nobody-here")
+	h.Refused(h.Run("cp", "small:/no/such", dir), "/no/such", "no such file")
+	h.Refused(h.Run("cp", "nosuch:/etc/passwd", dir), "nosuch")
 }

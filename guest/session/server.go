@@ -259,6 +259,8 @@ func (s *Server) handle(c conn) {
 		if s.cfg.Shares == nil || !s.cfg.Shares.Deliver(c, hello.Session) {
 			s.refuse(c, errors.New("nobody waits for this share"))
 		}
+	case wire.RoleFiles:
+		s.files(c)
 	default:
 		s.refuse(c, fmt.Errorf("%w: role %d on a distro's port", wire.ErrMalformed, hello.Role))
 	}

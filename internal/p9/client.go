@@ -225,6 +225,9 @@ func (c *Client) send(tag Tag, m Message) error {
 
 // call sends a request and waits for its answer, of type R.
 func do[R Message](ctx context.Context, c *Client, m Message, data []byte) (r R, err error) {
+	if ctx.Err() != nil {
+		return r, context.Cause(ctx)
+	}
 	x := &call{data: data, done: make(chan struct{})}
 	tag, err := c.start(ctx, x)
 	if err != nil {

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
 	"runtime/debug"
 	"strings"
 	"sync"
@@ -22,8 +21,8 @@ type Config struct {
 	// MaxRequests is how many requests of a connection are served at once; 0 means 64. While
 	// there are as many, no more are read. Each holds up to twice Msize of memory.
 	MaxRequests int
-	// Log, if set, is told of mistakes of ours.
-	Log *slog.Logger
+	// Logf, if set, is told of mistakes of ours.
+	Logf func(format string, args ...any)
 }
 
 // Serve serves fs on conn until the peer closes it (then it returns nil), breaks
@@ -38,8 +37,8 @@ func Serve(ctx context.Context, conn io.ReadWriteCloser, fs FS, cfg Config) erro
 	if cfg.MaxRequests == 0 {
 		cfg.MaxRequests = 64
 	}
-	if cfg.Log == nil {
-		cfg.Log = slog.New(slog.DiscardHandler)
+	if cfg.Logf == nil {
+		cfg.Logf = func(string, ...any) {}
 	}
 	s := &server{cfg: cfg, fs: fs, conn: conn, msize: MinMsize, slots: make(chan struct{}, cfg.MaxRequests),
 		requests: map[Tag]*request{}, fids: map[FID]*fid{}}
@@ -261,7 +260,7 @@ func (s *server) serve(tag Tag, m Message) {
 	defer func() {
 		// A mistake in one request must not end those of others.
 		if v := recover(); v != nil {
-			s.cfg.Log.Error("BUG: a 9P request panicked", "request", fmt.Sprintf("%T", m), "panic", v, "stack", string(debug.Stack()))
+			s.cfg.Logf("BUG: %T panicked: %v\n%s", m, v, debug.Stack())
 			s.send(tag, &Rlerror{Errno: uint32(syscall.EIO)})
 		}
 	}()

@@ -4,8 +4,8 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
-	"log/slog"
 	"net"
 	"os"
 	"strings"
@@ -308,7 +308,7 @@ func TestSameTag(t *testing.T) {
 // TestPanic: a mistake in one request is told as EIO and logged; the next is served.
 func TestPanic(t *testing.T) {
 	var log strings.Builder
-	_, _, root := start(t, Config{Log: slog.New(slog.NewTextHandler(&log, nil))})
+	_, _, root := start(t, Config{Logf: func(format string, args ...any) { fmt.Fprintf(&log, format, args...) }})
 	if _, err := root.Statfs(t.Context()); !errors.Is(err, syscall.EIO) {
 		t.Error(err)
 	}

@@ -22,6 +22,9 @@ const (
 	RoleHost
 	// RoleShare carries 9P2000.L for a MountShare: the launcher is the server.
 	RoleShare
+	// RoleFiles is followed by a Start, of which only User counts, and answered with Started
+	// or Failed; then it carries 9P2000.L: the distro is the server, with the user's rights.
+	RoleFiles
 )
 
 // Hello is the first message on every connection to a guest port.

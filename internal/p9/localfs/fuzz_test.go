@@ -1,16 +1,12 @@
 package localfs
 
 import (
-	"io"
-	"log/slog"
 	"os"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/wsl2/wsl2/internal/p9"
 )
-
-func logger(w io.Writer) *slog.Logger { return slog.New(slog.NewTextHandler(w, nil)) }
 
 // session makes a client's side of a connection of the fuzzer's bytes. Framed, they are
 // a row of messages, each a type, a length and a body; so the fuzzer gets to the requests.

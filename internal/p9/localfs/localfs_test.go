@@ -812,7 +812,7 @@ func FuzzServe(f *testing.F) {
 		served := make(chan error, 1)
 		var log bytes.Buffer
 		go func() {
-			served <- p9.Serve(t.Context(), theirs, fs, p9.Config{MaxFIDs: 100, Log: logger(&log)})
+			served <- p9.Serve(t.Context(), theirs, fs, p9.Config{MaxFIDs: 100, Logf: func(format string, args ...any) { fmt.Fprintf(&log, format, args...) }})
 		}()
 		go func() {
 			ours.Write(session(data, framed))

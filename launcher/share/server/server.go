@@ -4,7 +4,6 @@ package server
 import (
 	"context"
 	"errors"
-	"log/slog"
 	"net"
 	"os"
 
@@ -21,7 +20,7 @@ import (
 const spare = 64
 
 // Serve connects to the distro and serves it until it unmounts the share or stops.
-func Serve(ctx context.Context, s share.Spec, log *slog.Logger) error {
+func Serve(ctx context.Context, s share.Spec, logf func(format string, args ...any)) error {
 	unix.Umask(0) // the guest has applied its own
 	// The connection first: its end is how the guest learns that there is nothing to mount.
 	conn, err := guestconn.Dial(s.VsockPath, s.Port, wire.Hello{Version: wire.Version, Role: wire.RoleShare, Session: s.Session}, nil)
@@ -36,7 +35,7 @@ func Serve(ctx context.Context, s share.Spec, log *slog.Logger) error {
 		return err
 	}
 	defer fs.Close()
-	err = p9.Serve(ctx, conn, fs, p9.Config{MaxFIDs: maxFIDs(), Log: log})
+	err = p9.Serve(ctx, conn, fs, p9.Config{MaxFIDs: maxFIDs(), Logf: logf})
 	if errors.Is(err, unix.ECONNRESET) || errors.Is(err, unix.EPIPE) || errors.Is(err, net.ErrClosed) { // the VM's end
 		return nil
 	}
