@@ -30,7 +30,7 @@ build: kernel initramfs wsl2 ## build everything into out/, out/wsl2 first of al
 .PHONY: wsl2
 wsl2: ## build the executables only, without kernel and initramfs
 	@mkdir -p $(OUT)
-	$(GO) build -trimpath -tags $(TAGS) -ldflags '$(LDFLAGS)' -o $(OUT)/ ./cmd/wsl2 ./cmd/wsl2-verbs ./cmd/wsl2-fetch ./cmd/wsl2-ssh
+	$(GO) build -trimpath -tags $(TAGS) -ldflags '$(LDFLAGS)' -o $(OUT)/ ./cmd/wsl2 ./cmd/wsl2-verbs ./cmd/wsl2-fetch ./cmd/wsl2-files ./cmd/wsl2-ssh
 
 .PHONY: kernel
 kernel: ## build out/vmlinux, the guest kernel (cached by the hash of its inputs)
@@ -69,8 +69,9 @@ test-e2e: build ## e2e ring: the built wsl2 as a user runs it, on this host's ac
 	@scripts/ring e2e
 
 .PHONY: soak
-soak: build ## kvm ring with the full counts (100 boots, 2,000 commands, 1 GB...)
+soak: build ## the full counts: 1,000,000 operations on files, kvm ring (100 boots, 2,000 commands...)
 	@scripts/deps test
+	WSL2_SOAK=1 $(GO) test -count=1 -timeout 2h -run '^TestModel$$' ./internal/p9/localfs
 	@WSL2_SOAK=1 scripts/ring kvm
 
 .PHONY: fuzz

@@ -9,6 +9,7 @@ import (
 
 	"github.com/wsl2/wsl2/guest/distro"
 	"github.com/wsl2/wsl2/guest/exporter"
+	"github.com/wsl2/wsl2/guest/files"
 	"github.com/wsl2/wsl2/guest/importer"
 	"github.com/wsl2/wsl2/guest/maintain"
 	"github.com/wsl2/wsl2/guest/pid1"
@@ -23,6 +24,8 @@ func main() {
 		os.Exit(importer.Run(os.Args))
 	case exporter.Argv0:
 		os.Exit(exporter.Run(os.Args))
+	case files.Argv0:
+		os.Exit(files.Run())
 	case maintain.Argv0:
 		os.Exit(maintain.Run(os.Args))
 	}

@@ -27,6 +27,7 @@ var actions = map[string]func(*command) error{
 	"--status":          status,
 	"--mount":           mountDisk,
 	"--unmount":         unmountDisk,
+	"cp":                copyFiles,
 	"doctor":            doctor,
 	"ssh-config":        sshConfig,
 	"ssh-proxy":         sshProxy,

@@ -32,7 +32,10 @@ import (
 	"github.com/wsl2/wsl2/guest/mounts"
 	"github.com/wsl2/wsl2/guest/reaper"
 	"github.com/wsl2/wsl2/guest/session"
+	"github.com/wsl2/wsl2/guest/shares"
 	"github.com/wsl2/wsl2/guest/untar"
+	"github.com/wsl2/wsl2/guest/users"
+	"github.com/wsl2/wsl2/internal/hostpath"
 	"github.com/wsl2/wsl2/internal/wire"
 	"github.com/wsl2/wsl2/internal/wslconf"
 )
@@ -70,6 +73,7 @@ type distro struct {
 	name    string
 	// cgroup is where its processes are, if it has no pid namespace: in the VM's own root.
 	cgroup string
+	shares *shares.Mounter
 }
 
 // Run is the main function of a distro's init. It returns the exit status.
@@ -203,6 +207,7 @@ func (d *distro) enterRoot(m *wire.StartDistro) error {
 
 // listen serves sessions on the port.
 func (d *distro) listen(m *wire.StartDistro, port uint32, interop string) error {
+	d.share(m)
 	l, err := vsock.ListenContextID(unix.VMADDR_CID_ANY, port, nil)
 	if err != nil {
 		return fmt.Errorf("listen on vsock port %d: %w", port, err)
@@ -227,6 +232,7 @@ func (d *distro) listen(m *wire.StartDistro, port uint32, interop string) error 
 		OnQuiet:  perhapsIdle,
 		Interop:  interop,
 		StandIn:  func(id wire.SessionID) error { d.send(&wire.HostExec{Session: id}); return nil },
+		Shares:   d.shares,
 	})
 	go func() {
 		for range quiet {
@@ -241,6 +247,32 @@ func (d *distro) listen(m *wire.StartDistro, port uint32, interop string) error 
 		}
 	}()
 	return nil
+}
+
+// share makes the host's directories ready to be mounted, and tells the distro's
+// tools of them.
+func (d *distro) share(m *wire.StartDistro) {
+	if len(m.Shares) > 0 {
+		var table hostpath.Table
+		for _, s := range m.Shares {
+			table = append(table, hostpath.Share{Host: s.Host, Guest: s.Guest})
+		}
+		if err := os.WriteFile(hostpath.SharesFile, []byte(table.String()), 0o644); err != nil {
+			d.log.Errorf("%s: %v", d.name, err)
+		}
+	}
+	d.shares = shares.Start(shares.Config{
+		Shares: m.Shares,
+		Ask:    func(m *wire.MountShare) { d.send(m) },
+		Owner: func() (uid, gid uint32, err error) {
+			u, err := users.Lookup("/", m.User)
+			if err != nil {
+				return 0, 0, err
+			}
+			return u.UID, u.GID, nil
+		},
+		Logf: d.log.Errorf,
+	})
 }
 
 // interopDir is where sessions ask for programs of the host, "" if the distro
@@ -337,6 +369,7 @@ func (d *distro) serve(r io.Reader) int {
 func (d *distro) stop(m *wire.StopDistro) int {
 	d.srv.Close()
 	d.l.Close()
+	d.shares.Close()
 	if !d.rp.Empty() {
 		for _, sig := range []syscall.Signal{unix.SIGTERM, unix.SIGCONT} {
 			d.kill(sig)

@@ -210,6 +210,9 @@ func (v *vm) read(d *distroProc, answer chan<- *wire.Reply) {
 			v.send(&wire.DistroIdle{Name: d.name})
 		case *wire.HostExec:
 			v.send(&wire.HostExec{Session: m.Session, Distro: d.name})
+		case *wire.MountShare:
+			m.Distro = d.name
+			v.send(m)
 		default:
 			v.log.Errorf("distro %s: unexpected %v", d.name, m.Type())
 		}

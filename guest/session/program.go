@@ -44,6 +44,8 @@ type program struct {
 	path string // PATH of env
 	user *users.User
 	dirs []string // working directories, the wanted one first
+	// reach is called before a path is looked at (Shares).
+	reach func(path string)
 }
 
 // newProgram works out what to run. All of its errors are failures.
@@ -59,7 +61,10 @@ func newProgram(cfg *Config, m *wire.Start) (*program, error) {
 	case err != nil:
 		return nil, failf(wire.CodeInternal, "look up user %q: %v", m.User, err)
 	}
-	p := &program{user: user}
+	p := &program{user: user, reach: func(string) {}}
+	if cfg.Shares != nil {
+		p.reach = cfg.Shares.Reach
+	}
 	env := baseEnv(cfg, root, user, m.Streams&wire.StreamPTY != 0)
 	for _, kv := range m.Env {
 		k, _, ok := strings.Cut(kv, "=")
@@ -196,6 +201,7 @@ type starter func(path string, argv []string, dir string) error
 func (p *program) exec(start starter) (notice string, err error) {
 	var why error
 	for i, dir := range p.dirs {
+		p.reach(dir)
 		if reason := checkDir(dir); reason != nil {
 			if why == nil {
 				why = reason
@@ -265,6 +271,7 @@ var errMissingLoader = errors.New("its interpreter or loader is not there")
 
 // execFile starts one candidate. file is where init finds it, name what exec is given.
 func (p *program) execFile(file, name, dir string, start starter) error {
+	p.reach(file)
 	var st syscall.Stat_t
 	if err := syscall.Stat(file, &st); err != nil {
 		return err

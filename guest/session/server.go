@@ -53,11 +53,21 @@ type Config struct {
 	// turns host programs off. StandIn asks the service for one, in place of a client.
 	Interop string
 	StandIn func(wire.SessionID) error
+	// Shares, if set, has the host's directories.
+	Shares Shares
 	// OnQuiet, if set, is called when the last session has been served. It must
 	// not block.
 	OnQuiet func()
 	// Logf, if set, is told what clients cannot be told.
 	Logf func(format string, args ...any)
+}
+
+// Shares are directories of the host in the distro (package shares).
+type Shares interface {
+	// Deliver takes a RoleShare connection; false if nobody asked for it.
+	Deliver(net.Conn, wire.SessionID) bool
+	// Reach is told of a path before init looks at it for somebody.
+	Reach(path string)
 }
 
 // errClosing refuses sessions while the distro stops.
@@ -244,6 +254,13 @@ func (s *Server) handle(c conn) {
 		if err := s.join(c, hello); err != nil {
 			s.refuse(c, err)
 		}
+	case wire.RoleShare:
+		c.SetReadDeadline(time.Time{}) //nolint:errcheck // a dead connection shows at the next read
+		if s.cfg.Shares == nil || !s.cfg.Shares.Deliver(c, hello.Session) {
+			s.refuse(c, errors.New("nobody waits for this share"))
+		}
+	case wire.RoleFiles:
+		s.files(c)
 	default:
 		s.refuse(c, fmt.Errorf("%w: role %d on a distro's port", wire.ErrMalformed, hello.Role))
 	}

@@ -15,7 +15,7 @@ func (m *Hello) appendBody(b []byte) []byte {
 
 func (m *Hello) readBody(d *decoder) {
 	m.Version = d.checkVersion(true)
-	if m.Role = Role(d.atMost(d.u8(), uint8(RoleHost), "role")); m.Role == 0 {
+	if m.Role = Role(d.atMost(d.u8(), uint8(RoleFiles), "role")); m.Role == 0 {
 		d.fail("unknown role 0")
 	}
 	m.Session = d.session()
@@ -44,7 +44,12 @@ func (m *StartDistro) appendBody(b []byte) []byte {
 	b = appendString(b, m.Name)
 	b = appendU32(b, uint32(m.Slot))
 	b = appendString(b, m.Hostname)
-	return appendBool(appendBool(b, m.Checked), m.ReadOnly)
+	b = appendBool(appendBool(b, m.Checked), m.ReadOnly)
+	b = appendU32(b, uint32(len(m.Shares)))
+	for _, s := range m.Shares {
+		b = appendBool(appendString(appendString(b, s.Host), s.Guest), s.ReadOnly)
+	}
+	return appendString(b, m.User)
 }
 
 func (m *StartDistro) readBody(d *decoder) {
@@ -54,6 +59,10 @@ func (m *StartDistro) readBody(d *decoder) {
 	m.Hostname = d.string()
 	m.Checked = d.bool()
 	m.ReadOnly = d.bool()
+	for range d.length(9) {
+		m.Shares = append(m.Shares, Share{d.string(), d.string(), d.bool()})
+	}
+	m.User = d.string()
 }
 
 func (*StopDistro) Type() Type { return TypeStopDistro }
@@ -295,6 +304,21 @@ func (m *HostExec) readBody(d *decoder) {
 	m.Distro = d.string()
 }
 
+func (*MountShare) Type() Type { return TypeMountShare }
+
+func (m *MountShare) appendBody(b []byte) []byte {
+	b = appendString(append(b, m.Session[:]...), m.Guest)
+	return appendString(appendU32(appendU32(b, m.UID), m.GID), m.Distro)
+}
+
+func (m *MountShare) readBody(d *decoder) {
+	m.Session = d.session()
+	m.Guest = d.string()
+	m.UID = d.u32()
+	m.GID = d.u32()
+	m.Distro = d.string()
+}
+
 func (s WindowSize) append(b []byte) []byte { return appendU16(appendU16(b, s.Rows), s.Cols) }
 
 func (s *WindowSize) read(d *decoder) {
@@ -346,6 +370,8 @@ func (t Type) String() string {
 		return "Exited"
 	case TypeHostExec:
 		return "HostExec"
+	case TypeMountShare:
+		return "MountShare"
 	}
 	return fmt.Sprintf("Type(%d)", uint8(t))
 }

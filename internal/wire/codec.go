@@ -47,6 +47,7 @@ const (
 	TypeSignal       Type = 52
 	TypeExited       Type = 53
 	TypeHostExec     Type = 54
+	TypeMountShare   Type = 55
 )
 
 // newMessage returns an empty message of type t, or nil.
@@ -94,6 +95,8 @@ func newMessage(t Type) Message {
 		return new(Exited)
 	case TypeHostExec:
 		return new(HostExec)
+	case TypeMountShare:
+		return new(MountShare)
 	}
 	return nil
 }

@@ -20,6 +20,11 @@ const (
 	// RoleHost is the control connection of a host program's session (HostExec),
 	// in which the guest is the one that starts.
 	RoleHost
+	// RoleShare carries 9P2000.L for a MountShare: the launcher is the server.
+	RoleShare
+	// RoleFiles is followed by a Start, of which only User counts, and answered with Started
+	// or Failed; then it carries 9P2000.L: the distro is the server, with the user's rights.
+	RoleFiles
 )
 
 // Hello is the first message on every connection to a guest port.
@@ -54,6 +59,15 @@ type StartDistro struct {
 	Checked bool
 	// ReadOnly mounts it read-only, whatever is noted in it.
 	ReadOnly bool
+	// Shares are directories of the host, which User (see Start) owns in the distro.
+	Shares []Share
+	User   string
+}
+
+// Share is a directory of the host in a distro, absolute and clean on both sides.
+type Share struct {
+	Host, Guest string
+	ReadOnly    bool
 }
 
 // StartDistro.Slot of the system distro, and of the VM's own root.
@@ -278,6 +292,15 @@ const (
 	// carries its protocol (RFC draft-ietf-sshm-ssh-agent), both ways.
 	HostAgent
 )
+
+// MountShare asks for the share at Guest, whose files UID and GID are to own in the
+// distro. The launcher opens a RoleShare connection to the distro's session port.
+type MountShare struct {
+	Session  SessionID
+	Guest    string
+	UID, GID uint32
+	Distro   string // on the control channel
+}
 
 // Code is why something failed; the launcher maps it to an exit status and
 // advice, once.

@@ -31,6 +31,8 @@ import (
 	"fmt"
 	"io"
 	"path/filepath"
+
+	"github.com/wsl2/wsl2/internal/hostpath"
 )
 
 // Version is what wsl2 --version prints; set by the linker
@@ -107,6 +109,7 @@ type Opened struct {
 	// shell's command ("" is our own); then SetUpUID is to be the default user.
 	FirstRun        bool
 	SetUp, SetUpUID string
+	Shares          hostpath.Table // the host's directories in the distro
 }
 
 // Error is a failure that the user is told of.
@@ -400,6 +403,10 @@ func AppendOpened(b []byte, o *Opened) []byte {
 	b = appendBool(b, o.FirstRun)
 	b = appendString(b, o.SetUp)
 	b = appendString(b, o.SetUpUID)
+	b = binary.LittleEndian.AppendUint32(b, uint32(len(o.Shares)))
+	for _, s := range o.Shares {
+		b = appendString(appendString(b, s.Host), s.Guest)
+	}
 	binary.LittleEndian.PutUint32(b[start:], uint32(len(b)-start-4))
 	return b
 }
@@ -428,6 +435,9 @@ func DecodeOpened(body []byte) (Opened, error) {
 	d := decoder{b: body}
 	o := Opened{Distro: d.string(), VsockPath: d.string(), Port: d.u32(), DefaultUser: d.string(),
 		FirstRun: d.bool(), SetUp: d.string(), SetUpUID: d.string()}
+	for n := d.u32(); n > 0 && d.err == nil; n-- {
+		o.Shares = append(o.Shares, hostpath.Share{Host: d.string(), Guest: d.string()})
+	}
 	return o, d.end()
 }
 

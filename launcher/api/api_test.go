@@ -4,7 +4,10 @@ import (
 	"bytes"
 	"errors"
 	"io"
+	"reflect"
 	"testing"
+
+	"github.com/wsl2/wsl2/internal/hostpath"
 )
 
 func TestOpenRoundTrip(t *testing.T) {
@@ -24,12 +27,13 @@ func TestOpenRoundTrip(t *testing.T) {
 }
 
 func TestOpenedRoundTrip(t *testing.T) {
-	in := Opened{"debian", "/run/v", 1025, "me", true, "/setup --now", "1000"}
+	in := Opened{"debian", "/run/v", 1025, "me", true, "/setup --now", "1000",
+		hostpath.Table{{Host: "/home/me", Guest: "/mnt/host"}, {Host: "/srv", Guest: "/mnt/srv"}}}
 	kind, body, err := Read(bytes.NewReader(AppendOpened(nil, &in)))
 	if err != nil || kind != KindOpened {
 		t.Fatal(kind, err)
 	}
-	if got, err := DecodeOpened(body); err != nil || got != in {
+	if got, err := DecodeOpened(body); err != nil || !reflect.DeepEqual(got, in) {
 		t.Fatal(got, err)
 	}
 	for i := range body {

@@ -30,6 +30,20 @@ func guestEnv(std Stdio, tty bool, shares hostpath.Table) []string {
 	return append(env, wslenv.Select(std.Getenv("WSLENV"), std.Environ, wslenv.ToGuest, shares.ToGuest)...)
 }
 
+// callersDir is the distro's path of the caller's directory; "", the home, if it has
+// none. A shell at a terminal says so, for there it is seen that it is another.
+func (c *Client) callersDir(spec RunSpec, std Stdio, shares hostpath.Table) string {
+	dir, err := os.Getwd()
+	if err != nil {
+		return ""
+	}
+	guest, ok := shares.ToGuest(dir)
+	if !ok && interactive(spec, std) {
+		c.Notice(dir + " is not shared with the distro (see [shares] in wslconfig); the shell starts in the home")
+	}
+	return guest
+}
+
 // guestDir is the distro's path of a directory of the host.
 func guestDir(dir string, shares hostpath.Table) (string, error) {
 	abs, err := filepath.Abs(dir)

@@ -23,7 +23,9 @@ import (
 type RunSpec struct {
 	Open api.Open
 	User string // "" = the distro's default user
-	Cwd  string // "" or "~" = home, else absolute in the distro
+	// Cwd is absolute in the distro, or "~" for the home; "" is the caller's directory
+	// where that is shared with the distro, else the home.
+	Cwd string
 	// HostCwd says that Cwd is a path on the host, relative to the caller's directory.
 	HostCwd bool
 	Shell   wire.Shell
@@ -85,13 +87,16 @@ func (c *Client) run(spec RunSpec, std Stdio) (status int, err error) {
 	if start.User == "" {
 		start.User = opened.DefaultUser
 	}
-	if spec.HostCwd {
-		if start.Cwd, err = guestDir(spec.Cwd, nil); err != nil { // nothing is shared with a distro yet
+	switch {
+	case spec.HostCwd:
+		if start.Cwd, err = guestDir(spec.Cwd, opened.Shares); err != nil {
 			return StatusFailed, err
 		}
+	case spec.Cwd == "" && len(opened.Shares) > 0:
+		start.Cwd = c.callersDir(spec, std, opened.Shares)
 	}
 	run := console.Session{Peer: s, Stdio: console.Stdio{In: std.In, Out: std.Out, Err: std.Err}, AnswerWait: c.AnswerWait}
-	return run.Run(start, func(terminal bool) []string { return guestEnv(std, terminal, nil) })
+	return run.Run(start, func(terminal bool) []string { return guestEnv(std, terminal, opened.Shares) })
 }
 
 // Open opens one connection to the distro's session port.
@@ -118,7 +123,7 @@ func (s *session) Message(m wire.Message) bool {
 			Dial: func(role wire.Role, id wire.SessionID) (hostexec.Conn, error) {
 				return hostexec.Dial(s.opened.VsockPath, s.opened.Port, role, id)
 			},
-			Policy: s.policy, Environ: s.env, Dir: dir,
+			Policy: s.policy, Environ: s.env, Dir: dir, Shares: s.opened.Shares,
 		}
 	}
 	if host.Kind == wire.HostAgent {

@@ -7,6 +7,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/wsl2/wsl2/internal/wire"
 )
 
 func env(m map[string]string) func(string) string { return func(k string) string { return m[k] } }
@@ -202,6 +204,53 @@ func shortDir(t *testing.T) string {
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	return dir
+}
+
+// TestShares: what a distro sees of the host, by wslconfig's lines.
+func TestShares(t *testing.T) {
+	home := wire.Share{Host: "/home/me", Guest: "/mnt/host"}
+	data := wire.Share{Host: "/srv/my, data", Guest: "/mnt/data", ReadOnly: true}
+	for text, want := range map[string][]wire.Share{
+		"":                                 {home},
+		"[shares]\ndata=/srv/my, data, ro": {data, home},
+		"[shares]\nhost=none":              nil,
+		"[shares]\nhost=~/src/,rw":         {{Host: "/home/me/src", Guest: "/mnt/host"}},
+		"[shares]\nhost=~":                 {home},
+		"[Shares]\nhost=~, ro":             {{Host: "/home/me", Guest: "/mnt/host", ReadOnly: true}},
+		"[shares]\nisolated=true\n[shares.debian]\nisolated=false\nhost=~": nil,
+		"[shares.debian]\nisolated=true":                                   nil,
+		"[shares.other]\nisolated=true\ndata=/x":                           {home},
+		"[shares]\ndata=/x\n[shares.DEBIAN]\ndata=/srv/my, data, ro":       {data, home},
+		"[shares.debian]\ndata=/srv/my, data, ro\n[shares]\ndata=/x":       {data, home},
+		"[shares]\ndata=/x\n[shares.debian]\ndata=none\nhost=none":         nil,
+	} {
+		h := Host{Home: "/home/me"}
+		s := Defaults(h)
+		if w := s.parse(text, "f", h); len(w) != 0 {
+			t.Errorf("%q: warnings %q", text, w)
+		}
+		if got := s.Shares.Of("Debian"); !reflect.DeepEqual(got, want) {
+			t.Errorf("%q: %+v, want %+v", text, got, want)
+		}
+	}
+	for text, want := range map[string]string{
+		"[shares]\ndata=srv":      "absolute path",
+		"[shares]\na/b=/srv":      "Not a directory's name",
+		"[shares]\n..=/srv":       "Not a directory's name",
+		"[shares]\ndata=~other/x": "absolute path",
+	} {
+		s := Defaults(Host{Home: "/home/me"})
+		if w := s.parse(text, "f", Host{}); len(w) != 1 || !strings.Contains(w[0], want) || len(s.Shares.Of("debian")) != 1 {
+			t.Errorf("%q: warnings %q, shares %+v", text, w, s.Shares)
+		}
+	}
+	s := Defaults(Host{Home: "/home/me"})
+	if w := s.parse("[shares]\nisolated=perhaps", "f", Host{}); len(w) != 1 || s.Shares.Of("debian") != nil {
+		t.Errorf("%q, %+v", w, s.Shares)
+	}
+	if got := Defaults(Host{}).Shares.Of("debian"); got != nil {
+		t.Errorf("without a home: %+v", got)
+	}
 }
 
 // What is suggested is what is known.

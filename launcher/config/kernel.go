@@ -51,6 +51,9 @@ func FindVerbs() (string, error) { return find("wsl2-verbs", "wsl2-verbs") }
 // FindFetch returns wsl2-fetch, which came with wsl2.
 func FindFetch() (string, error) { return find("wsl2-fetch", "wsl2-fetch") }
 
+// FindFiles returns wsl2-files, which came with wsl2.
+func FindFiles() (string, error) { return find("wsl2-files", "wsl2-files") }
+
 // find looks beside the executable, in ../lib/wsl2 as seen from there, and
 // in /usr/lib/wsl2.
 func find(what, name string) (string, error) {

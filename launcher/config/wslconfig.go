@@ -36,7 +36,8 @@ type Settings struct {
 	HostPrograms []string
 	SSHAgent     bool // distros may use the caller's SSH agent
 	// OwnVM are the distros, by folded name, that have a VM of their own.
-	OwnVM map[string]bool
+	OwnVM  map[string]bool
+	Shares Shares
 }
 
 // Limits of what a VM can be asked for.
@@ -52,11 +53,12 @@ const (
 type Host struct {
 	MemoryBytes uint64
 	CPUs        int
+	Home        string // the user's directory
 }
 
 // ThisHost asks the kernel.
 func ThisHost() Host {
-	return Host{MemoryBytes: totalMemory(), CPUs: runtime.NumCPU()}
+	return Host{MemoryBytes: totalMemory(), CPUs: runtime.NumCPU(), Home: os.Getenv("HOME")}
 }
 
 // Defaults for a host: half of its memory up to 8 GiB, which costs nothing
@@ -74,6 +76,7 @@ func Defaults(h Host) Settings {
 		Interop:             true,
 		HostPrograms:        []string{"*"},
 		SSHAgent:            true,
+		Shares:              defaultShares(h.Home),
 	}
 }
 
@@ -102,6 +105,12 @@ func (s *Settings) parse(text, path string, h Host) (warnings []string) {
 		if name, ok := distroOf(e); ok {
 			if msg := s.setDistro(name, e); msg != "" {
 				warn(e.Line, msg)
+			}
+			continue
+		}
+		if distro, ok := isShare(e); ok {
+			if msg := s.Shares.set(distro, e, h.Home); msg != "" {
+				warn(e.Line, fmt.Sprintf("%s '%s' for key '%s'", msg, e.Value, e.Key))
 			}
 			continue
 		}

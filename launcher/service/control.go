@@ -171,6 +171,8 @@ func (c *control) handle(m wire.Message) error {
 		c.req.DistroIdle(m.Name)
 	case *wire.HostExec:
 		c.req.HostExec(m.Distro, m.Session)
+	case *wire.MountShare:
+		c.req.MountShare(m)
 	default:
 		return fmt.Errorf("unexpected %v", m.Type())
 	}

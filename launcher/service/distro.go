@@ -35,6 +35,9 @@ type distro struct {
 	readOnly string           // why its disk is mounted read-only, told to everybody; immutable once up is closed
 	exited   *string          // how its init ended before the start was over, nil if it did not
 	hosts    *hostexec.Runner // nil until the guest asks
+	shares   []wire.Share     // set before it is up
+	// shareServers are the processes that serve them.
+	shareServers int
 }
 
 // diskNotice tells what the guest only knows as an I/O error.
@@ -157,7 +160,8 @@ func (m *Manager) startOn(d *distro, options api.VMOptions) error {
 		slot = d.slot
 	}
 	asked = true
-	request := wire.StartDistro{Name: d.spec.Name, Slot: int32(slot), Hostname: hostname()}
+	d.shares = v.settings.Shares.Of(d.spec.Name)
+	request := wire.StartDistro{Name: d.spec.Name, Slot: int32(slot), Hostname: hostname(), Shares: d.shares, User: d.spec.User}
 	d.port, err = v.machine.StartDistro(ctx, request)
 	var refused *GuestError
 	if errors.As(err, &refused) && slot >= 0 && (refused.Code == wire.CodeUnchecked || refused.Code == wire.CodeDisk) {

@@ -29,7 +29,7 @@ func (m *Manager) hostExec(v *vm, name string, id wire.SessionID) {
 			Dial: func(role wire.Role, id wire.SessionID) (hostexec.Conn, error) {
 				return hostexec.Dial(path, port, role, id)
 			},
-			Policy: func() hostexec.Policy { s, _ := m.settings(); return hostexec.PolicyOf(s) }, Environ: os.Environ(), Dir: dir,
+			Policy: func() hostexec.Policy { s, _ := m.settings(); return hostexec.PolicyOf(s) }, Environ: os.Environ(), Dir: dir, Shares: shareTable(d.shares),
 			Logf: func(format string, a ...any) { m.log.Info(fmt.Sprintf(format, a...), "distro", d.spec.Name) },
 		}
 	}

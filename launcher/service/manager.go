@@ -7,8 +7,10 @@ import (
 	"sync"
 	"time"
 
+	"github.com/wsl2/wsl2/internal/hostpath"
 	"github.com/wsl2/wsl2/launcher/api"
 	"github.com/wsl2/wsl2/launcher/config"
+	"github.com/wsl2/wsl2/launcher/share"
 )
 
 // stopGrace is what processes get between SIGTERM and SIGKILL; killAfter bounds
@@ -28,6 +30,8 @@ type Manager struct {
 	boot     BootFunc
 	settings func() (config.Settings, []string) // reads wslconfig, with its warnings
 	log      *slog.Logger
+	// serveShare serves a share until its distro gives it up; share.Run but for tests.
+	serveShare func(share.Spec) error
 	// onIdle is called with mu held when neither VM nor distros are left; it
 	// must not block or call back.
 	onIdle func()
@@ -47,6 +51,7 @@ type Manager struct {
 type DistroSpec struct {
 	Name string
 	Disk string // "" for the system distro and the debug shell
+	User string // the default user, whose the host's directories are in the distro
 }
 
 func (s DistroSpec) key() string { return strings.ToLower(s.Name) }
@@ -64,6 +69,7 @@ type Lease struct {
 type Session struct {
 	VsockPath string
 	Port      uint32
+	Shares    hostpath.Table
 	// Notices are for the user whose command started the VM.
 	Notices []string
 }
@@ -71,7 +77,7 @@ type Session struct {
 // NewManager returns a Manager without a VM. settings is called at each start
 // of a VM.
 func NewManager(boot BootFunc, settings func() (config.Settings, []string), log *slog.Logger, onIdle func()) *Manager {
-	return &Manager{boot: boot, settings: settings, log: log, onIdle: onIdle, distros: map[string]*distro{}, locks: &locks{byName: map[string]lock{}}}
+	return &Manager{boot: boot, settings: settings, log: log, serveShare: share.Run, onIdle: onIdle, distros: map[string]*distro{}, locks: &locks{byName: map[string]lock{}}}
 }
 
 // errClosing says that the Manager starts nothing any more: the next service does.
@@ -146,7 +152,7 @@ func (m *Manager) Open(ctx context.Context, spec DistroSpec, options api.VMOptio
 		if d.err != nil {
 			return nil, Session{}, d.err
 		}
-		s := Session{VsockPath: d.vm.machine.Info().VsockPath, Port: d.port}
+		s := Session{VsockPath: d.vm.machine.Info().VsockPath, Port: d.port, Shares: shareTable(d.shares)}
 		if starter {
 			s.Notices = append(m.startNotices(d.vm), d.repaired...)
 		}

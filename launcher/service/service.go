@@ -428,7 +428,7 @@ func (s *Service) open(p *peer, o api.Open) {
 	for _, n := range session.Notices {
 		p.notice(n)
 	}
-	opened := api.Opened{Distro: spec.Name, VsockPath: session.VsockPath, Port: session.Port, DefaultUser: d.DefaultUser}
+	opened := api.Opened{Distro: spec.Name, VsockPath: session.VsockPath, Port: session.Port, DefaultUser: d.DefaultUser, Shares: session.Shares}
 	if f := d.FirstRun; f != nil {
 		opened.FirstRun, opened.SetUp, opened.SetUpUID = true, f.Command, f.UID
 	}
@@ -468,7 +468,7 @@ func (s *Service) resolve(o api.Open) (*Manager, DistroSpec, registry.Distro, er
 	if _, err := os.Stat(d.Disk); err != nil {
 		return fail(api.Errorf(api.CodeFailed, "put it back, or give the distro up: wsl2 --unregister "+d.Name, "the disk of %s is missing: %v", d.Name, err))
 	}
-	return s.managerOf(d), DistroSpec{Name: d.Name, Disk: d.Disk}, d, nil
+	return s.managerOf(d), DistroSpec{Name: d.Name, Disk: d.Disk, User: d.DefaultUser}, d, nil
 }
 
 func notFound(name string) error {

@@ -63,6 +63,8 @@ type BootRequest struct {
 	DistroIdle   func(name string)
 	// HostExec asks for a program of the host, for a process whose client is gone.
 	HostExec func(distro string, id wire.SessionID)
+	// MountShare asks for a directory of the host.
+	MountShare func(*wire.MountShare)
 	// DiskError is told that the host could not read or write a disk's file.
 	DiskError func(slot int, err error)
 }
@@ -235,6 +237,7 @@ func (m *Manager) bootVM(v *vm) {
 		DistroIdle:   func(name string) { m.distroIdle(v, name) },
 		DiskError:    func(slot int, err error) { m.diskError(v, slot, err) },
 		HostExec:     func(name string, id wire.SessionID) { m.hostExec(v, name, id) },
+		MountShare:   func(r *wire.MountShare) { m.mountShare(v, r) },
 	})
 	if err == nil {
 		warnings = append(warnings, m.remount(ctx, machine, v.slots)...)

@@ -147,7 +147,8 @@ type proxy struct {
 	noHelp error // why there is no helper; set by helper
 }
 
-// command is `wsl2 args...` in the distro, as the connection's user.
+// command is `wsl2 args...` in the distro, as the connection's user, in its home: where
+// ssh was called from is nobody's business there.
 func (p *proxy) command(args ...string) *exec.Cmd {
 	var line []string
 	if p.cfg.Distro != "" {
@@ -156,6 +157,7 @@ func (p *proxy) command(args ...string) *exec.Cmd {
 	if p.user != DefaultUser {
 		line = append(line, "-u", p.user)
 	}
+	line = append(line, "--cd", "~")
 	return exec.Command(p.cfg.Wsl2, append(line, args...)...)
 }
 

@@ -73,7 +73,7 @@ func newSession(t *testing.T, c *ssh.Client) *ssh.Session {
 // TestCommand: each channel is one wsl2, whose arguments, streams and status are
 // what was asked.
 func TestCommand(t *testing.T) {
-	c := dial(t, "alice", `echo "$# $1 $2 $3 $4 $5 [$6] $LANG $WSLENV"; cat; echo err >&2; exit 7`)
+	c := dial(t, "alice", `echo "$# $1 $2 $3 $4 $5 $6 $7 [$8] $LANG $WSLENV"; cat; echo err >&2; exit 7`)
 	s := newSession(t, c)
 	var out, errOut bytes.Buffer
 	s.Stdin, s.Stdout, s.Stderr = strings.NewReader("input"), &out, &errOut
@@ -85,7 +85,7 @@ func TestCommand(t *testing.T) {
 	if err := s.Run("a 'b  c' $d"); !errors.As(err, &exit) || exit.ExitStatus() != 7 {
 		t.Errorf("%v", err)
 	}
-	if want := "6 -d debian -u alice -- [a 'b  c' $d] de_DE.UTF-8 X:LANG/u\ninput"; out.String() != want {
+	if want := "8 -d debian -u alice --cd ~ -- [a 'b  c' $d] de_DE.UTF-8 X:LANG/u\ninput"; out.String() != want {
 		t.Errorf("%q, want %q", out.String(), want)
 	}
 	if errOut.String() != "err\n" {
@@ -122,7 +122,7 @@ func TestShell(t *testing.T) {
 			all = append(all, b...)
 		}
 	}
-	expect("-d debian xterm-test\r\n11 22\r\n")
+	expect("-d debian --cd ~ xterm-test\r\n11 22\r\n")
 	if err := s.WindowChange(33, 44); err != nil {
 		t.Fatal(err)
 	}

@@ -43,12 +43,12 @@ func Parse(args []string) (*Invocation, error) {
 			return v.parse(args[1:], api.VMOptions{})
 		}
 	}
-	spec := &client.RunSpec{Cwd: "~", Shell: wire.ShellLogin}
+	spec := &client.RunSpec{Shell: wire.ShellLogin}
 	shellType := ""
 	seen := map[string]bool{}
 	rest := args
 	if len(rest) > 0 && rest[0] == "~" {
-		rest = rest[1:]
+		spec.Cwd, rest = "~", rest[1:]
 	}
 	for len(rest) > 0 && strings.HasPrefix(rest[0], "-") {
 		word := rest[0]
@@ -188,7 +188,7 @@ var RunOptions = []RunOption{
 		return nil
 	}},
 	{Names: []string{"-u", "--user"}, Value: "USER", Help: "the user, by name or number", set: func(s *client.RunSpec, _ *string, v string) error { s.User = v; return nil }},
-	{Names: []string{"--cd"}, Value: "DIR", Help: "the directory: absolute in the distro, ~, or\nrelative to the caller's", set: func(s *client.RunSpec, _ *string, v string) error {
+	{Names: []string{"--cd"}, Value: "DIR", Help: "the directory: absolute in the distro, ~, or\nrelative to the caller's;\nwithout: the caller's if it is shared, else ~", set: func(s *client.RunSpec, _ *string, v string) error {
 		switch {
 		case v == "":
 			return Usagef("--cd needs a directory")

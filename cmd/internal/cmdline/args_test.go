@@ -25,27 +25,28 @@ func words(line string) []string {
 }
 
 func TestParseRun(t *testing.T) {
-	login := client.RunSpec{Cwd: "~", Shell: wire.ShellLogin}
+	login := client.RunSpec{Shell: wire.ShellLogin}
 	shell := func(s string) client.RunSpec {
-		return client.RunSpec{Cwd: "~", Shell: wire.ShellStandard, Argv: []string{s}}
+		return client.RunSpec{Shell: wire.ShellStandard, Argv: []string{s}}
 	}
-	exec := func(a ...string) client.RunSpec { return client.RunSpec{Cwd: "~", Shell: wire.ShellNone, Argv: a} }
+	home := func(s client.RunSpec) client.RunSpec { s.Cwd = "~"; return s }
+	exec := func(a ...string) client.RunSpec { return client.RunSpec{Shell: wire.ShellNone, Argv: a} }
 	with := func(s client.RunSpec, f func(*client.RunSpec)) client.RunSpec { f(&s); return s }
 	debian := func(s client.RunSpec) client.RunSpec { s.Open.Distro = "debian"; return s }
 
 	for line, want := range map[string]client.RunSpec{
 		"":                                     login,
-		"~":                                    login,
+		"~":                                    home(login),
 		"--":                                   login,
 		"-d debian":                            debian(login),
-		"~ -d debian":                          debian(login),
+		"~ -d debian":                          home(debian(login)),
 		"--distribution debian":                debian(login),
 		"--distribution=debian":                debian(login),
 		"-d debian --":                         debian(login),
 		"-d debian -u me":                      with(debian(login), func(s *client.RunSpec) { s.User = "me" }),
 		"--user=0 -d debian":                   with(debian(login), func(s *client.RunSpec) { s.User = "0" }),
 		"--cd /srv":                            with(login, func(s *client.RunSpec) { s.Cwd = "/srv" }),
-		"--cd ~":                               login,
+		"--cd ~":                               home(login),
 		"--cd=/a=b":                            with(login, func(s *client.RunSpec) { s.Cwd = "/a=b" }),
 		"--system":                             with(login, func(s *client.RunSpec) { s.Open.System = true }),
 		"--debug-shell":                        with(login, func(s *client.RunSpec) { s.Open.DebugShell = true }),
@@ -78,10 +79,10 @@ func TestParseRun(t *testing.T) {
 		"--shell-type=none echo a '' b":        exec("echo", "a", "", "b"),
 		"--shell-type none -- echo -n":         exec("echo", "-n"),
 		"echo --generate-bash-completion":      shell("echo --generate-bash-completion"),
-		"~ ls ~":                               shell("ls '~'"),
-		"~ ~":                                  shell("~"),
-		"~ -- ~":                               shell("~"),
-		"~ -e ls":                              exec("ls"),
+		"~ ls ~":                               home(shell("ls '~'")),
+		"~ ~":                                  home(shell("~")),
+		"~ -- ~":                               home(shell("~")),
+		"~ -e ls":                              home(exec("ls")),
 		"~ --cd /srv":                          with(login, func(s *client.RunSpec) { s.Cwd = "/srv" }),
 		"-d debian ~":                          debian(shell("~")), // leading means first
 		"--cd . ls":                            with(shell("ls"), func(s *client.RunSpec) { s.Cwd, s.HostCwd = ".", true }),

@@ -1,5 +1,7 @@
 package cmdline
 
+import "math"
+
 // Verbs that are processes of wsl2 itself, which it starts.
 const (
 	Service = "service"
@@ -70,6 +72,10 @@ var Verbs = []Verb{
 	{Long: "--update", Help: "how to bring wsl2 up to date"},
 	{Long: "--uninstall", Help: "delete all distros and what wsl2 keeps\n(asks first)", Options: []Option{
 		{Long: "yes", Short: "y", Help: "do not ask"},
+	}},
+	{Long: "cp", Args: "SRC... DST", Min: 2, Max: math.MaxInt, Help: "copy files and directories to, from and\nbetween distros: debian:/etc/hosts .", Options: []Option{
+		{Long: "user", Short: "u", Value: "USER", Help: "with the rights of USER in the distros"},
+		{Long: "archive", Short: "a", Help: "keep owners, set-id bits and devices (-u root)"},
 	}},
 	{Long: "doctor", Help: "check what wsl2 needs on this host", Options: []Option{
 		{Long: "kvm", Help: "only whether KVM is usable, as exit status"},

@@ -1,0 +1,39 @@
+// Command wsl2-files moves files between the host and distros over 9P. It is an executable
+// of its own so that no command pays for the protocol.
+//
+//	wsl2-files share ...   serves a directory of the host to a distro (package share/server)
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/wsl2/wsl2/launcher/share"
+	"github.com/wsl2/wsl2/launcher/share/server"
+)
+
+func main() {
+	if err := run(os.Args[1:]); err != nil {
+		fmt.Fprintf(os.Stderr, "wsl2-files: %v\n", err)
+		os.Exit(125)
+	}
+}
+
+func run(args []string) error {
+	if len(args) > 0 && args[0] == "share" {
+		spec, err := share.Parse(args[1:])
+		if err != nil {
+			return err
+		}
+		// ^C in the terminal whose command started the service is not for what it serves.
+		signal.Ignore(syscall.SIGHUP, syscall.SIGINT)
+		ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
+		defer stop()
+		return server.Serve(ctx, spec, func(format string, args ...any) { fmt.Fprintf(os.Stderr, "wsl2-files: "+format+"\n", args...) })
+	}
+	return errors.New("this is a part of wsl2; see `wsl2 --help`")
+}

@@ -1,0 +1,176 @@
+//go:build e2e
+
+package main_test
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/wsl2/wsl2/internal/testsys"
+)
+
+// in runs a script in the small distro, called from a directory of the host.
+func in(h *testsys.Host, dir string, words ...string) testsys.Result {
+	h.TB.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), testsys.Deadline)
+	defer cancel()
+	cmd := h.Cmd(ctx, append([]string{"-d", "small"}, words...)...)
+	cmd.Dir = dir
+	return h.Finish(ctx, cmd)
+}
+
+// TestShare is the user's home in a distro: both sides see the same files, and the
+// caller's directory is the program's.
+func TestShare(t *testing.T) {
+	h := newHost(t)
+	home := h.Path("home")
+	project := filepath.Join(home, "a project")
+	testsys.Must(t, os.MkdirAll(project, 0o755))
+	script := func(text string) string {
+		t.Helper()
+		r := in(h, project, "-e", "sh", "-c", text)
+		h.Want(r, 0)
+		return r.Stdout
+	}
+	// Before anything else: the directory is there for the first program.
+	if out := script("pwd"); out != "/mnt/host/a project\n" {
+		t.Errorf("started in %q", out)
+	}
+	testsys.Must(t, os.WriteFile(project+"/of the host", []byte("host\n"), 0o640))
+	if out := script("cat 'of the host'; stat -c '%a %u %g' 'of the host'; echo guest >'of the guest'; chmod 600 'of the guest'"); out != "host\n640 0 0\n" {
+		t.Errorf("the guest sees %q", out)
+	}
+	st, err := os.Stat(project + "/of the guest")
+	if err != nil || st.Mode() != 0o600 || st.Size() != 6 {
+		t.Errorf("the guest's file on the host: %v, %v", st, err)
+	}
+	// What changes on the host shows at once, also in what the guest has seen before.
+	testsys.Must(t, os.WriteFile(project+"/of the host", []byte("changed\n"), 0o640))
+	testsys.Must(t, os.Remove(project+"/of the guest"))
+	if out := script("cat *"); out != "changed\n" {
+		t.Errorf("after a change: %q", out)
+	}
+	// Names, links, times, holes, files that are open and gone.
+	if out := script(`set -e
+mkdir -p d/e; ln -s ../d/e l; readlink l; mv d D; ls
+: >D/f; ln D/f D/g; stat -c %h D/f; rm D/f; stat -c %h D/g
+exec 3<>open; echo kept >&3; rm open; cat /proc/self/fd/3; exec 3>&-
+mkfifo p; (echo through >p &); cat p
+touch -d @7000000000 t; stat -c %Y t
+dd if=/dev/zero of=hole bs=1 count=1 seek=5000000000 2>/dev/null; stat -c %s hole; test $(stat -c %b hole) -lt 100
+echo a >app; echo b >>app; cat app
+chmod u+s app; stat -c %a app
+rm -r D l p t hole app`); out != "../d/e\nD\nl\nof the host\n2\n1\nkept\nthrough\n7000000000\n5000000001\na\nb\n644\n" {
+		t.Errorf("%q", out)
+	}
+	h.Want(in(h, project, "-e", "sh", "-c", "mknod null c 1 3"), 1, "not permitted")
+
+	// Paths on both sides.
+	if out := script("wslpath -aw . && wslpath -u '" + project + "/x'"); out != project+"\n/mnt/host/a project/x\n" {
+		t.Errorf("wslpath: %q", out)
+	}
+	h.Setenv("WHERE", project)
+	h.Setenv("WSLENV", "WHERE/p")
+	if out := script("echo $WHERE; host-exec pwd"); out != "/mnt/host/a project\n"+project+"\n" {
+		t.Errorf("WSLENV and a host program's directory: %q", out)
+	}
+	for dir, want := range map[string]string{home: "/mnt/host\n", h.Dir: "/root\n", "/": "/root\n"} {
+		if r := in(h, dir, "-e", "pwd"); r.Stdout != want || r.Stderr != "" {
+			t.Errorf("from %s: %v, want %q", dir, r, want)
+		}
+	}
+	if r := in(h, home, "--cd", "a project", "-e", "pwd"); r.Stdout != "/mnt/host/a project\n" {
+		t.Errorf("--cd: %v", r)
+	}
+	if r := in(h, project, "--cd", "~", "-e", "pwd"); r.Stdout != "/root\n" {
+		t.Errorf("--cd ~: %v", r)
+	}
+	// The home is the default user's, whoever that is.
+	h.OK("--manage", "small", "--set-default-user", "alice")
+	h.OK("--shutdown")
+	if out := script("id -un; stat -c %U .; echo alice >hers; cat hers"); out != "alice\nalice\nalice\n" {
+		t.Errorf("alice: %q", out)
+	}
+}
+
+// TestShareSettings: what wslconfig shares is there, what it does not is not.
+func TestShareSettings(t *testing.T) {
+	h := newHost(t)
+	data := h.Path("some data")
+	testsys.Must(t, os.MkdirAll(data, 0o755))
+	testsys.Must(t, os.WriteFile(data+"/f", []byte("data\n"), 0o644))
+	testsys.Must(t, os.Symlink(h.Path("home"), data+"/out"))
+	testsys.Must(t, os.WriteFile(h.Path("home", "secret"), nil, 0o644))
+	config := func(lines ...string) {
+		t.Helper()
+		h.OK("--shutdown")
+		h.Config(lines...)
+	}
+	config("[shares]", "host = none", "data = "+data+", ro", "gone = /nosuchdir")
+	r := in(h, data, "-e", "sh", "-c", "pwd; cat f; ls /mnt; echo x >f; ls out/; ls /mnt/gone")
+	h.Want(r, 1, "Read-only file system", "out/", "/mnt/gone")
+	if r.Stdout != "/mnt/data\ndata\ndata\ngone\n" {
+		t.Errorf("%v", r)
+	}
+	config("[shares]", "data = "+data, "[shares.Small]", "isolated = true")
+	r = in(h, data, "-e", "sh", "-c", "pwd; cat /proc/mounts; ls /mnt/host /run/wsl2/shares")
+	h.Want(r, 1)
+	if !strings.HasPrefix(r.Stdout, "/root\n") || strings.Contains(r.Stdout, "autofs") || strings.Contains(r.Stdout, " 9p ") {
+		t.Errorf("an isolated distro: %v", r)
+	}
+}
+
+// TestShareServerDies: a share whose server is killed fails, says so, and is there
+// again for the next command.
+func TestShareServerDies(t *testing.T) {
+	h := newHost(t)
+	home := h.Path("home")
+	testsys.Must(t, os.WriteFile(home+"/f", []byte("x\n"), 0o644))
+	live := h.Start("-d", "small", "--cd", "/", "-e", "sh", "-c", "cat /mnt/host/f; read line; cat /mnt/host/f; echo $?")
+	live.Expect("x\n")
+	h.Process("share").Kill(t)
+	io.WriteString(live.Stdin, "go on\n")
+	live.Expect("1\n")
+	live.Wait()
+	if r := in(h, home, "-e", "cat", "f"); r.Stdout != "x\n" {
+		t.Errorf("afterwards: %v", r)
+	}
+}
+
+// TestCopy is `wsl2 cp`, with the rights of the user it is for.
+func TestCopy(t *testing.T) {
+	h := newHost(t)
+	dir := h.Path("files")
+	testsys.Must(t, os.MkdirAll(dir+"/sub", 0o755))
+	data := testsys.PatternBytes(t, 3<<20)
+	testsys.Must(t, os.WriteFile(dir+"/sub/data", data, 0o640))
+	testsys.Must(t, os.Symlink("data", dir+"/sub/link"))
+	h.OK("cp", dir+"/sub", "small:/srv")
+	if out := h.OK("-d", "small", "-e", "sh", "-c", "cd /srv/sub && sha256sum <data && stat -c '%a %u' data && readlink link"); out != fmt.Sprintf("%x  -\n640 0\ndata\n", sha256.Sum256(data)) {
+		t.Errorf("in the distro: %q", out)
+	}
+	h.OK("cp", "small:/srv/sub/link", "small:/etc/passwd", dir)
+	if got, err := os.ReadFile(dir + "/link"); err != nil || !bytes.Equal(got, data) {
+		t.Errorf("back on the host: %d bytes, %v", len(got), err)
+	}
+	if got, err := os.ReadFile(dir + "/passwd"); err != nil || !strings.HasPrefix(string(got), "root:") {
+		t.Errorf("%q, %v", got, err)
+	}
+	// Alice may write in her home, and only there.
+	h.OK("cp", "-u", "alice", dir+"/sub", "small:/home/alice/mine")
+	if out := h.OK("-d", "small", "-e", "stat", "-c", "%U", "/home/alice/mine/data"); out != "alice\n" {
+		t.Errorf("the owner is %q", out)
+	}
+	h.Refused(h.Run("cp", "-u", "alice", dir+"/passwd", "small:/etc/passwd"), "permission denied")
+	h.Refused(h.Run("cp", "-u", "alice", "small:/root", dir), "permission denied")
+	h.Refused(h.Run("cp", "-u", "nobody-here", "small:/etc/passwd", dir), "nobody-here")
+	h.Refused(h.Run("cp", "small:/no/such", dir), "/no/such", "no such file")
+	h.Refused(h.Run("cp", "nosuch:/etc/passwd", dir), "nosuch")
+}

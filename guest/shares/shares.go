@@ -1,0 +1,260 @@
+// Package shares mounts directories of the host in a distro, each when it is first used.
+//
+// A share costs a distro's start no more than a trap: a mount of the kernel's autofs,
+// direct, on the share's mount point. Whoever first looks behind it is made to wait by
+// the kernel, which writes to the trap's pipe; then the launcher is asked for the
+// connection (wire.MountShare), and v9fs is mounted on it, over the trap. Nobody finds an
+// empty directory, and who does not look pays nothing.
+//
+// The distro's init itself, the trap's daemon, is not made to wait by the kernel: it
+// calls Reach before it looks at a path for somebody.
+package shares
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/wsl2/wsl2/internal/wire"
+)
+
+// mountTimeout bounds the wait for the launcher's connection. It starts a process for it.
+const mountTimeout = 30 * time.Second
+
+// Config of a Mounter.
+type Config struct {
+	Shares []wire.Share
+	// Ask sends the request to the launcher.
+	Ask func(*wire.MountShare)
+	// Owner is who owns the files of a share in the distro.
+	Owner func() (uid, gid uint32, err error)
+	Logf  func(format string, args ...any)
+}
+
+// Mounter owns the traps of a distro.
+type Mounter struct {
+	cfg   Config
+	traps []*trap // immutable
+
+	mu      sync.Mutex
+	waiting map[wire.SessionID]chan<- net.Conn // guarded by mu
+}
+
+// trap is the autofs mount of one share.
+type trap struct {
+	share wire.Share
+	pipe  *os.File // the kernel's requests; read by serve only
+	root  int      // the trap's own root, for the answers
+
+	mu sync.Mutex // one mounts at a time
+}
+
+// Start sets the traps. One that cannot be set is logged: the distro has to start without it.
+func Start(cfg Config) *Mounter {
+	m := &Mounter{cfg: cfg, waiting: map[wire.SessionID]chan<- net.Conn{}}
+	for _, s := range cfg.Shares {
+		t, err := set(s)
+		if err != nil {
+			cfg.Logf("share %s: %v", s.Guest, err)
+			continue
+		}
+		m.traps = append(m.traps, t)
+		go m.serve(t)
+	}
+	return m
+}
+
+// Close takes the traps away: who looks behind one of them finds nothing. What is
+// mounted stays, and goes with the distro's mount namespace.
+func (m *Mounter) Close() {
+	for _, t := range m.traps {
+		t.pipe.Close() // ends serve, and the kernel then answers by itself
+	}
+}
+
+// set mounts a trap.
+func set(s wire.Share) (*trap, error) {
+	var fds [2]int
+	if err := unix.Pipe2(fds[:], unix.O_CLOEXEC); err != nil {
+		return nil, fmt.Errorf("make a pipe: %w", err)
+	}
+	defer unix.Close(fds[1]) // the kernel has its own
+	options := fmt.Sprintf("fd=%d,minproto=5,maxproto=5,direct", fds[1])
+	err := unix.Mount("wsl2", s.Guest, "autofs", 0, options)
+	if err == unix.ENOENT {
+		if err = os.MkdirAll(s.Guest, 0o755); err == nil {
+			err = unix.Mount("wsl2", s.Guest, "autofs", 0, options)
+		}
+	}
+	if err != nil {
+		unix.Close(fds[0])
+		return nil, fmt.Errorf("mount autofs: %w", err)
+	}
+	root, err := unix.Open(s.Guest, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		unix.Close(fds[0])
+		unix.Unmount(s.Guest, unix.MNT_DETACH)
+		return nil, fmt.Errorf("open it: %w", err)
+	}
+	unix.SetNonblock(fds[0], true) //nolint:errcheck // it cannot fail on a pipe
+	return &trap{share: s, pipe: os.NewFile(uintptr(fds[0]), "autofs"), root: root}, nil
+}
+
+// What the kernel writes, and how it is answered (include/uapi/linux/auto_fs.h):
+// struct autofs_v5_packet, in one write each.
+const (
+	packetSize    = 304
+	packetType    = 4
+	packetToken   = 8
+	missingDirect = 5 // autofs_ptype_missing_direct
+
+	iocReady = 0x9360 // AUTOFS_IOC_READY
+	iocFail  = 0x9361 // AUTOFS_IOC_FAIL
+)
+
+// serve answers the kernel until the trap's pipe is closed.
+func (m *Mounter) serve(t *trap) {
+	defer unix.Close(t.root)
+	packet := make([]byte, packetSize)
+	for {
+		n, err := t.pipe.Read(packet)
+		if err != nil {
+			if !errors.Is(err, os.ErrClosed) {
+				m.cfg.Logf("share %s: %v", t.share.Guest, err)
+			}
+			return
+		}
+		if n < packetToken+4 || binary.NativeEndian.Uint32(packet[packetType:]) != missingDirect {
+			continue // expiry is never asked for
+		}
+		answer := uint(iocReady)
+		if err := m.mount(t); err != nil {
+			m.cfg.Logf("share %s: %v", t.share.Guest, err)
+			answer = iocFail
+		}
+		token := int(binary.NativeEndian.Uint32(packet[packetToken:]))
+		if err := unix.IoctlSetInt(t.root, answer, token); err != nil {
+			m.cfg.Logf("share %s: answer autofs: %v", t.share.Guest, err)
+		}
+	}
+}
+
+// Reach mounts the share that path lies in, if it lies in one and is not mounted.
+func (m *Mounter) Reach(path string) {
+	for _, t := range m.traps {
+		if rest, ok := strings.CutPrefix(path, t.share.Guest); ok && (rest == "" || rest[0] == '/') {
+			if err := m.mount(t); err != nil {
+				m.cfg.Logf("share %s: %v", t.share.Guest, err)
+			}
+		}
+	}
+}
+
+// mount makes sure that the share is mounted.
+func (m *Mounter) mount(t *trap) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	var st unix.Statfs_t
+	switch err := unix.Statfs(t.share.Guest, &st); {
+	case err == unix.EIO: // its server has ended: it would stay so
+		unix.Unmount(t.share.Guest, unix.MNT_DETACH) //nolint:errcheck // the mount below tells
+	case err != nil:
+		return err
+	case st.Type != unix.AUTOFS_SUPER_MAGIC:
+		return nil
+	}
+	uid, gid, err := m.cfg.Owner()
+	if err != nil {
+		return err
+	}
+	conn, err := m.connect(t.share.Guest, uid, gid)
+	if err != nil {
+		return err
+	}
+	defer conn.Close() // the mount has a descriptor of its own
+	fd, err := descriptor(conn)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	flags := uintptr(unix.MS_NOSUID | unix.MS_NODEV)
+	if t.share.ReadOnly {
+		flags |= unix.MS_RDONLY
+	}
+	// access=any: one session for all users, whom the guest's kernel checks by owner and
+	// mode. cache=mmap: nothing is kept but what is mapped, so what the host changes is seen.
+	// locktimeout: how often v9fs asks for a lock that a program of the host holds.
+	options := fmt.Sprintf("trans=fd,rfdno=%d,wfdno=%d,version=9p2000.L,msize=%d,access=any,cache=mmap,locktimeout=1,dfltuid=%d,dfltgid=%d",
+		fd, fd, msize, uid, gid)
+	if err := unix.Mount("wsl2", t.share.Guest, "9p", flags, options); err != nil {
+		return fmt.Errorf("mount %s: %w", t.share.Host, err)
+	}
+	return nil
+}
+
+// msize is the largest frame that v9fs' trans=fd can have.
+const msize = 1 << 20
+
+func descriptor(c net.Conn) (fd int, err error) {
+	raw, ok := c.(syscall.Conn)
+	if !ok {
+		return -1, fmt.Errorf("a connection of type %T has no descriptor", c)
+	}
+	rc, err := raw.SyscallConn()
+	if err != nil {
+		return -1, err
+	}
+	cerr := rc.Control(func(n uintptr) { fd, err = unix.FcntlInt(n, unix.F_DUPFD_CLOEXEC, 0) })
+	return fd, errors.Join(cerr, err)
+}
+
+// connect asks for a share's connection and waits for it.
+func (m *Mounter) connect(guest string, uid, gid uint32) (net.Conn, error) {
+	ask := &wire.MountShare{Guest: guest, UID: uid, GID: gid}
+	// Not crypto/rand: its self-tests would cost every start of /init.
+	if _, err := unix.Getrandom(ask.Session[:], 0); err != nil {
+		return nil, err
+	}
+	came := make(chan net.Conn, 1)
+	m.mu.Lock()
+	m.waiting[ask.Session] = came
+	m.mu.Unlock()
+	m.cfg.Ask(ask)
+	timer := time.NewTimer(mountTimeout)
+	defer timer.Stop()
+	select {
+	case c := <-came:
+		return c, nil
+	case <-timer.C:
+	}
+	m.mu.Lock()
+	delete(m.waiting, ask.Session)
+	m.mu.Unlock()
+	select {
+	case c := <-came: // at the last moment
+		return c, nil
+	default:
+		return nil, fmt.Errorf("the host has not opened it within %v; the service's log there says why", mountTimeout)
+	}
+}
+
+// Deliver hands over the connection of a MountShare; false if nobody waits for it.
+func (m *Mounter) Deliver(c net.Conn, id wire.SessionID) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	came := m.waiting[id]
+	if came == nil {
+		return false
+	}
+	delete(m.waiting, id)
+	came <- c // has room for one
+	return true
+}

@@ -1,0 +1,53 @@
+// Package server serves a directory of the host to a distro, over 9P.
+package server
+
+import (
+	"context"
+	"errors"
+	"net"
+	"os"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/wsl2/wsl2/internal/p9"
+	"github.com/wsl2/wsl2/internal/p9/localfs"
+	"github.com/wsl2/wsl2/internal/wire"
+	"github.com/wsl2/wsl2/launcher/internal/guestconn"
+	"github.com/wsl2/wsl2/launcher/share"
+)
+
+// spare are descriptors that the process needs beside those of fids.
+const spare = 64
+
+// Serve connects to the distro and serves it until it unmounts the share or stops.
+func Serve(ctx context.Context, s share.Spec, logf func(format string, args ...any)) error {
+	unix.Umask(0) // the guest has applied its own
+	// The connection first: its end is how the guest learns that there is nothing to mount.
+	conn, err := guestconn.Dial(s.VsockPath, s.Port, wire.Hello{Version: wire.Version, Role: wire.RoleShare, Session: s.Session}, nil)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	fs, err := localfs.New(s.Dir, localfs.Config{ReadOnly: s.ReadOnly, Untrusted: true, Owner: &localfs.Owner{
+		UID: uint32(os.Geteuid()), GID: uint32(os.Getegid()), ClientUID: s.UID, ClientGID: s.GID,
+	}})
+	if err != nil {
+		return err
+	}
+	defer fs.Close()
+	err = p9.Serve(ctx, conn, fs, p9.Config{MaxFIDs: maxFIDs(), Logf: logf})
+	if errors.Is(err, unix.ECONNRESET) || errors.Is(err, unix.EPIPE) || errors.Is(err, net.ErrClosed) { // the VM's end
+		return nil
+	}
+	return err
+}
+
+// maxFIDs are as many as there may be descriptors for: a fid has up to two. (The
+// Go runtime has raised the soft limit to the hard one.)
+func maxFIDs() int {
+	var l unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &l); err != nil || l.Cur < 4*spare {
+		return spare
+	}
+	return int(min(l.Cur-spare, 2<<20) / 2)
+}

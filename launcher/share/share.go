@@ -1,0 +1,67 @@
+// Package share starts the process that serves one directory of the host to one
+// distro: `wsl2-files share`, a child of the service for each share that is mounted.
+//
+// It is a process of its own so that what a hostile guest makes it do, or need, harms
+// nothing but this share, and so that the service does not link the protocol.
+package share
+
+import (
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+
+	"github.com/wsl2/wsl2/internal/wire"
+	"github.com/wsl2/wsl2/launcher/config"
+	"github.com/wsl2/wsl2/launcher/internal/spawn"
+)
+
+// Spec is what is served, and to whom.
+type Spec struct {
+	VsockPath string
+	Port      uint32 // the distro's session port
+	Session   wire.SessionID
+	Dir       string
+	ReadOnly  bool
+	UID, GID  uint32 // how the distro calls the owner
+}
+
+// Run runs the process to its end. What it has to say goes to our stderr, the service's log.
+func Run(s Spec) error {
+	path, err := config.FindFiles()
+	if err != nil {
+		return err
+	}
+	p, err := spawn.Start(spawn.Command{Path: path, Args: append([]string{"share"}, s.args()...), Dir: "/", Output: os.Stderr})
+	if err != nil {
+		return err
+	}
+	return p.Wait()
+}
+
+func (s Spec) args() []string {
+	id := func(n uint32) string { return strconv.FormatUint(uint64(n), 10) }
+	return []string{s.VsockPath, id(s.Port), hex.EncodeToString(s.Session[:]), id(s.UID), id(s.GID), strconv.FormatBool(s.ReadOnly), s.Dir}
+}
+
+// Parse reads the arguments behind "share".
+func Parse(args []string) (s Spec, err error) {
+	if len(args) != 7 {
+		return s, errors.New("`wsl2-files share` is run by the service of wsl2, not by hand")
+	}
+	for i, to := range map[int]*uint32{1: &s.Port, 3: &s.UID, 4: &s.GID} {
+		n, err := strconv.ParseUint(args[i], 10, 32)
+		if err != nil {
+			return s, err
+		}
+		*to = uint32(n)
+	}
+	session, err := hex.DecodeString(args[2])
+	if err != nil || len(session) != len(s.Session) {
+		return s, fmt.Errorf("%q is no session", args[2])
+	}
+	s.Session, s.VsockPath, s.Dir = wire.SessionID(session), args[0], args[6]
+	s.ReadOnly, err = strconv.ParseBool(args[5])
+	return s, err
+}
