@@ -62,9 +62,11 @@ func copyFiles(c *command) error {
 		if trees[p.distro] != nil {
 			continue
 		}
-		if trees[p.distro], err = c.tree(cl, p.distro); err != nil {
+		t, err := c.tree(cl, p.distro)
+		if err != nil {
 			return err
 		}
+		trees[p.distro] = t
 	}
 	b := newBar(c.app.err, "copying")
 	defer b.finish()

@@ -146,13 +146,9 @@ func appendU32(b []byte, v uint32) []byte { return binary.LittleEndian.AppendUin
 func appendU64(b []byte, v uint64) []byte { return binary.LittleEndian.AppendUint64(b, v) }
 func appendFID(b []byte, f FID) []byte    { return appendU32(b, uint32(f)) }
 
-// tooLong takes the place of a string that the protocol cannot carry: with it a
-// frame is larger than any msize.
-var tooLong = make([]byte, MaxMsize)
-
 func appendString(b []byte, s string) []byte {
-	if len(s) > 0xffff {
-		return append(b, tooLong...)
+	if len(s) > 0xffff { // the protocol cannot carry it: the frame becomes larger than any msize
+		return append(b, make([]byte, MaxMsize)...)
 	}
 	return append(appendU16(b, uint16(len(s))), s...)
 }
