@@ -94,7 +94,7 @@ type Config struct {
 	// LateSlots leaves slots without a disk out of the kernel command line on
 	// KVM: each takes half a millisecond of the boot. The guest registers them by
 	// itself when it hears of a disk, one after the other behind the last
-	// device that it knows, with the next page of addresses and the next interrupt.
+	// device that it knows, with the next page of addresses and the same interrupt.
 	// That takes a kernel with a writable virtio_mmio.device (kernelcfg/patches).
 	LateSlots bool
 

@@ -89,7 +89,8 @@ func plug(device string) error {
 }
 
 // nextDevice returns the virtio_mmio.device= of what stands on the bus behind the
-// last of the known ones, which are lines "SIZE@ADDRESS:IRQ:ID".
+// last of the known ones, which are lines "SIZE@ADDRESS:IRQ:ID". It shares that one's
+// interrupt.
 func nextDevice(known string) (string, error) {
 	lines := strings.Fields(strings.TrimRight(known, "\x00")) // which the kernel counts
 	if len(lines) == 0 {
@@ -101,7 +102,7 @@ func nextDevice(known string) (string, error) {
 	if _, err := fmt.Sscanf(last, "0x%x@0x%x:%d:%d", &size, &address, &irq, &id); err != nil {
 		return "", fmt.Errorf("%q: %w", last, err)
 	}
-	return fmt.Sprintf("%#x@%#x:%d", size, address+size, irq+1), nil
+	return fmt.Sprintf("%#x@%#x:%d", size, address+size, irq), nil
 }
 
 func exists(path string) bool {

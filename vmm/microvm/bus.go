@@ -26,7 +26,9 @@ const (
 
 // bus is the virtio-mmio devices and the I/O APIC that their interrupts go
 // through: device i has pin i+1 alone, which is also its number in Linux, where
-// 0 is none. It is immutable once the vCPUs run.
+// 0 is none; late devices (engine.Spec) share the last pin, because a kernel
+// that masks a pin, as it does with all of them, leaves the guest a dozen times. It is immutable
+// once the vCPUs run.
 //
 // Of the three accesses of a driver to its device's registers for each interrupt
 // and request, none reaches the monitor: InterruptStatus is read as memory, and
@@ -41,6 +43,7 @@ type bus struct {
 	vm      *kvm.VM
 	mem     *guestmem.Memory
 	devices []*mmio.Transport
+	named   int         // without the late ones
 	wired   []sync.Once // for each device
 	log     io.Writer
 	ioapic  *ioapic
@@ -50,8 +53,9 @@ type bus struct {
 
 func newBus(vm *kvm.VM, mem *guestmem.Memory) *bus { return &bus{vm: vm, mem: mem} }
 
-// add plugs the devices in. What drivers do wrong is reported to log.
-func (b *bus) add(devices []virtio.Device, log io.Writer) error {
+// add plugs the devices in, of which the last late ones are not named to the
+// kernel. What drivers do wrong is reported to log.
+func (b *bus) add(devices []virtio.Device, late int, log io.Writer) error {
 	if len(devices) > maxDevices {
 		return fmt.Errorf("microvm: %d devices, at most %d are possible", len(devices), maxDevices)
 	}
@@ -67,12 +71,13 @@ func (b *bus) add(devices []virtio.Device, log io.Writer) error {
 			return err
 		}
 	}
-	b.ioapic = newIOAPIC(1+len(devices), func(addr uint64, data uint32) { _ = b.vm.SignalMSI(addr, data) })
+	b.named = len(devices) - late
+	b.ioapic = newIOAPIC(1+b.named, func(addr uint64, data uint32) { _ = b.vm.SignalMSI(addr, data) })
 	for i, dev := range devices {
 		t, err := mmio.New(dev, mmio.Config{
 			Memory:    b.mem,
 			Page:      b.pages[i*mmio.Size:][:mmio.Size],
-			Interrupt: func() { b.ioapic.raise(devicePin(i)) },
+			Interrupt: func() { b.ioapic.raise(b.pin(i)) },
 			Failed:    func(err error) { fmt.Fprintf(log, "wsl2: %v\n", err) },
 		})
 		if err != nil {
@@ -113,14 +118,14 @@ func (b *bus) close() error {
 
 // pins are the pins of the I/O APIC that devices are at.
 func (b *bus) pins() []int {
-	pins := make([]int, len(b.devices))
+	pins := make([]int, b.named)
 	for i := range pins {
-		pins[i] = devicePin(i)
+		pins[i] = b.pin(i)
 	}
 	return pins
 }
 
-func devicePin(i int) int { return i + 1 }
+func (b *bus) pin(i int) int { return min(i+1, b.named) }
 
 func deviceAddr(i int) uint64 { return busBase + uint64(i)*mmio.Size }
 
@@ -156,11 +161,11 @@ func (b *bus) access(a kvm.MMIO) {
 }
 
 // params names the devices to the kernel (Documentation/admin-guide/
-// kernel-parameters.txt, virtio_mmio.device=) but for the last late ones.
-func (b *bus) params(late int) string {
+// kernel-parameters.txt, virtio_mmio.device=) but for the late ones.
+func (b *bus) params() string {
 	var s strings.Builder
-	for i := range len(b.devices) - late {
-		fmt.Fprintf(&s, " virtio_mmio.device=4K@%#x:%d", deviceAddr(i), devicePin(i))
+	for i := range b.named {
+		fmt.Fprintf(&s, " virtio_mmio.device=4K@%#x:%d", deviceAddr(i), b.pin(i))
 	}
 	return s.String()
 }
@@ -180,5 +185,5 @@ func (m *machine) cmdline() string {
 	if m.spec.Console != nil {
 		s += " earlyprintk=serial,0x3f8 console=hvc0"
 	}
-	return s + m.bus.params(m.spec.Late)
+	return s + m.bus.params()
 }

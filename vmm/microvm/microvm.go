@@ -200,7 +200,7 @@ func (m *machine) create(ctx context.Context) ([]*vcpu, error) {
 	m.ports = newPorts(screen)
 	m.bus = newBus(vm, mem)
 	m.onRelease(m.bus.close)
-	if err := m.bus.add(m.devices(screen), screen); err != nil {
+	if err := m.bus.add(m.devices(screen), m.spec.Late, screen); err != nil {
 		return nil, err
 	}
 	entry, err := boot.Load(boot.Config{

@@ -6,8 +6,10 @@ package spawn
 import (
 	"fmt"
 	"os"
+	"runtime"
 	"sync"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -47,6 +49,8 @@ func Start(c Command) (*Process, error) {
 	for _, f := range c.Files {
 		attr.Files = append(attr.Files, f.Fd())
 	}
+	restore := setTimerSlack()
+	defer restore()
 	pid, err := syscall.ForkExec(c.Path, append([]string{"wsl2"}, c.Args...), attr)
 	if err != nil {
 		return nil, &os.PathError{Op: "fork/exec", Path: c.Path, Err: err}
@@ -93,5 +97,24 @@ func (p *Process) Kill() {
 	defer p.mu.Unlock()
 	if !p.reaped {
 		_ = unix.Kill(p.pid, unix.SIGKILL)
+	}
+}
+
+// slack is how late the kernel may wake a thread of a child that sleeps for some time.
+// The Go runtime's monitor asks to be woken each 20 µs while anything runs or is in
+// a system call, a vCPU for example; by default it is, each 80 µs, and a
+// processor in guest mode has to leave it for that. The price is that a Go
+// timer may be as late.
+const slack = time.Millisecond
+
+// setTimerSlack sets it for this thread, whose child inherits it (prctl(2),
+// PR_SET_TIMERSLACK).
+func setTimerSlack() (restore func()) {
+	runtime.LockOSThread()
+	set := func(ns uintptr) { _ = unix.Prctl(unix.PR_SET_TIMERSLACK, ns, 0, 0, 0) }
+	set(uintptr(slack.Nanoseconds()))
+	return func() {
+		set(0) // its default
+		runtime.UnlockOSThread()
 	}
 }

@@ -1,6 +1,7 @@
 package spawn
 
 import (
+	"fmt"
 	"io"
 	"os"
 	"strings"
@@ -78,5 +79,19 @@ func TestErrors(t *testing.T) {
 	_, err := Start(Command{Path: "/nonexistent", Output: os.Stderr})
 	if !os.IsNotExist(err) || !strings.Contains(err.Error(), "/nonexistent") {
 		t.Error(err)
+	}
+}
+
+func TestTimerSlack(t *testing.T) {
+	p, output := start(t, "exec cat /proc/self/timerslack_ns /proc/$PPID/timerslack_ns")
+	if err := p.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	var child, parent int64
+	if _, err := fmt.Sscan(output(), &child, &parent); err != nil {
+		t.Fatal(err)
+	}
+	if child != slack.Nanoseconds() || parent >= child {
+		t.Errorf("slack of the child %d ns, of ours %d", child, parent)
 	}
 }

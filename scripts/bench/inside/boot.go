@@ -13,7 +13,7 @@ import (
 )
 
 // boots is how often each boot is measured; the first is discarded.
-const boots = 9
+const boots = 6
 
 // boot measures from nothing to the first byte that a program in the guest prints.
 func boot(h *host) ([]report.Row, error) {
