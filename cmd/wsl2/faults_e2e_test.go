@@ -313,7 +313,12 @@ func TestNoSpace(t *testing.T) {
 	if r.Status == 0 {
 		t.Errorf("128 MB fit into 64: %v", r)
 	}
-	h.Want(h.Run("-d", "small", "-e", "true"), 0, "no space", "--shutdown")
+	// If it was the journal that found no room, Linux 6.12 lets nothing be opened any more.
+	r = h.Run("-d", "small", "-e", "true")
+	if r.Status != 0 && !strings.Contains(r.Stderr, "input/output error") {
+		t.Errorf("on a full host: %v", r)
+	}
+	h.Want(r, r.Status, "no space", "the host is full", "--shutdown")
 	// The user makes room; nothing is lost and the distro can be written again.
 	h.InNamespace("mount -o remount,size=512m $DIR/data")
 	h.OK("--shutdown")
