@@ -47,6 +47,8 @@ type Manager struct {
 type DistroSpec struct {
 	Name string
 	Disk string // "" for the system distro and the debug shell
+	// Notice, if not nil, tells the user whose command starts it what takes long.
+	Notice func(text string)
 }
 
 func (s DistroSpec) key() string { return strings.ToLower(s.Name) }
