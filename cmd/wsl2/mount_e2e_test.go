@@ -80,6 +80,10 @@ func TestMount(t *testing.T) {
 	h.OK("--unmount", link)
 	h.Refused(h.Run("--unmount", zeros), "not attached")
 
+	// Another user's VM, or a program that locks it, has it: no disk is ever open twice.
+	other := testsys.New(t)
+	other.Refused(other.Run("--mount", data, "--name", "data"), "data.img", "in use")
+
 	// In use: refused, and as it was.
 	l := h.Start("-d", "second", "--cd", "/mnt/wsl/data", "-e", "sh", "-c", "echo ready; cat")
 	l.Expect("ready\n")

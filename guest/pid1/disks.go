@@ -158,17 +158,22 @@ func makeNodes(device string) (string, error) {
 	return filepath.Join(distro.SharedDev, filepath.Base(device)), nil
 }
 
-// releaseDisk undoes every MountDisk of a slot.
+// releaseDisk undoes every MountDisk of a slot, those that failed included.
 func (v *vm) releaseDisk(slot int32) *wire.Reply {
 	device, err := distro.Device(slot)
 	if err != nil {
 		return refused("%v", err)
 	}
+	v.mu.Lock()
+	for _, d := range v.distros {
+		if d.slot == slot {
+			v.mu.Unlock()
+			return refused("distro %s runs from disk slot %d", d.name, slot)
+		}
+	}
+	v.mu.Unlock()
 	v.sharedMu.Lock()
 	defer v.sharedMu.Unlock()
-	if !v.shared[slot] {
-		return refused("no shared disk is in slot %d", slot)
-	}
 	numbers, err := blockDevices(device)
 	if err == nil {
 		err = unshare(device, 0)

@@ -181,6 +181,9 @@ const checkTimeout = 30 * time.Minute
 func (m *Manager) startDamaged(v *vm, d *distro, request wire.StartDistro, failure error) error {
 	ctx, cancel := within(context.Background(), checkTimeout, "the disk of "+d.spec.Name+" was not checked")
 	defer cancel()
+	if d.spec.Notice != nil {
+		d.spec.Notice(fmt.Sprintf("the file system of %s has errors and is being checked", d.spec.Name))
+	}
 	err := m.preen(ctx, v.machine, request.Slot)
 	m.log.Warn("damaged disk", "distro", d.spec.Name, "refused", failure, "check", err)
 	if err == nil {

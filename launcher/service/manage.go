@@ -191,6 +191,11 @@ func (s *Service) resize(ctx context.Context, p *peer, reg *registry.Registry, d
 	if int64(has) > size {
 		return changed, s.shrink(ctx, p, reg, d, size, c)
 	}
+	// A host that becomes full in the middle would leave a file system that is neither
+	// the old one nor the new one.
+	if err := images.CheckSpace(filepath.Dir(d.Disk), growRoom(uint64(size)-has)); err != nil {
+		return changed, err
+	}
 	// The kernel does not grow a file system in which errors are noted.
 	if _, err := s.maintain(ctx, p, d, d.Disk, wire.Maintain{Task: wire.TaskPreen}, c.VM); err != nil {
 		return changed, err
@@ -209,6 +214,13 @@ func (s *Service) resize(ctx context.Context, p *peer, reg *registry.Registry, d
 		}
 	}
 	return changed, err
+}
+
+// growRoom is what growing a file system by n bytes writes at most: bitmaps and
+// descriptors of its groups, some of them twice, and the journal.
+func growRoom(n uint64) uint64 {
+	const group, perGroup, journal = 128 << 20, 16 << 10, 32 << 20
+	return n/group*perGroup + journal
 }
 
 // maxResize is ext4's limit with blocks of 4 KiB and the descriptors reserved for growing.

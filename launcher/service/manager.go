@@ -52,6 +52,8 @@ type DistroSpec struct {
 	Name string
 	Disk string // "" for the system distro and the debug shell
 	User string // the default user, whose the host's directories are in the distro
+	// Notice, if not nil, tells the user whose command starts it what takes long.
+	Notice func(text string)
 }
 
 func (s DistroSpec) key() string { return strings.ToLower(s.Name) }

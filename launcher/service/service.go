@@ -407,6 +407,7 @@ func (s *Service) open(p *peer, o api.Open) {
 		p.fail(err)
 		return
 	}
+	spec.Notice = p.notice
 	ctx, _, end := p.watch()
 	defer end()
 	lease, session, err := m.Open(ctx, spec, o.VM, func(err error) { p.json(api.KindEnded, api.AsError(err)) })
