@@ -211,9 +211,10 @@ func (m *Mounter) mount(t *trap) error {
 		flags |= unix.MS_RDONLY
 	}
 	// access=any: one session for all users, whom the guest's kernel checks by owner and
-	// mode. cache=mmap: nothing is kept but what is mapped, so what the host changes is seen.
-	// locktimeout: how often v9fs asks for a lock that a program of the host holds.
-	options := fmt.Sprintf("trans=fd,rfdno=%d,wfdno=%d,version=9p2000.L,msize=%d,access=any,cache=mmap,locktimeout=1,dfltuid=%d,dfltgid=%d",
+	// mode. cache=none: what the host changes is seen, and appending is the server's work. With
+	// cache=mmap v9fs keeps O_APPEND to itself, and writers lose what others append meanwhile; the
+	// price is that shared mappings cannot be written. locktimeout: how often v9fs asks for a lock that a program of the host holds.
+	options := fmt.Sprintf("trans=fd,rfdno=%d,wfdno=%d,version=9p2000.L,msize=%d,access=any,cache=none,locktimeout=1,dfltuid=%d,dfltgid=%d",
 		fd, fd, msize, uid, gid)
 	if err := unix.Mount("wsl2", t.share.Guest, "9p", flags, options); err != nil {
 		return fmt.Errorf("mount %s: %w", t.share.Host, err)
