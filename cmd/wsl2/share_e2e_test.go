@@ -13,6 +13,8 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/wsl2/wsl2/internal/testsys"
 )
 
@@ -71,6 +73,35 @@ rm -r D l p t hole app`); out != "../d/e\nD\nl\nof the host\n2\n1\nkept\nthrough
 		t.Errorf("%q", out)
 	}
 	h.Want(in(h, project, "-e", "sh", "-c", "mknod null c 1 3"), 1, "not permitted")
+
+	// Appending is atomic, also beside the host's.
+	log, err := os.OpenFile(project+"/log", os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o644)
+	testsys.Must(t, err)
+	defer log.Close()
+	live := h.Start("-d", "small", "--cd", "/mnt/host/a project", "-e", "sh", "-c",
+		"for i in 1 2 3 4; do (for j in $(seq 50); do echo guest; done >>log) & done; wait; echo done")
+	for range 200 {
+		_, err := log.WriteString("host\n")
+		testsys.Must(t, err)
+	}
+	live.Expect("done\n")
+	live.Wait()
+	text, err := os.ReadFile(log.Name())
+	if g, n := strings.Count(string(text), "guest\n"), strings.Count(string(text), "host\n"); err != nil || g != 200 || n != 200 || len(text) != 200*11 {
+		t.Errorf("%d of 200 lines of the guest, %d of 200 of the host, %d bytes, %v", g, n, len(text), err)
+	}
+	// Locks hold on both sides.
+	testsys.Must(t, unix.Flock(int(log.Fd()), unix.LOCK_EX))
+	h.Want(in(h, project, "-e", "flock", "-n", "log", "true"), 1)
+	testsys.Must(t, unix.Flock(int(log.Fd()), unix.LOCK_UN))
+	live = h.Start("-d", "small", "--cd", "/mnt/host/a project", "-e", "flock", "log", "sh", "-c", "echo locked; read line")
+	live.Expect("locked\n")
+	if err := unix.Flock(int(log.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != unix.EWOULDBLOCK {
+		t.Errorf("flock of what the guest has locked: %v", err)
+	}
+	live.Stdin.Close()
+	live.Wait()
+	testsys.Must(t, unix.Flock(int(log.Fd()), unix.LOCK_EX|unix.LOCK_NB))
 
 	// Paths on both sides.
 	if out := script("wslpath -aw . && wslpath -u '" + project + "/x'"); out != project+"\n/mnt/host/a project/x\n" {

@@ -35,7 +35,6 @@ import (
 	"github.com/wsl2/wsl2/guest/shares"
 	"github.com/wsl2/wsl2/guest/untar"
 	"github.com/wsl2/wsl2/guest/users"
-	"github.com/wsl2/wsl2/internal/hostpath"
 	"github.com/wsl2/wsl2/internal/wire"
 	"github.com/wsl2/wsl2/internal/wslconf"
 )
@@ -249,18 +248,8 @@ func (d *distro) listen(m *wire.StartDistro, port uint32, interop string) error 
 	return nil
 }
 
-// share makes the host's directories ready to be mounted, and tells the distro's
-// tools of them.
+// share makes the host's directories ready to be mounted.
 func (d *distro) share(m *wire.StartDistro) {
-	if len(m.Shares) > 0 {
-		var table hostpath.Table
-		for _, s := range m.Shares {
-			table = append(table, hostpath.Share{Host: s.Host, Guest: s.Guest})
-		}
-		if err := os.WriteFile(hostpath.SharesFile, []byte(table.String()), 0o644); err != nil {
-			d.log.Errorf("%s: %v", d.name, err)
-		}
-	}
 	d.shares = shares.Start(shares.Config{
 		Shares: m.Shares,
 		Ask:    func(m *wire.MountShare) { d.send(m) },

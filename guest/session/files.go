@@ -35,6 +35,7 @@ func (s *Server) startFiles(c conn, start *wire.Start) error {
 	if err != nil {
 		return err
 	}
+	p.reach("/") // the shares' traps are set: what is served may be behind them
 	null, err := unix.Open(os.DevNull, unix.O_RDWR|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return fmt.Errorf("open %s: %w", os.DevNull, err)

@@ -23,6 +23,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/wsl2/wsl2/internal/hostpath"
 	"github.com/wsl2/wsl2/internal/wire"
 )
 
@@ -42,7 +43,8 @@ type Config struct {
 // Mounter owns the traps of a distro.
 type Mounter struct {
 	cfg   Config
-	traps []*trap // immutable
+	set   chan struct{} // closed when the traps are set
+	traps []*trap       // immutable once set is closed
 
 	mu      sync.Mutex
 	waiting map[wire.SessionID]chan<- net.Conn // guarded by mu
@@ -57,24 +59,41 @@ type trap struct {
 	mu sync.Mutex // one mounts at a time
 }
 
-// Start sets the traps. One that cannot be set is logged: the distro has to start without it.
+// Start sets the traps, and tells the distro's tools of the shares (hostpath.SharesFile),
+// in the time that a client takes to come with its first session: Reach waits for it.
 func Start(cfg Config) *Mounter {
-	m := &Mounter{cfg: cfg, waiting: map[wire.SessionID]chan<- net.Conn{}}
-	for _, s := range cfg.Shares {
+	m := &Mounter{cfg: cfg, set: make(chan struct{}), waiting: map[wire.SessionID]chan<- net.Conn{}}
+	if len(cfg.Shares) == 0 {
+		close(m.set)
+	} else {
+		go m.setAll()
+	}
+	return m
+}
+
+// setAll logs what does not work: the distro has to start without it.
+func (m *Mounter) setAll() {
+	defer close(m.set)
+	var table hostpath.Table
+	for _, s := range m.cfg.Shares {
+		table = append(table, hostpath.Share{Host: s.Host, Guest: s.Guest})
 		t, err := set(s)
 		if err != nil {
-			cfg.Logf("share %s: %v", s.Guest, err)
+			m.cfg.Logf("share %s: %v", s.Guest, err)
 			continue
 		}
 		m.traps = append(m.traps, t)
 		go m.serve(t)
 	}
-	return m
+	if err := os.WriteFile(hostpath.SharesFile, []byte(table.String()), 0o644); err != nil {
+		m.cfg.Logf("%v", err)
+	}
 }
 
 // Close takes the traps away: who looks behind one of them finds nothing. What is
 // mounted stays, and goes with the distro's mount namespace.
 func (m *Mounter) Close() {
+	<-m.set
 	for _, t := range m.traps {
 		t.pipe.Close() // ends serve, and the kernel then answers by itself
 	}
@@ -147,8 +166,10 @@ func (m *Mounter) serve(t *trap) {
 	}
 }
 
-// Reach mounts the share that path lies in, if it lies in one and is not mounted.
+// Reach mounts the share that path lies in, if it lies in one and is not mounted. When
+// it returns the traps are set.
 func (m *Mounter) Reach(path string) {
+	<-m.set
 	for _, t := range m.traps {
 		if rest, ok := strings.CutPrefix(path, t.share.Guest); ok && (rest == "" || rest[0] == '/') {
 			if err := m.mount(t); err != nil {
@@ -190,9 +211,10 @@ func (m *Mounter) mount(t *trap) error {
 		flags |= unix.MS_RDONLY
 	}
 	// access=any: one session for all users, whom the guest's kernel checks by owner and
-	// mode. cache=mmap: nothing is kept but what is mapped, so what the host changes is seen.
-	// locktimeout: how often v9fs asks for a lock that a program of the host holds.
-	options := fmt.Sprintf("trans=fd,rfdno=%d,wfdno=%d,version=9p2000.L,msize=%d,access=any,cache=mmap,locktimeout=1,dfltuid=%d,dfltgid=%d",
+	// mode. cache=none: what the host changes is seen, and appending is the server's work. With
+	// cache=mmap v9fs keeps O_APPEND to itself, and writers lose what others append meanwhile; the
+	// price is that shared mappings cannot be written. locktimeout: how often v9fs asks for a lock that a program of the host holds.
+	options := fmt.Sprintf("trans=fd,rfdno=%d,wfdno=%d,version=9p2000.L,msize=%d,access=any,cache=none,locktimeout=1,dfltuid=%d,dfltgid=%d",
 		fd, fd, msize, uid, gid)
 	if err := unix.Mount("wsl2", t.share.Guest, "9p", flags, options); err != nil {
 		return fmt.Errorf("mount %s: %w", t.share.Host, err)
