@@ -27,6 +27,8 @@ const (
 	// patience is how long one of these measurements may take, in the rig's time.
 	patience = 20 * time.Second
 	idleFor  = 5 * time.Second
+	// settle is when Go's runtime has given back the memory of the last command.
+	settle = 40 * time.Second
 )
 
 // terminals are the ways to run a program of busybox on a terminal: in a distro, and
@@ -274,7 +276,7 @@ func (h *host) idle(vm *running) ([]report.Row, error) {
 			return nil, err
 		}
 	}
-	time.Sleep(time.Second) // the last command's connections end
+	time.Sleep(settle)
 	before, err := host()
 	if err != nil {
 		return nil, err
