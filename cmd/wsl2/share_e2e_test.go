@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -91,17 +92,33 @@ rm -r D l p t hole app`); out != "../d/e\nD\nl\nof the host\n2\n1\nkept\nthrough
 		t.Errorf("%d of 200 lines of the guest, %d of 200 of the host, %d bytes, %v", g, n, len(text), err)
 	}
 	// Locks hold on both sides.
-	testsys.Must(t, unix.Flock(int(log.Fd()), unix.LOCK_EX))
-	h.Want(in(h, project, "-e", "flock", "-n", "log", "true"), 1)
-	testsys.Must(t, unix.Flock(int(log.Fd()), unix.LOCK_UN))
-	live = h.Start("-d", "small", "--cd", "/mnt/host/a project", "-e", "flock", "log", "sh", "-c", "echo locked; read line")
-	live.Expect("locked\n")
-	if err := unix.Flock(int(log.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != unix.EWOULDBLOCK {
-		t.Errorf("flock of what the guest has locked: %v", err)
+	build := exec.Command("go", "build", "-o", home+"/lock", "./internal/testsys/lock")
+	build.Dir, build.Env = testsys.Root(), append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
 	}
-	live.Stdin.Close()
-	live.Wait()
-	testsys.Must(t, unix.Flock(int(log.Fd()), unix.LOCK_EX|unix.LOCK_NB))
+	part := func(how int16) *unix.Flock_t { return &unix.Flock_t{Type: how, Start: 15, Len: 1} }
+	for kind, lock := range map[string]func(take bool) error{
+		"flock": func(take bool) error {
+			return unix.Flock(int(log.Fd()), map[bool]int{true: unix.LOCK_EX | unix.LOCK_NB, false: unix.LOCK_UN}[take])
+		},
+		"fcntl": func(take bool) error {
+			return unix.FcntlFlock(log.Fd(), unix.F_OFD_SETLK, part(map[bool]int16{true: unix.F_WRLCK, false: unix.F_UNLCK}[take]))
+		},
+	} {
+		testsys.Must(t, lock(true))
+		h.Want(in(h, project, "-e", "../lock", kind, "log"), 1, "temporarily unavailable")
+		testsys.Must(t, lock(false))
+		live := h.Start("-d", "small", "--cd", "/mnt/host/a project", "-e", "../lock", kind, "log")
+		live.Expect("locked\n")
+		if err := lock(true); err != unix.EAGAIN {
+			t.Errorf("%s of what the guest has locked: %v", kind, err)
+		}
+		live.Stdin.Close()
+		live.Wait()
+		testsys.Must(t, lock(true))
+		testsys.Must(t, lock(false))
+	}
 
 	// Paths on both sides.
 	if out := script("wslpath -aw . && wslpath -u '" + project + "/x'"); out != project+"\n/mnt/host/a project/x\n" {

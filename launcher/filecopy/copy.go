@@ -24,7 +24,7 @@ type Options struct {
 	Owners bool
 	// Progress, if set, is told how many bytes have been copied so far, by several goroutines.
 	Progress func(bytes int64)
-	// Skipped, if set, is told of what cannot be copied: a socket, say.
+	// Skipped, if set, is told of what cannot be copied: a socket, say. Also by several.
 	Skipped func(path, why string)
 }
 

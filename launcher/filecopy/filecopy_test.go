@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 
@@ -103,9 +104,18 @@ func TestCopyTree(t *testing.T) {
 	for _, name := range []string{"/d/link", "/d/big", "/d/empty", "/d"} {
 		check(t, unix.UtimesNanoAt(unix.AT_FDCWD, src+name, []unix.Timespec{old, old}, unix.AT_SYMLINK_NOFOLLOW))
 	}
+	var mu sync.Mutex
 	var skipped []string
 	var copied int64
-	o := Options{Skipped: func(p, why string) { skipped = append(skipped, p+": "+why) }, Progress: func(n int64) { copied = max(copied, n) }}
+	o := Options{Skipped: func(p, why string) {
+		mu.Lock()
+		defer mu.Unlock()
+		skipped = append(skipped, p+": "+why)
+	}, Progress: func(n int64) {
+		mu.Lock()
+		defer mu.Unlock()
+		copied = max(copied, n)
+	}}
 	// The source is followed; the destination's name is the source's.
 	check(t, Copy(t.Context(), from, "/to d", to, "/", o))
 	want := describe(t, src+"/d")
