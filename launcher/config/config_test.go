@@ -87,7 +87,7 @@ func TestSettings(t *testing.T) {
 	host := Host{MemoryBytes: 16 << 30, CPUs: 12}
 	text := strings.Join([]string{
 		"\ufeff# comment", "[General]", "InstanceIdleTimeout = -1", "", "[wsl2]", "vmIdleTimeout=2000",
-		"memory=4GB", "processors=3", `kernel="/boot/my kernel"`, `kernelCommandLine = quiet foo="a"`, "accel=tcg",
+		"memory=4GB", "processors=3", `kernel="/boot/my kernel"`, `kernelCommandLine = quiet foo=\"a\" # more`, "accel=tcg",
 		"nestedVirtualization=true", "defaultVhdSize=1TB",
 		"[interop]", "hostPrograms = xdg-open, git /usr/bin/code", "sshAgent=false",
 	}, "\n")
