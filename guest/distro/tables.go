@@ -10,7 +10,7 @@ import (
 
 // outer are the mounts of the VM's own root that a distro's namespace inherits
 // and must not keep, deepest first.
-var outer = []string{"/sys/fs/cgroup", "/sys", "/proc", "/dev"}
+var outer = []string{SharedDir, "/sys/fs/cgroup", "/sys", "/proc", "/dev"}
 
 // root is what a distro's programs expect to find, made inside its root. /dev is
 // a tmpfs and not the VM's devtmpfs: that one holds every distro's disk, and what one

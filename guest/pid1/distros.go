@@ -111,7 +111,7 @@ func (v *vm) startDistro(m *wire.StartDistro) *wire.Reply {
 // nil if there is no process that watch looks after.
 func (v *vm) launch(d *distroProc, m *wire.StartDistro) *wire.Reply {
 	v.setup.Do(func() {
-		if err := mounts.All(forDistros); err != nil {
+		if err := errors.Join(mounts.All(forDistros), registerMZ()); err != nil {
 			v.log.Errorf("%v", err)
 		}
 	})
@@ -127,6 +127,10 @@ func (v *vm) launch(d *distroProc, m *wire.StartDistro) *wire.Reply {
 		v.log.Errorf("distro %s runs without a cgroup of its own: %v", d.name, err)
 	} else {
 		defer unix.Close(fd)
+	}
+	if err := limit(d.cgroup, m.Limits); err != nil {
+		removeCgroup(d.cgroup)
+		return failed(wire.CodeInternal, err)
 	}
 	c, err := v.spawn(distro.Argv0, d.port, d.name, distroNamespaces, fd)
 	if err != nil {
@@ -178,6 +182,8 @@ func (v *vm) read(d *distroProc, answer chan<- *wire.Reply) {
 			if !started {
 				close(answer)
 			}
+			// Beside systemd, which does not end with it, nothing serves the distro any more.
+			d.c.proc.Signal(unix.SIGKILL) //nolint:errcheck // it is gone already
 			return
 		}
 		switch m := m.(type) {
@@ -223,6 +229,15 @@ func (v *vm) watch(d *distroProc) {
 	status := <-d.c.proc.Exited
 	if d.cgroup != "" {
 		removeCgroup(d.cgroup)
+	}
+	if d.slot != wire.SystemSlot {
+		device, _ := distro.Device(d.slot)
+		if err := unshare(device); err != nil {
+			v.log.Errorf("distro %s: %v", d.name, err)
+		}
+	}
+	if err := registerMZ(); err != nil {
+		v.log.Errorf("%v", err)
 	}
 	close(d.ended)
 	<-d.ready

@@ -43,7 +43,12 @@ func (m *StartDistro) appendBody(b []byte) []byte {
 	b = appendU32(b, m.ID)
 	b = appendString(b, m.Name)
 	b = appendU32(b, uint32(m.Slot))
-	return appendString(b, m.Hostname)
+	b = appendString(b, m.Hostname)
+	b = appendString(b, m.Timezone)
+	b = appendBool(b, m.SafeMode)
+	b = appendU64(b, m.Limits.MemoryBytes)
+	b = appendU32(b, m.Limits.MilliCPUs)
+	return appendU32(b, m.Limits.PIDs)
 }
 
 func (m *StartDistro) readBody(d *decoder) {
@@ -51,6 +56,9 @@ func (m *StartDistro) readBody(d *decoder) {
 	m.Name = d.string()
 	m.Slot = int32(d.u32())
 	m.Hostname = d.string()
+	m.Timezone = d.string()
+	m.SafeMode = d.bool()
+	m.Limits = Limits{MemoryBytes: d.u64(), MilliCPUs: d.u32(), PIDs: d.u32()}
 }
 
 func (*StopDistro) Type() Type { return TypeStopDistro }
@@ -180,6 +188,7 @@ func (m *Start) appendBody(b []byte) []byte {
 	b = append(b, byte(m.Shell))
 	b = appendStrings(b, m.Argv)
 	b = appendString(b, m.User)
+	b = appendString(b, m.Default)
 	b = appendString(b, m.Cwd)
 	b = appendStrings(b, m.Env)
 	b = append(b, byte(m.Streams))
@@ -190,6 +199,7 @@ func (m *Start) readBody(d *decoder) {
 	m.Shell = Shell(d.atMost(d.u8(), uint8(ShellLogin), "shell mode"))
 	m.Argv = d.strings()
 	m.User = d.string()
+	m.Default = d.string()
 	m.Cwd = d.string()
 	m.Env = d.strings()
 	const all = StreamStdin | StreamStdout | StreamStderr | StreamPTY

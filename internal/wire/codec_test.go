@@ -17,7 +17,8 @@ func samples() []Message {
 	return []Message{
 		&Hello{Version: Version, Role: RolePTY, Session: id},
 		&Ready{Version: Version, KernelRelease: "6.12.117", BootNanos: 1 << 40, InitNanos: 1<<40 + 7},
-		&StartDistro{ID: 7, Name: "debian", Slot: SystemSlot, Hostname: "host"},
+		&StartDistro{ID: 7, Name: "debian", Slot: SystemSlot, Hostname: "host", Timezone: "Etc/UTC", SafeMode: true,
+			Limits: Limits{MemoryBytes: 1 << 40, MilliCPUs: 1500, PIDs: 9}},
 		&StopDistro{ID: 8, Name: "debian", IfIdle: true, GraceMillis: 5000},
 		&Import{ID: 9, Slot: 3, Archive: id},
 		&Export{ID: 13, Slot: 4, Archive: id},
@@ -27,7 +28,7 @@ func samples() []Message {
 		&ImportReady{ID: 12, Port: 1025},
 		&DistroExited{Name: "debian", Text: "killed"},
 		&DistroIdle{Name: "debian"},
-		&Start{Shell: ShellLogin, Argv: []string{"a", "", "b c"}, User: "root", Cwd: "~", Env: []string{"TERM=xterm"},
+		&Start{Shell: ShellLogin, Argv: []string{"a", "", "b c"}, User: "root", Default: "1000", Cwd: "~", Env: []string{"TERM=xterm"},
 			Streams: StreamStdin | StreamPTY, Size: WindowSize{Rows: 24, Cols: 80}, Agent: true},
 		&Started{PID: 42, Notice: "no such directory"},
 		&Failed{Code: CodeNotFound, Text: "x: not found"},

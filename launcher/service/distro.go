@@ -32,6 +32,7 @@ type distro struct {
 	diskErr  error            // the host's file of its disk failed; the guest may have made it read-only
 	exited   *string          // how its init ended before the start was over, nil if it did not
 	hosts    *hostexec.Runner // nil until the guest asks
+	warnings []string         // of its start, for the user whose command started it
 }
 
 // diskNotice tells what the guest only knows as an I/O error.
@@ -146,9 +147,15 @@ func (m *Manager) startOn(d *distro, options api.VMOptions) error {
 		slot = d.slot
 	}
 	asked = true
-	d.port, err = v.machine.StartDistro(ctx, wire.StartDistro{Name: d.spec.Name, Slot: int32(slot), Hostname: hostname()})
+	settings, _ := m.settings() // whoever started the VM has been told its warnings
+	var warnings string
+	d.port, warnings, err = v.machine.StartDistro(ctx, wire.StartDistro{Name: d.spec.Name, Slot: int32(slot),
+		Hostname: hostname(), Timezone: timezone(), SafeMode: settings.SafeMode, Limits: settings.Limits[d.spec.key()]})
 	if err != nil {
 		return fail(err)
+	}
+	if warnings != "" {
+		d.warnings = strings.Split(warnings, "\n")
 	}
 	return nil
 }

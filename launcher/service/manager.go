@@ -144,7 +144,7 @@ func (m *Manager) Open(ctx context.Context, spec DistroSpec, options api.VMOptio
 		}
 		s := Session{VsockPath: d.vm.machine.Info().VsockPath, Port: d.port}
 		if starter {
-			s.Notices = m.startNotices(d.vm)
+			s.Notices = append(m.startNotices(d.vm), d.warnings...)
 		}
 		if n := m.diskNotice(d); n != "" {
 			s.Notices = append(s.Notices, n)
