@@ -115,3 +115,20 @@ func TestSaysReady(t *testing.T) {
 		}
 	}
 }
+
+// FuzzMountsAtStart: comments and what is said to be left alone make no difference,
+// whatever stands before them.
+func FuzzMountsAtStart(f *testing.F) {
+	f.Add("LABEL=root / ext4\ntmpfs /srv tmpfs defaults,noauto\n")
+	f.Fuzz(func(t *testing.T, text string) {
+		want := mountsAtStart(text)
+		for _, more := range []string{"\n# tmpfs /srv tmpfs\n", "\ntmpfs /srv tmpfs noauto\n", "\nx / y\n", "\nshort line\n"} {
+			if got := mountsAtStart(text + more); got != want {
+				t.Errorf("%q: %v, with %q: %v", text, want, more, got)
+			}
+		}
+		if !mountsAtStart(text + "\ntmpfs /srv tmpfs\n") {
+			t.Errorf("%q hides a line behind it", text)
+		}
+	})
+}
