@@ -20,6 +20,8 @@ func main() {
 	switch os.Args[0] {
 	case distro.Argv0:
 		os.Exit(distro.Run(os.Args))
+	case distro.BesideArgv0:
+		os.Exit(distro.RunBeside(os.Args))
 	case importer.Argv0:
 		os.Exit(importer.Run(os.Args))
 	case exporter.Argv0:

@@ -17,10 +17,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"os/signal"
 	"strconv"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -33,6 +33,7 @@ import (
 	"github.com/wsl2/wsl2/guest/reaper"
 	"github.com/wsl2/wsl2/guest/session"
 	"github.com/wsl2/wsl2/guest/shares"
+	"github.com/wsl2/wsl2/guest/tools"
 	"github.com/wsl2/wsl2/guest/untar"
 	"github.com/wsl2/wsl2/guest/users"
 	"github.com/wsl2/wsl2/internal/wire"
@@ -69,44 +70,67 @@ type distro struct {
 
 	mu      sync.Mutex // guards writes to channel
 	channel *os.File
-	name    string
-	// cgroup is where its processes are, if it has no pid namespace: in the VM's own root.
-	cgroup string
-	shares *shares.Mounter
+
+	// Immutable once it serves.
+	name     string
+	cgroup   string // where its processes are, if it has no pid namespace: in the VM's own root
+	shares   *shares.Mounter
+	conf     wslconf.Config
+	warnings []string // for the user
+	systemd  *systemd // nil: we are PID 1
 }
 
-// Run is the main function of a distro's init. It returns the exit status.
-func Run(args []string) int {
-	log := kmsg.New("wsl2-distro")
+// newDistro makes what both roles begin with (see RunBeside).
+func newDistro(args []string) (d *distro, port uint32, err error) {
 	// Signals from inside the distro (kill 1) must not end it; with a handler
 	// they are delivered, with SIG_IGN every session would inherit that.
 	signal.Notify(make(chan os.Signal, 1), unix.SIGHUP, unix.SIGINT, unix.SIGQUIT, unix.SIGTERM,
 		unix.SIGUSR1, unix.SIGUSR2, unix.SIGALRM, unix.SIGPIPE, unix.SIGPWR)
-	d := &distro{log: log}
+	d = &distro{log: kmsg.New("wsl2-distro")}
+	if len(args) < 3 {
+		return d, 0, fmt.Errorf("expected a port and a name: %q", args)
+	}
+	n, err := strconv.ParseUint(args[1], 10, 32)
+	if err != nil {
+		return d, 0, err
+	}
 	unix.CloseOnExec(ChannelFD)
 	if err := unix.SetNonblock(ChannelFD, true); err != nil {
-		log.Errorf("no channel to the VM's init: %v", err)
-		return 1
+		return d, 0, fmt.Errorf("no channel to the VM's init: %w", err)
 	}
 	d.channel = os.NewFile(ChannelFD, "channel")
-	r := bufio.NewReader(d.channel)
-	m, err := wire.Read(r)
+	return d, uint32(n), nil
+}
+
+// Run is the main function of a distro's init. It returns the exit status.
+func Run(args []string) int {
+	d, port, err := newDistro(args)
+	if err != nil {
+		d.log.Errorf("%v", err)
+		return 1
+	}
+	m, err := wire.Read(d.channel) // unbuffered: who serves beside systemd reads on
 	start, ok := m.(*wire.StartDistro)
-	if err != nil || !ok || len(args) < 2 {
-		log.Errorf("expected StartDistro and a port: %v %v %v", m, err, args)
+	if err != nil || !ok {
+		d.log.Errorf("expected StartDistro: %v %v", m, err)
 		return 1
 	}
 	d.name = start.Name
-	port, err := strconv.ParseUint(args[1], 10, 32)
+	if err = d.makeRoot(start); err == nil && d.conf.Systemd {
+		if exe := findSystemd(); exe == "" {
+			d.warnings = append(d.warnings, fmt.Sprintf("the distro has no systemd, which boot.systemd in %s asks for; install it, or drop the line", wslconf.Path))
+		} else {
+			err = d.handOver(start, args[1], exe)
+		}
+	}
 	if err == nil {
-		err = d.start(start, uint32(port))
+		err = d.open(start, port)
 	}
 	if err != nil {
 		d.send(&wire.Reply{ID: start.ID, Code: codeOf(err), Text: fmt.Sprintf("start distro %s: %v", start.Name, err)})
 		return 1
 	}
-	d.send(&wire.Reply{ID: start.ID, Port: uint32(port)})
-	return d.serve(r)
+	return d.serve(start.ID, port)
 }
 
 // diskError marks errors that are the disk's fault.
@@ -132,33 +156,13 @@ func (d *distro) send(m wire.Message) {
 	}
 }
 
-// start makes the root, moves into it and listens.
-func (d *distro) start(m *wire.StartDistro, port uint32) error {
+// makeRoot makes the root, moves into it and reads its wsl.conf.
+func (d *distro) makeRoot(m *wire.StartDistro) error {
 	unix.Umask(0o022)
-	interop := ""
 	if m.Slot == wire.RootSlot {
-		if err := d.join(); err != nil {
-			return err
-		}
-	} else {
-		if err := d.enterRoot(m); err != nil {
-			return err
-		}
-		interop = interopDir()
-	}
-	for _, l := range limits {
-		// syscall's, not unix's: it also stops Go from restoring the old limit in children.
-		if err := syscall.Setrlimit(l.resource, &syscall.Rlimit{Cur: l.rlimit.Cur, Max: l.rlimit.Max}); err != nil {
-			d.log.Errorf("%s: set resource limit %d: %v", d.name, l.resource, err)
-		}
-	}
-	return d.listen(m, port, interop)
-}
-
-// enterRoot makes the distro's root and moves into it.
-func (d *distro) enterRoot(m *wire.StartDistro) error {
-	if err := unix.Sethostname([]byte(m.Hostname)); err != nil {
-		return fmt.Errorf("set the host name %q: %w", m.Hostname, err)
+		d.conf = wslconf.Defaults()
+		d.conf.Interop, d.conf.MountFsTab = false, false
+		return d.join()
 	}
 	// Not recursively: Shared stays what it is, and nothing else is shared.
 	if err := unix.Mount("", "/", "", unix.MS_PRIVATE, ""); err != nil {
@@ -184,7 +188,7 @@ func (d *distro) enterRoot(m *wire.StartDistro) error {
 			return diskError{err}
 		}
 	}
-	init, initErr := openInit()
+	init, initErr := openTree(tools.Init)
 	if err := moveShared(); err != nil { // a disk that is read-only, say
 		d.log.Errorf("%s: %v", d.name, err)
 	}
@@ -201,20 +205,49 @@ func (d *distro) enterRoot(m *wire.StartDistro) error {
 	if err := mounts.All(root); err != nil {
 		d.log.Errorf("%s: %v", d.name, err)
 	}
+	return d.configure(m)
+}
+
+// configure reads the distro's wsl.conf, and applies what systemd is to find.
+func (d *distro) configure(m *wire.StartDistro) error {
+	if d.conf = wslconf.Defaults(); m.SafeMode {
+		d.warnings = append(d.warnings, fmt.Sprintf("safe mode: %s of %s is not read", wslconf.Path, d.name))
+	} else {
+		d.conf, d.warnings = wslconf.Read("/")
+	}
+	if err := unix.Sethostname([]byte(d.hostname(m))); err != nil {
+		return fmt.Errorf("set the host name %q: %w", d.hostname(m), err)
+	}
+	if err := etc("/", d.conf, d.hostname(m), m.Timezone); err != nil { // a disk that is read-only, say
+		d.log.Errorf("%s: %v", d.name, err)
+	}
 	return nil
 }
 
-// listen serves sessions on the port.
-func (d *distro) listen(m *wire.StartDistro, port uint32, interop string) error {
+// hostname is the host's, unless the distro wants another.
+func (d *distro) hostname(m *wire.StartDistro) string {
+	if d.conf.Hostname != "" {
+		return d.conf.Hostname
+	}
+	return m.Hostname
+}
+
+// open listens and runs what the distro wants run at its start.
+func (d *distro) open(m *wire.StartDistro, port uint32) error {
+	for _, l := range limits {
+		// syscall's, not unix's: it also stops Go from restoring the old limit in children.
+		if err := syscall.Setrlimit(l.resource, &syscall.Rlimit{Cur: l.rlimit.Cur, Max: l.rlimit.Max}); err != nil {
+			d.log.Errorf("%s: set resource limit %d: %v", d.name, l.resource, err)
+		}
+	}
 	d.share(m)
 	l, err := vsock.ListenContextID(unix.VMADDR_CID_ANY, port, nil)
 	if err != nil {
 		return fmt.Errorf("listen on vsock port %d: %w", port, err)
 	}
 	d.l = l
-	// Idle is neither process nor session, the same that StopDistro.IfIdle asks
-	// for; whichever ends last says so. Telling it is left to a goroutine: the
-	// reaper must not wait for whoever reads the channel.
+	// Telling that it is idle is left to a goroutine: the reaper must not wait for
+	// whoever reads the channel.
 	quiet := make(chan struct{}, 1)
 	perhapsIdle := func() {
 		select {
@@ -223,19 +256,31 @@ func (d *distro) listen(m *wire.StartDistro, port uint32, interop string) error 
 		}
 	}
 	d.rp = reaper.New(perhapsIdle)
-	d.srv = session.NewServer(session.Config{
-		Reaper:   d.rp,
-		Distro:   m.Name,
-		Hostname: m.Hostname,
-		Logf:     d.log.Printf,
-		OnQuiet:  perhapsIdle,
-		Interop:  interop,
-		StandIn:  func(id wire.SessionID) error { d.send(&wire.HostExec{Session: id}); return nil },
-		Shares:   d.shares,
-	})
+	config := session.Config{
+		Reaper:      d.rp,
+		Distro:      m.Name,
+		Hostname:    d.hostname(m),
+		DefaultUser: d.conf.DefaultUser,
+		Logf:        d.log.Printf,
+		OnQuiet:     perhapsIdle,
+		StandIn:     func(id wire.SessionID) error { d.send(&wire.HostExec{Session: id}); return nil },
+		Shares:      d.shares,
+	}
+	if d.conf.Interop {
+		config.Interop = session.InteropDir
+	}
+	if d.systemd != nil {
+		config.Prepare = d.systemd.session
+	}
+	d.srv = session.NewServer(config)
+	unix.Umask(d.conf.Umask) // no earlier: every user asks in the directory of interop
+	if d.systemd == nil && d.conf.MountFsTab {
+		d.mountFsTab()
+	}
+	d.bootCommand()
 	go func() {
 		for range quiet {
-			if d.rp.Empty() && d.srv.Quiet() {
+			if d.idle() {
 				d.send(&wire.DistroIdle{Name: d.name})
 			}
 		}
@@ -264,15 +309,9 @@ func (d *distro) share(m *wire.StartDistro) {
 	})
 }
 
-// interopDir is where sessions ask for programs of the host, "" if the distro
-// wants none.
-func interopDir() string {
-	text, _ := os.ReadFile(wslconf.Path) // most have none
-	if !wslconf.Bool(string(text), "interop", "enabled", true) {
-		return ""
-	}
-	return session.InteropDir
-}
+// idle tells whether there is neither process nor session, the same that
+// StopDistro.IfIdle asks for. What systemd runs holds a distro only by boot.keepAlive.
+func (d *distro) idle() bool { return !d.conf.KeepAlive && d.rp.Empty() && d.srv.Quiet() }
 
 // mountSystem unpacks the system distro into a tmpfs: a root of its own, which
 // a user may damage without damaging the VM's.
@@ -332,8 +371,11 @@ func enter() error {
 	return nil
 }
 
-// serve answers PID 1 of the VM until it says to stop.
-func (d *distro) serve(r io.Reader) int {
+// serve tells PID 1 of the VM, whose StartDistro had this ID, that the distro
+// runs, and answers it until it says to stop.
+func (d *distro) serve(id, port uint32) int {
+	d.send(&wire.Reply{ID: id, Port: port, Text: strings.Join(d.warnings, "\n")})
+	r := bufio.NewReader(d.channel)
 	for {
 		m, err := wire.Read(r)
 		if err != nil {
@@ -345,8 +387,8 @@ func (d *distro) serve(r io.Reader) int {
 			d.log.Errorf("%s: unexpected %v", d.name, m.Type())
 			continue
 		}
-		if stop.IfIdle && !(d.rp.Empty() && d.srv.CloseIfIdle()) {
-			d.send(&wire.Reply{ID: stop.ID, Code: wire.CodeBusy, Text: "the distro has running processes"})
+		if stop.IfIdle && !(d.idle() && d.srv.CloseIfIdle()) {
+			d.send(&wire.Reply{ID: stop.ID, Code: wire.CodeBusy, Text: "the distro has running processes, or boot.keepAlive in its " + wslconf.Path})
 			continue
 		}
 		return d.stop(stop)
@@ -361,11 +403,11 @@ func (d *distro) stop(m *wire.StopDistro) int {
 	d.shares.Close()
 	if !d.rp.Empty() {
 		for _, sig := range []syscall.Signal{unix.SIGTERM, unix.SIGCONT} {
-			d.kill(sig)
+			d.signalAll(sig)
 		}
 		d.hangup() // an interactive shell ignores SIGTERM
 		if !d.waitEmpty(time.Duration(m.GraceMillis) * time.Millisecond) {
-			d.kill(unix.SIGKILL)
+			d.signalAll(unix.SIGKILL)
 			if !d.waitEmpty(settle) {
 				d.send(&wire.Reply{ID: m.ID, Code: wire.CodeBusy,
 					Text: "processes do not end although killed: they wait for I/O that does not come"})
@@ -377,11 +419,23 @@ func (d *distro) stop(m *wire.StopDistro) int {
 	if d.cgroup != "" {
 		return 0 // the root is PID 1's
 	}
+	if d.systemd != nil {
+		return d.powerOff()
+	}
 	if err := cleanRoot(); err != nil {
 		d.send(&wire.Reply{ID: m.ID, Code: wire.CodeDisk, Text: err.Error()})
 		return 1
 	}
 	return 0
+}
+
+// signalAll sends a signal to every process but us, and those of systemd.
+func (d *distro) signalAll(sig syscall.Signal) {
+	if d.systemd != nil {
+		signalSessions(sig)
+		return
+	}
+	d.kill(sig)
 }
 
 func (d *distro) waitEmpty(timeout time.Duration) bool {

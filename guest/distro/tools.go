@@ -11,14 +11,27 @@ import (
 	"github.com/wsl2/wsl2/guest/tools"
 )
 
-// openInit takes hold of the VM's /init before its root is left behind: a mount
-// of that one file, which installTools places.
-func openInit() (int, error) {
-	fd, err := unix.OpenTree(unix.AT_FDCWD, tools.Init, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
+// openTree takes hold of what is mounted at a path of the VM's root, or of a file
+// there, before that is left behind: a mount that can be placed in the distro's root.
+func openTree(path string) (int, error) {
+	fd, err := unix.OpenTree(unix.AT_FDCWD, path, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_RECURSIVE)
 	if err != nil {
-		return -1, fmt.Errorf("take hold of %s: %w", tools.Init, err)
+		return -1, fmt.Errorf("take hold of %s: %w", path, err)
 	}
 	return fd, nil
+}
+
+// place mounts what openTree took hold of on a directory, and closes it.
+func place(tree int, dir string) error {
+	defer unix.Close(tree)
+	err := os.MkdirAll(dir, 0o755)
+	if err == nil {
+		err = unix.MoveMount(tree, "", unix.AT_FDCWD, dir, unix.MOVE_MOUNT_F_EMPTY_PATH)
+	}
+	if err != nil {
+		return fmt.Errorf("place %s: %w", dir, err)
+	}
+	return nil
 }
 
 // installTools makes /init and the names under which users call it, as WSL does:

@@ -118,6 +118,27 @@ func (d Dir) Make() error {
 
 func (d Dir) String() string { return fmt.Sprintf("directory %s", d.Path) }
 
+// File is a small text.
+type File struct{ Path, Content, Why string }
+
+// Make writes the file unless there is one.
+func (f File) Make() error {
+	file, err := os.OpenFile(f.Path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
+	if errors.Is(err, unix.EEXIST) {
+		return nil
+	}
+	if err == nil {
+		_, err = file.WriteString(f.Content)
+		err = errors.Join(err, file.Close())
+	}
+	if err != nil {
+		return fmt.Errorf("%v: %w", f, err)
+	}
+	return nil
+}
+
+func (f File) String() string { return fmt.Sprintf("file %s", f.Path) }
+
 // Value is a number or word written to a file of /proc or /sys.
 type Value struct{ Path, Value, Why string }
 

@@ -127,6 +127,10 @@ func (v *vm) launch(d *distroProc, m *wire.StartDistro) *wire.Reply {
 	} else {
 		defer unix.Close(fd)
 	}
+	if err := limit(d.cgroup, m.Limits); err != nil {
+		removeCgroup(d.cgroup)
+		return failed(wire.CodeInternal, err)
+	}
 	namespaces := uintptr(distroNamespaces)
 	if d.slot == wire.RootSlot {
 		namespaces = 0
@@ -159,7 +163,7 @@ func (v *vm) launch(d *distroProc, m *wire.StartDistro) *wire.Reply {
 // setUp makes the part of the root that only distros need.
 func (v *vm) setUp() {
 	v.setup.Do(func() {
-		if err := mounts.All(forDistros); err != nil {
+		if err := errors.Join(mounts.All(forDistros), registerMZ()); err != nil {
 			v.log.Errorf("%v", err)
 		}
 	})
@@ -190,6 +194,8 @@ func (v *vm) read(d *distroProc, answer chan<- *wire.Reply) {
 			if !started {
 				close(answer)
 			}
+			// Beside systemd, which does not end with it, nothing serves the distro any more.
+			d.c.proc.Signal(unix.SIGKILL) //nolint:errcheck // it is gone already
 			return
 		}
 		switch m := m.(type) {
@@ -238,6 +244,15 @@ func (v *vm) watch(d *distroProc) {
 	status := <-d.c.proc.Exited
 	if d.cgroup != "" {
 		removeCgroup(d.cgroup)
+	}
+	if d.slot >= 0 {
+		device, _ := distro.Device(d.slot)
+		if err := unshare(device, unix.MNT_DETACH); err != nil { // what it had bound below Shared
+			v.log.Errorf("distro %s: %v", d.name, err)
+		}
+	}
+	if err := registerMZ(); err != nil {
+		v.log.Errorf("%v", err)
 	}
 	close(d.ended)
 	<-d.ready
@@ -324,9 +339,6 @@ func (v *vm) stopDistro(m *wire.StopDistro) *wire.Reply {
 	}
 	if d.slot >= 0 {
 		device, _ := distro.Device(d.slot)
-		if err := unshare(device, unix.MNT_DETACH); err != nil { // what it had bound below Shared
-			v.log.Errorf("distro %s: %v", d.name, err)
-		}
 		if err := distro.Released(device); err != nil {
 			return failed(wire.CodeBusy, err)
 		}

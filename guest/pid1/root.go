@@ -1,6 +1,7 @@
 package pid1
 
 import (
+	"errors"
 	"fmt"
 
 	"golang.org/x/sys/unix"
@@ -29,8 +30,20 @@ var forDistros = []m.Item{
 	m.Mount{FSType: "none", Target: distro.Shared, Flags: unix.MS_SHARED, Why: "mounts below it are seen by all"},
 	m.Value{Path: "/proc/sys/kernel/dmesg_restrict", Value: "0", Why: "dmesg for users, as in WSL"},
 	m.Value{Path: "/proc/sys/fs/inotify/max_user_watches", Value: "524288", Why: "editors watch whole trees"},
-	m.Mount{FSType: "binfmt_misc", Target: "/proc/sys/fs/binfmt_misc", Flags: m.NoSuidDevExec, Why: "the line below, which holds in every distro"},
-	m.Value{Path: "/proc/sys/fs/binfmt_misc/register", Value: ":WSLInterop:M::MZ::/init:FP", Why: "Windows programs are the host's to run; F: this /init, whatever a distro has there"},
+	m.Mount{FSType: "binfmt_misc", Target: binfmtMisc, Flags: m.NoSuidDevExec, Why: "programs of other systems; it holds in every distro"},
+	m.File{Path: distro.ResolvConf, Content: distro.GeneratedBy("generateResolvConf") + "# The VM has no network, hence no name server.\n", Why: "distros link to it"},
+}
+
+const binfmtMisc = "/proc/sys/fs/binfmt_misc"
+
+// registerMZ makes Windows programs the host's to run. systemd-binfmt of a distro that
+// stops forgets the formats of all of them, hence it is done again then.
+func registerMZ() error {
+	err := m.Value{Path: binfmtMisc + "/register", Value: distro.BinfmtMZ}.Make()
+	if errors.Is(err, unix.EEXIST) {
+		return nil
+	}
+	return err
 }
 
 // loopbackUp brings up lo, which every distro shares.

@@ -10,6 +10,7 @@ import (
 
 	"github.com/wsl2/wsl2/guest/users"
 	"github.com/wsl2/wsl2/internal/wire"
+	"github.com/wsl2/wsl2/internal/wslconf"
 )
 
 // failure is an error that the client is told with a code.
@@ -46,6 +47,8 @@ type program struct {
 	dirs []string // working directories, the wanted one first
 	// reach is called before a path is looked at (Shares).
 	reach func(path string)
+	// notices are for the user's stderr.
+	notices []string
 }
 
 // newProgram works out what to run. All of its errors are failures.
@@ -54,18 +57,39 @@ func newProgram(cfg *Config, m *wire.Start) (*program, error) {
 	if root == "" {
 		root = "/"
 	}
-	user, err := users.Lookup(root, m.User)
+	p := &program{}
+	who := m.User
+	if who == "" {
+		who = m.Default
+		if cfg.DefaultUser != "" {
+			if _, err := users.Lookup(root, cfg.DefaultUser); err == nil {
+				who = cfg.DefaultUser
+			} else {
+				p.notices = append(p.notices, fmt.Sprintf("the default user of %s cannot be used: %v", wslconf.Path, err))
+			}
+		}
+	}
+	user, err := users.Lookup(root, who)
 	switch {
 	case errors.Is(err, users.ErrUnknown):
-		return nil, failf(wire.CodeUnknownUser, "user %q is not in the distro's /etc/passwd; create it there (useradd) or choose another with -u", m.User)
+		return nil, failf(wire.CodeUnknownUser, "user %q is not in the distro's /etc/passwd; create it there (useradd) or choose another with -u", who)
 	case err != nil:
-		return nil, failf(wire.CodeInternal, "look up user %q: %v", m.User, err)
+		return nil, failf(wire.CodeInternal, "look up user %q: %v", who, err)
 	}
-	p := &program{user: user, reach: func(string) {}}
+	p.user, p.reach = user, func(string) {}
 	if cfg.Shares != nil {
 		p.reach = cfg.Shares.Reach
 	}
 	env := baseEnv(cfg, root, user, m.Streams&wire.StreamPTY != 0)
+	if cfg.Prepare != nil {
+		more, notice := cfg.Prepare(user)
+		if notice != "" {
+			p.notices = append(p.notices, notice)
+		}
+		for _, kv := range more {
+			env.set(kv)
+		}
+	}
 	for _, kv := range m.Env {
 		k, _, ok := strings.Cut(kv, "=")
 		if !ok || k == "" || strings.IndexByte(kv, 0) >= 0 {

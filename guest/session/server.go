@@ -34,6 +34,7 @@ import (
 	"time"
 
 	"github.com/wsl2/wsl2/guest/reaper"
+	"github.com/wsl2/wsl2/guest/users"
 	"github.com/wsl2/wsl2/internal/wire"
 )
 
@@ -46,6 +47,11 @@ type Config struct {
 	// Root is the directory that holds etc and dev; "" means "/". Programs are not
 	// confined to it.
 	Root string
+	// DefaultUser is who a session runs as that names nobody; "" leaves it to the client.
+	DefaultUser string
+	// Prepare, if set, is called before a user's program starts: it may wait. What it returns
+	// is added to the environment, and a notice for the user.
+	Prepare func(*users.User) (env []string, notice string)
 	// AssemblyTimeout bounds the wait for a Hello, for Start and for a session's
 	// connections; 0 means 10 s.
 	AssemblyTimeout time.Duration

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -331,7 +332,10 @@ func (x *session) start(m *wire.Start) (notice string, err error) {
 		x.process, err = x.srv.cfg.Reaper.Start(path, argv, attr)
 		return err
 	})
-	return notice, err
+	if notice != "" {
+		p.notices = append(p.notices, notice)
+	}
+	return strings.Join(p.notices, "\n"), err
 }
 
 // closer collects what has to be closed.

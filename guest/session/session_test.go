@@ -21,6 +21,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/wsl2/wsl2/guest/reaper"
+	"github.com/wsl2/wsl2/guest/users"
 	"github.com/wsl2/wsl2/internal/wire"
 )
 
@@ -230,6 +231,31 @@ func TestEnvironment(t *testing.T) {
 	c.started()
 	if got := c.exactly(c.stdout, c.exited().StdoutBytes); got != "de_DE.UTF-8\n4242\n4243\n4243 777\n0022\n/tmp\n0\n1\n2\n3\n" {
 		t.Errorf("got %q", got)
+	}
+}
+
+// TestDefaultUser: who runs what names nobody, and what is prepared for them.
+func TestDefaultUser(t *testing.T) {
+	for _, c := range []struct{ conf, m, client, want, notice string }{
+		{"", "", "", "0", ""},
+		{"", "", "ann", "4242", ""},
+		{"ann", "", "root", "4242", ""},
+		{"ann", "root", "", "0", ""},
+		{"nobody-here", "", "ann", "4242", `the default user of /etc/wsl.conf cannot be used: no such user: "nobody-here"`},
+	} {
+		r := newRig(t)
+		r.srv.cfg.DefaultUser = c.conf
+		r.srv.cfg.Prepare = func(u *users.User) ([]string, string) {
+			return []string{"XDG_RUNTIME_DIR=/run/user/" + fmt.Sprint(u.UID), "A=prepared"}, "waited"
+		}
+		x := r.open(&wire.Start{Argv: []string{"sh", "-c", "echo $XDG_RUNTIME_DIR $A; id -u"}, User: c.m, Default: c.client, Env: []string{"A=asked"}, Cwd: "/", Streams: wire.StreamStdout})
+		notice := x.started().Notice
+		if got := x.exactly(x.stdout, x.exited().StdoutBytes); got != "/run/user/"+c.want+" asked\n"+c.want+"\n" {
+			t.Errorf("%+v: %q", c, got)
+		}
+		if want := strings.TrimPrefix(c.notice+"\nwaited", "\n"); notice != want {
+			t.Errorf("%+v: notice %q, want %q", c, notice, want)
+		}
 	}
 }
 

@@ -1,9 +1,10 @@
 // Package ini reads the settings files of WSL: wslconfig on the host, /etc/wsl.conf and
 // /etc/wsl-distribution.conf in a distro (WSL's configfile.cpp).
 //
-// '#' and ';' begin comments; [section], key = value; a value may stand in quotes and
-// has the escapes \\ \" \n \t \b; a '\' at the end of a line goes on with the next. Sections
-// and keys ignore case. A line that makes no sense is a problem, never an error.
+// '#' begins a comment, and so does ';' at the beginning of a line; [section], key = value.
+// In quotes a value may have '#', and spaces around it; its escapes are \\ \" \n \t \b. A
+// '\' at the end of a line goes on with the next. Sections and keys ignore case. A line
+// that makes no sense is a problem, never an error.
 package ini
 
 import (
@@ -25,6 +26,8 @@ func (e Entry) Name() string { return strings.ToLower(e.Section + "." + e.Key) }
 type Problem struct {
 	Text string
 	Line int
+	// Name is the "section.key", folded, whose value was no use; "" if it was not that.
+	Name string
 }
 
 // Parse reads a file. Of equal keys the first counts; the others are problems.
@@ -35,7 +38,7 @@ func Parse(text string) (entries []Entry, problems []Problem) {
 	for i := 0; i < len(lines); i++ {
 		at := i + 1
 		problem := func(format string, a ...any) {
-			problems = append(problems, Problem{fmt.Sprintf(format, a...), at})
+			problems = append(problems, Problem{Text: fmt.Sprintf(format, a...), Line: at})
 		}
 		line := strings.TrimSpace(lines[i])
 		if i == 0 {
@@ -44,10 +47,13 @@ func Parse(text string) (entries []Entry, problems []Problem) {
 		if line == "" || line[0] == '#' || line[0] == ';' {
 			continue
 		}
-		for continued(line) && i+1 < len(lines) {
+		comment := commentIn(line)
+		for comment == len(line) && continued(line) && i+1 < len(lines) {
 			i++
 			line = line[:len(line)-1] + strings.TrimSpace(lines[i])
+			comment = commentIn(line)
 		}
+		line = strings.TrimSpace(line[:comment])
 		if line == "" { // nothing but a '\' that went on with an empty line
 			continue
 		}
@@ -69,6 +75,7 @@ func Parse(text string) (entries []Entry, problems []Problem) {
 		var err error
 		if e.Value, err = unquote(strings.TrimSpace(value)); err != nil {
 			problem("%v for key '%s'", err, e.Key)
+			problems[len(problems)-1].Name = e.Name()
 			continue
 		}
 		if seen[e.Name()] {
@@ -87,17 +94,38 @@ func continued(line string) bool {
 	return n%2 == 1
 }
 
-// unquote drops a pair of quotes and resolves escapes.
-func unquote(v string) (string, error) {
-	if len(v) >= 2 && v[0] == '"' && v[len(v)-1] == '"' {
-		v = v[1 : len(v)-1]
+// commentIn returns where the comment of a line begins, len(line) if it has none.
+func commentIn(line string) int {
+	quoted := false
+	for i := 0; i < len(line); i++ {
+		switch line[i] {
+		case '\\':
+			i++
+		case '"':
+			quoted = !quoted
+		case '#':
+			if !quoted {
+				return i
+			}
+		}
 	}
-	if !strings.Contains(v, `\`) {
+	return len(line)
+}
+
+// unquote drops the quotes and resolves escapes.
+func unquote(v string) (string, error) {
+	if !strings.ContainsAny(v, `\"`) {
 		return v, nil
 	}
 	var b strings.Builder
+	quoted := false
 	for i := 0; i < len(v); i++ {
-		if v[i] != '\\' {
+		switch v[i] {
+		case '"':
+			quoted = !quoted
+			continue
+		case '\\':
+		default:
 			b.WriteByte(v[i])
 			continue
 		}
@@ -117,6 +145,9 @@ func unquote(v string) (string, error) {
 		default:
 			return "", fmt.Errorf(`Invalid escape '\%c'`, v[i])
 		}
+	}
+	if quoted {
+		return "", fmt.Errorf(`Expected '"'`) //nolint:staticcheck // WSL's words
 	}
 	return b.String(), nil
 }

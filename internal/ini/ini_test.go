@@ -7,11 +7,12 @@ import (
 )
 
 func TestParse(t *testing.T) {
-	text := "\ufeff# comment\n; another\n[ Boot ]\r\nsystemd = true\n  COMMAND=\"echo \\\"a # b\\\"\\n\" \n[user]\ndefault=alice\ndefault=bob\nno value\n[broken\nx=\\q\nlong = one \\\n  two\nempty=\n"
+	text := "\ufeff# comment\n; another\n[ Boot ]\r\nsystemd = true\n  COMMAND=\"echo \\\"a # b\\\"\\n\" \n[user]\ndefault=alice\ndefault=bob\nno value\n[broken\nx=\\q\nlong = one \\\n  two\nempty=\n" +
+		"inline = 4GB   # of the VM \\\nhash=\" a # b \" # c\nquotes=echo \"a b\" '#\nopen=\"a\n[net] # here\nescaped=\\\"#\n"
 	entries, problems := Parse(text)
 	got := fmt.Sprint(entries, problems)
-	want := `[{Boot systemd true 4} {Boot COMMAND echo "a # b"` + "\n" + ` 5} {user default alice 7} {user long one two 12} {user empty  14}]` +
-		`[{Duplicated config key 'user.default' 8} {Expected 'key = value', found 'no value' 9} {Invalid section '[broken' 10} {Invalid escape '\q' for key 'x' 11}]`
+	want := `[{Boot systemd true 4} {Boot COMMAND echo "a # b"` + "\n" + ` 5} {user default alice 7} {user long one two 12} {user empty  14} {user inline 4GB 15} {user hash  a # b  16} {user quotes echo a b ' 17} {net escaped " 20}]` +
+		`[{Duplicated config key 'user.default' 8 } {Expected 'key = value', found 'no value' 9 } {Invalid section '[broken' 10 } {Invalid escape '\q' for key 'x' 11 user.x} {Expected '"' for key 'open' 18 user.open}]`
 	if got != strings.ReplaceAll(want, "][", " ] [") && got != strings.ReplaceAll(want, "][", "] [") {
 		t.Errorf("%s\nwant %s", got, want)
 	}

@@ -49,7 +49,12 @@ func (m *StartDistro) appendBody(b []byte) []byte {
 	for _, s := range m.Shares {
 		b = appendBool(appendString(appendString(b, s.Host), s.Guest), s.ReadOnly)
 	}
-	return appendString(b, m.User)
+	b = appendString(b, m.User)
+	b = appendString(b, m.Timezone)
+	b = appendBool(b, m.SafeMode)
+	b = appendU64(b, m.Limits.MemoryBytes)
+	b = appendU32(b, m.Limits.MilliCPUs)
+	return appendU32(b, m.Limits.PIDs)
 }
 
 func (m *StartDistro) readBody(d *decoder) {
@@ -63,6 +68,9 @@ func (m *StartDistro) readBody(d *decoder) {
 		m.Shares = append(m.Shares, Share{d.string(), d.string(), d.bool()})
 	}
 	m.User = d.string()
+	m.Timezone = d.string()
+	m.SafeMode = d.bool()
+	m.Limits = Limits{MemoryBytes: d.u64(), MilliCPUs: d.u32(), PIDs: d.u32()}
 }
 
 func (*StopDistro) Type() Type { return TypeStopDistro }
@@ -223,6 +231,7 @@ func (m *Start) appendBody(b []byte) []byte {
 	b = append(b, byte(m.Shell))
 	b = appendStrings(b, m.Argv)
 	b = appendString(b, m.User)
+	b = appendString(b, m.Default)
 	b = appendString(b, m.Cwd)
 	b = appendStrings(b, m.Env)
 	b = append(b, byte(m.Streams))
@@ -233,6 +242,7 @@ func (m *Start) readBody(d *decoder) {
 	m.Shell = Shell(d.atMost(d.u8(), uint8(ShellLogin), "shell mode"))
 	m.Argv = d.strings()
 	m.User = d.string()
+	m.Default = d.string()
 	m.Cwd = d.string()
 	m.Env = d.strings()
 	const all = StreamStdin | StreamStdout | StreamStderr | StreamPTY

@@ -45,7 +45,8 @@ type Ready struct {
 
 // StartDistro mounts a distro's disk and starts its init in new pid, mount,
 // uts, ipc and cgroup namespaces. The Reply's Port is the distro's session
-// port. Starting a distro that runs already replies with its port.
+// port, its Text what of the distro's wsl.conf is to be complained about, line by line.
+// Starting a distro that runs already replies the same.
 type StartDistro struct {
 	ID   uint32
 	Name string
@@ -53,15 +54,26 @@ type StartDistro struct {
 	// for the u-root system distro, which lives in the initramfs; RootSlot for none:
 	// sessions run in the VM's own root, beside PID 1.
 	Slot     int32
-	Hostname string
+	Hostname string // unless its wsl.conf names another
 	// Checked: the file system has been checked since errors were noted in it; without
 	// that it is refused (CodeUnchecked).
 	Checked bool
 	// ReadOnly mounts it read-only, whatever is noted in it.
 	ReadOnly bool
 	// Shares are directories of the host, which User (see Start) owns in the distro.
-	Shares []Share
-	User   string
+	Shares   []Share
+	User     string
+	Timezone string // of the host, as tzdata names it; "" leaves the distro's alone
+	// SafeMode starts it as if it had no wsl.conf.
+	SafeMode bool
+	Limits   Limits
+}
+
+// Limits are what a distro may use of the VM; 0 is no limit.
+type Limits struct {
+	MemoryBytes uint64
+	MilliCPUs   uint32 // thousandths of a processor
+	PIDs        uint32 // processes and threads
 }
 
 // Share is a directory of the host in a distro, absolute and clean on both sides.
@@ -171,8 +183,8 @@ type Shutdown struct {
 type Reply struct {
 	ID   uint32
 	Code Code // CodeOK or what failed
-	// Text is for people: why, when Code is not CodeOK; what was done, for Maintain. For
-	// Import it is the distro's /etc/wsl-distribution.conf.
+	// Text is for people: why, when Code is not CodeOK; what was done, for Maintain; warnings,
+	// for StartDistro. For Import it is the distro's /etc/wsl-distribution.conf.
 	Text string
 	Port uint32 // session port, for StartDistro
 }
@@ -236,7 +248,8 @@ type WindowSize struct{ Rows, Cols uint16 }
 type Start struct {
 	Shell   Shell
 	Argv    []string
-	User    string // name or number; "" = the distro's default user
+	User    string // name or number; "" = the one of the distro's wsl.conf
+	Default string // who it is if there is none either; "" = root
 	Cwd     string // absolute guest path, "" or "~" = the user's home
 	Env     []string
 	Streams Streams

@@ -83,10 +83,7 @@ func (c *Client) run(spec RunSpec, std Stdio) (status int, err error) {
 	}
 	s := &session{c: c, lease: lease, opened: opened, env: std.Environ, agent: std.Getenv("SSH_AUTH_SOCK")}
 	rand.Read(s.id[:])
-	start := wire.Start{Shell: spec.Shell, Argv: spec.Argv, User: spec.User, Cwd: spec.Cwd, Agent: s.agent != ""}
-	if start.User == "" {
-		start.User = opened.DefaultUser
-	}
+	start := wire.Start{Shell: spec.Shell, Argv: spec.Argv, User: spec.User, Default: opened.DefaultUser, Cwd: spec.Cwd, Agent: s.agent != ""}
 	switch {
 	case spec.HostCwd:
 		if start.Cwd, err = guestDir(spec.Cwd, opened.Shares); err != nil {

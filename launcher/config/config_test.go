@@ -1,9 +1,11 @@
 package config
 
 import (
+	"maps"
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -89,9 +91,10 @@ func TestSettings(t *testing.T) {
 	host := Host{MemoryBytes: 16 << 30, CPUs: 12}
 	text := strings.Join([]string{
 		"\ufeff# comment", "[General]", "InstanceIdleTimeout = -1", "", "[wsl2]", "vmIdleTimeout=2000",
-		"memory=4GB", "processors=3", `kernel="/boot/my kernel"`, `kernelCommandLine = quiet foo="a"`, "accel=tcg",
+		"memory=4GB", "processors=3", `kernel="/boot/my kernel"`, `kernelCommandLine = quiet foo=\"a\" # more`, "accel=tcg",
 		"nestedVirtualization=true", "defaultVhdSize=1TB",
 		"[interop]", "hostPrograms = xdg-open, git /usr/bin/code", "sshAgent=false",
+		"[distro.Debian-12.1]", "memory = 512MB", "cpus = 1.5", "[distro.small]", "pids = 100", "[wsl2]", "safeMode = true", "guiApplications = false",
 	}, "\n")
 	s := Defaults(host)
 	if w := s.parse(text, "f", host); len(w) != 0 {
@@ -100,9 +103,33 @@ func TestSettings(t *testing.T) {
 	want := Settings{InstanceIdleTimeout: -time.Millisecond, VMIdleTimeout: 2 * time.Second, BootTimeout: time.Minute,
 		DistroStartTimeout: time.Minute, MemoryBytes: 4 << 30, Processors: 3, Kernel: "/boot/my kernel",
 		KernelCommandLine: `quiet foo="a"`, Accel: "tcg", DefaultDiskBytes: 1 << 40,
-		Interop: true, HostPrograms: []string{"xdg-open", "git", "/usr/bin/code"}}
+		Interop: true, HostPrograms: []string{"xdg-open", "git", "/usr/bin/code"}, SafeMode: true,
+		Limits: map[string]wire.Limits{"debian-12.1": {MemoryBytes: 512 << 20, MilliCPUs: 1500}, "small": {PIDs: 100}}}
 	if !reflect.DeepEqual(s, want) {
 		t.Fatalf("got %+v\nwant %+v", s, want)
+	}
+}
+
+// TestDocumented: the page of settings names every key that is not warned of, and
+// what may be meant is what there is.
+func TestDocumented(t *testing.T) {
+	page, err := os.ReadFile("../../docs/settings.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	text := strings.ToLower(string(page))
+	for _, name := range append(slices.Collect(maps.Keys(settings)), knownElsewhere...) {
+		if !strings.Contains(text, name) {
+			t.Errorf("docs/settings.md lacks %s", name)
+		}
+	}
+	for _, name := range knownNames {
+		if settings[strings.ToLower(name)] == nil {
+			t.Errorf("no key %s", name)
+		}
+	}
+	if len(knownNames) != len(settings) {
+		t.Errorf("%d keys, of which %d may be meant", len(settings), len(knownNames))
 	}
 }
 
@@ -126,6 +153,12 @@ func TestSettingsWarn(t *testing.T) {
 		"[wsl2]\nkernelCommandLine=a\\qb":  `Invalid escape '\q'`,
 		"[wsl2]\ndefaultVhdSize=1KB":       "Invalid disk size",
 		"[wsl2]\nkernelCommandLine=dang\\": `Invalid escape '\'`,
+		"[wsl2]\nsafeMode=2":               "Invalid boolean value '2'",
+		"[distro.a]\nmemory=1MB":           "Invalid limit '1MB' for key 'distro.a.memory' in f:2",
+		"[distro.a]\ncpus=0":               "Invalid limit '0'",
+		"[distro.a]\ncpus=nan":             "Invalid limit 'nan'",
+		"[distro.a]\npids=-1":              "Invalid limit '-1'",
+		"[distro.a]\npid=100":              "Unknown key 'distro.a.pid' (did you mean 'distro.a.pids'?) in f:2",
 	} {
 		s := Defaults(host)
 		w := s.parse(line, "f", host)
@@ -134,6 +167,9 @@ func TestSettingsWarn(t *testing.T) {
 		}
 		if s.MemoryBytes%memoryStep != 0 || s.Processors < 1 || s.Processors > 4 {
 			t.Errorf("%q: unusable settings %+v", line, s)
+		}
+		if s.Limits != nil || s.SafeMode {
+			t.Errorf("%q: a bad value counts: %+v", line, s)
 		}
 	}
 }

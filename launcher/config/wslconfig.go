@@ -7,11 +7,13 @@ import (
 	"net/url"
 	"os"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
 
 	"github.com/wsl2/wsl2/internal/ini"
+	"github.com/wsl2/wsl2/internal/wire"
 )
 
 // Settings is what wslconfig says, defaults filled in. A negative timeout
@@ -38,6 +40,10 @@ type Settings struct {
 	// OwnVM are the distros, by folded name, that have a VM of their own.
 	OwnVM  map[string]bool
 	Shares Shares
+	// SafeMode starts distros as if they had no /etc/wsl.conf.
+	SafeMode bool
+	// Limits are what distros may use of the VM, by their folded names.
+	Limits map[string]wire.Limits
 }
 
 // Limits of what a VM can be asked for.
@@ -116,7 +122,7 @@ func (s *Settings) parse(text, path string, h Host) (warnings []string) {
 		}
 		set, known := settings[e.Name()]
 		if !known {
-			if !knownElsewhere[e.Name()] {
+			if !slices.Contains(knownElsewhere, e.Name()) {
 				warn(e.Line, ini.Unknown(e, knownNames))
 			}
 			continue
@@ -131,6 +137,13 @@ func (s *Settings) parse(text, path string, h Host) (warnings []string) {
 	return warnings
 }
 
+// What a distro's init and a shell in it need.
+const (
+	minDistroMemory = 32 << 20
+	minDistroCPUs   = 0.01
+	minDistroPIDs   = 32
+)
+
 // distroOf returns the distro that a setting is for, if it is for one: [distro.NAME].
 func distroOf(e ini.Entry) (name string, ok bool) {
 	return strings.CutPrefix(strings.ToLower(e.Section), "distro.")
@@ -139,17 +152,40 @@ func distroOf(e ini.Entry) (name string, ok bool) {
 // setDistro stores a setting of a distro; the result is a warning, empty if the value
 // was good.
 func (s *Settings) setDistro(distro string, e ini.Entry) string {
-	if strings.ToLower(e.Key) != "vm" {
-		return ini.Unknown(e, []string{e.Section + ".vm"})
+	l, good := s.Limits[distro], false
+	switch strings.ToLower(e.Key) {
+	case "vm":
+		value := strings.ToLower(e.Value)
+		if value != "own" && value != "shared" {
+			return fmt.Sprintf("Invalid value '%s' for key '%s.%s', want own or shared,", e.Value, e.Section, e.Key)
+		}
+		if s.OwnVM == nil {
+			s.OwnVM = map[string]bool{}
+		}
+		s.OwnVM[distro] = value == "own"
+		return ""
+	case "memory":
+		n, err := ParseSize(e.Value)
+		l.MemoryBytes, good = n, err == nil && n >= minDistroMemory
+	case "cpus":
+		n, err := strconv.ParseFloat(e.Value, 64)
+		good = err == nil && n >= minDistroCPUs && n <= MaxProcessors
+		if good {
+			l.MilliCPUs = uint32(n * 1000)
+		}
+	case "pids":
+		n, err := strconv.ParseUint(e.Value, 10, 22) // Linux has no more (PID_MAX_LIMIT)
+		l.PIDs, good = uint32(n), err == nil && n >= minDistroPIDs
+	default:
+		return ini.Unknown(e, []string{e.Section + ".vm", e.Section + ".memory", e.Section + ".cpus", e.Section + ".pids"})
 	}
-	value := strings.ToLower(e.Value)
-	if value != "own" && value != "shared" {
-		return fmt.Sprintf("Invalid value '%s' for key '%s.%s', want own or shared,", e.Value, e.Section, e.Key)
+	if !good {
+		return fmt.Sprintf("Invalid limit '%s' for key '%s.%s'", e.Value, e.Section, e.Key)
 	}
-	if s.OwnVM == nil {
-		s.OwnVM = map[string]bool{}
+	if s.Limits == nil {
+		s.Limits = map[string]wire.Limits{}
 	}
-	s.OwnVM[distro] = value == "own"
+	s.Limits[distro] = l
 	return ""
 }
 
@@ -158,7 +194,7 @@ var knownNames = []string{
 	"general.instanceIdleTimeout", "general.distributionListUrl",
 	"wsl2.vmIdleTimeout", "wsl2.kernelBootTimeout", "wsl2.distributionStartTimeout", "wsl2.memory", "wsl2.processors",
 	"wsl2.kernel", "wsl2.kernelCommandLine", "wsl2.accel", "wsl2.defaultVhdSize",
-	"interop.enabled", "interop.hostPrograms", "interop.sshAgent",
+	"interop.enabled", "interop.hostPrograms", "interop.sshAgent", "wsl2.safeMode",
 }
 
 // settings maps "section.key" to what stores the value; the result is a
@@ -241,6 +277,14 @@ var settings = map[string]func(s *Settings, value string, h Host) string{
 		s.HostPrograms = strings.FieldsFunc(v, func(r rune) bool { return r == ',' || r == ' ' || r == '\t' })
 		return ""
 	},
+	"wsl2.safemode": func(s *Settings, v string, _ Host) string {
+		b, ok := ini.Bool(v)
+		if !ok {
+			return "Invalid boolean value"
+		}
+		s.SafeMode = b
+		return ""
+	},
 	"wsl2.defaultvhdsize": func(s *Settings, v string, _ Host) string {
 		n, err := ParseSize(v)
 		if err != nil || n < minDiskBytes || n > maxDiskBytes {
@@ -251,12 +295,21 @@ var settings = map[string]func(s *Settings, value string, h Host) string{
 	},
 }
 
-// knownElsewhere are keys of WSL's .wslconfig that have no meaning here, so
-// that a file carried over does not warn about each of them.
-var knownElsewhere = map[string]bool{
-	"wsl2.nestedvirtualization": true, "wsl2.guiapplications": true, "wsl2.gpusupport": true,
-	"general.distributioninstallpath": true, "wsl2.telemetry": true, "wsl2.debugconsole": true,
-	"wsl2.pagereporting": true, "wsl2.safemode": true, "wsl2.firewall": true,
+// knownElsewhere are keys of WSL's .wslconfig that have no meaning here
+// (docs/settings.md says why), so that a file carried over does not warn about each of them.
+var knownElsewhere = []string{
+	"wsl2.kernelmodules", "wsl2.loadkernelmodules", "wsl2.loaddefaultkernelmodules", "wsl2.kerneldebugport",
+	"wsl2.swap", "wsl2.swapfile", "wsl2.pagereporting", "wsl2.nestedvirtualization", "wsl2.hardwareperformancecounters",
+	"wsl2.mountdevicetimeout", "wsl2.debugconsole", "wsl2.debugconsolelogfile", "wsl2.earlybootlogging",
+	"wsl2.networkingmode", "wsl2.localhostforwarding", "wsl2.vmswitch", "wsl2.macaddress", "wsl2.dhcp", "wsl2.dhcptimeout", "wsl2.ipv6",
+	"wsl2.dnsproxy", "wsl2.dnstunneling", "wsl2.firewall", "wsl2.autoproxy",
+	"wsl2.gpusupport", "wsl2.guiapplications", "wsl2.systemdistro", "wsl2.hostfilesystemaccess", "wsl2.virtio", "wsl2.virtiofs", "wsl2.virtio9p",
+	"wsl2.crashdumpfolder", "wsl2.maxcrashdumpcount", "wsl2.isolatedistrocgroup", "wsl2.telemetry",
+	"general.distributioninstallpath",
+	"experimental.automemoryreclaim", "experimental.sparsevhd", "experimental.besteffortdnsparsing",
+	"experimental.dnstunnelingipaddress", "experimental.initialautoproxytimeout", "experimental.ignoredports",
+	"experimental.hostaddressloopback", "experimental.swiotlb", "experimental.virtiofsaggregateshares", "experimental.setversiondebug",
+	"experimental.networkingmode", "experimental.dnstunneling", "experimental.firewall", "experimental.autoproxy",
 }
 
 // ValidAccel tells whether name is a way to run a VM.

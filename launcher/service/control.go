@@ -231,12 +231,12 @@ func (c *control) send(m wire.Message) error {
 	return nil
 }
 
-func (c *control) StartDistro(ctx context.Context, r wire.StartDistro) (uint32, error) {
+func (c *control) StartDistro(ctx context.Context, r wire.StartDistro) (uint32, string, error) {
 	reply, err := c.request(ctx, nil, func(id uint32) wire.Message { r.ID = id; return &r })
 	if err != nil {
-		return 0, err
+		return 0, "", err
 	}
-	return reply.Port, nil
+	return reply.Port, reply.Text, nil
 }
 
 func (c *control) StopDistro(ctx context.Context, r wire.StopDistro) error {

@@ -38,6 +38,7 @@ type distro struct {
 	shares   []wire.Share     // set before it is up
 	// shareServers are the processes that serve them.
 	shareServers int
+	warnings     []string // of its start, for the user whose command started it
 }
 
 // diskNotice tells what the guest only knows as an I/O error.
@@ -161,8 +162,12 @@ func (m *Manager) startOn(d *distro, options api.VMOptions) error {
 	}
 	asked = true
 	d.shares = v.settings.Shares.Of(d.spec.Name)
-	request := wire.StartDistro{Name: d.spec.Name, Slot: int32(slot), Hostname: hostname(), Shares: d.shares, User: d.spec.User}
-	d.port, err = v.machine.StartDistro(ctx, request)
+	settings, _ := m.settings() // whoever started the VM has been told its warnings
+	request := wire.StartDistro{
+		Name: d.spec.Name, Slot: int32(slot), Hostname: hostname(), Timezone: timezone(), SafeMode: settings.SafeMode,
+		Limits: settings.Limits[d.spec.key()], Shares: d.shares, User: d.spec.User,
+	}
+	err = d.begin(ctx, v.machine, request)
 	var refused *GuestError
 	if errors.As(err, &refused) && slot >= 0 && (refused.Code == wire.CodeUnchecked || refused.Code == wire.CodeDisk) {
 		err = m.startDamaged(v, d, request, err)
@@ -171,6 +176,15 @@ func (m *Manager) startOn(d *distro, options api.VMOptions) error {
 		return fail(err)
 	}
 	return nil
+}
+
+// begin has the guest start the distro.
+func (d *distro) begin(ctx context.Context, machine Machine, request wire.StartDistro) (err error) {
+	var warnings string
+	if d.port, warnings, err = machine.StartDistro(ctx, request); err == nil && warnings != "" {
+		d.warnings = strings.Split(warnings, "\n")
+	}
+	return err
 }
 
 // checkTimeout bounds the check of a file system: e2fsck reads all of its metadata.
@@ -188,13 +202,13 @@ func (m *Manager) startDamaged(v *vm, d *distro, request wire.StartDistro, failu
 	m.log.Warn("damaged disk", "distro", d.spec.Name, "refused", failure, "check", err)
 	if err == nil {
 		request.Checked = true
-		if d.port, err = v.machine.StartDistro(ctx, request); err == nil {
+		if err = d.begin(ctx, v.machine, request); err == nil {
 			d.repaired = []string{fmt.Sprintf("the file system of %s had errors; they were repaired", d.spec.Name)}
 			return nil
 		}
 	}
 	request.ReadOnly = true
-	if d.port, err = v.machine.StartDistro(ctx, request); err != nil {
+	if err = d.begin(ctx, v.machine, request); err != nil {
 		return failure
 	}
 	d.readOnly = fmt.Sprintf("the file system of %[1]s is damaged and mounted read-only; save what you need, then run: wsl2 --terminate %[1]s; wsl2 --manage %[1]s --repair", d.spec.Name)

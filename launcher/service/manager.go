@@ -156,7 +156,7 @@ func (m *Manager) Open(ctx context.Context, spec DistroSpec, options api.VMOptio
 		}
 		s := Session{VsockPath: d.vm.machine.Info().VsockPath, Port: d.port, Shares: shareTable(d.shares)}
 		if starter {
-			s.Notices = append(m.startNotices(d.vm), d.repaired...)
+			s.Notices = append(append(m.startNotices(d.vm), d.repaired...), d.warnings...)
 		}
 		if d.readOnly != "" {
 			s.Notices = append(s.Notices, d.readOnly)

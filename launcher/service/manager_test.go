@@ -36,7 +36,9 @@ type memMachine struct {
 	startFn      func(name string) error
 	startRequest func(r wire.StartDistro) error // instead of startFn
 	stopFn       func(name string) error
-	hang         bool // Shutdown has no effect
+	hang         bool             // Shutdown has no effect
+	warnings     string           // of each start
+	started      wire.StartDistro // the last one
 	// maintain is what the guest does to a disk; nil: nothing.
 	maintain func(disk string, r wire.Maintain) (string, error)
 }
@@ -86,7 +88,7 @@ func (m *memMachine) Detach(ctx context.Context, slot int) error {
 	return nil
 }
 
-func (m *memMachine) StartDistro(ctx context.Context, r wire.StartDistro) (uint32, error) {
+func (m *memMachine) StartDistro(ctx context.Context, r wire.StartDistro) (uint32, string, error) {
 	m.mu.Lock()
 	f := m.startFn
 	if m.startRequest != nil {
@@ -95,17 +97,17 @@ func (m *memMachine) StartDistro(ctx context.Context, r wire.StartDistro) (uint3
 	m.mu.Unlock()
 	if f != nil {
 		if err := f(r.Name); err != nil {
-			return 0, err
+			return 0, "", err
 		}
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.ended {
-		return 0, errControlLost
+		return 0, "", errControlLost
 	}
 	m.starts++
-	m.running[r.Name] = true
-	return 1000 + uint32(m.starts), nil
+	m.running[r.Name], m.started = true, r
+	return 1000 + uint32(m.starts), m.warnings, nil
 }
 
 func (m *memMachine) StopDistro(ctx context.Context, r wire.StopDistro) error {
@@ -490,6 +492,29 @@ func TestNotices(t *testing.T) {
 		}
 		if len(all) != 2 || !strings.Contains(all[0], "KVM unusable: no luck; using QEMU TCG (slow)") || all[1] != "Unknown key" {
 			t.Fatalf("%q", all)
+		}
+	})
+}
+
+// TestDistroSettings: a distro starts with what wslconfig says of it by then, and
+// what it warns of is told to whoever started it.
+func TestDistroSettings(t *testing.T) {
+	inBubble(t, func(t *testing.T, s *setup) {
+		s.prepare = func(m *memMachine) { m.warnings = "one\ntwo" }
+		if _, session, err := s.m.Open(t.Context(), DistroSpec{Name: "other"}, api.VMOptions{}, func(error) {}); err != nil || !strings.HasSuffix(fmt.Sprint(session.Notices), " one two]") {
+			t.Errorf("%q, %v", session.Notices, err)
+		}
+		if got := s.machine(0).started; got.Limits != (wire.Limits{}) || got.SafeMode || got.Hostname == "" {
+			t.Errorf("%+v", got)
+		}
+		want := wire.Limits{MemoryBytes: 1 << 30, PIDs: 100}
+		s.settings.Limits, s.settings.SafeMode = map[string]wire.Limits{"debian": want}, true
+		s.open(t, debian, nil)
+		if got := s.machine(0).started; got.Limits != want || !got.SafeMode {
+			t.Errorf("%+v", got)
+		}
+		if _, session, err := s.m.Open(t.Context(), debian, api.VMOptions{}, func(error) {}); err != nil || len(session.Notices) != 0 {
+			t.Errorf("the second session is told %q, %v", session.Notices, err)
 		}
 	})
 }

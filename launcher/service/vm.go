@@ -23,7 +23,7 @@ type Machine interface {
 	// StartDistro, StopDistro and Import are wire's requests of these names; a
 	// refusal is a *GuestError. Import calls ready with the port that waits
 	// for the archive.
-	StartDistro(ctx context.Context, r wire.StartDistro) (port uint32, err error)
+	StartDistro(ctx context.Context, r wire.StartDistro) (port uint32, warnings string, err error)
 	StopDistro(ctx context.Context, r wire.StopDistro) error
 	// text is the distro's wsl-distribution.conf.
 	Import(ctx context.Context, r wire.Import, ready func(port uint32)) (text string, err error)

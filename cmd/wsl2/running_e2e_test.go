@@ -1,0 +1,211 @@
+//go:build e2e
+
+package main_test
+
+import (
+	"archive/tar"
+	"os"
+	"os/exec"
+	"strings"
+	"testing"
+
+	"github.com/wsl2/wsl2/internal/testsys"
+)
+
+// configured gives the host a distro with this /etc/wsl.conf and whatever else.
+func configured(h *testsys.Host, name, conf string, more ...testsys.Entry) {
+	h.TB.Helper()
+	h.Import(name, append(append(testsys.Busybox(h.TB), testsys.Entry{Name: "etc/wsl.conf", Content: []byte(conf)}), more...)...)
+}
+
+// TestWSLConf: what a distro's /etc/wsl.conf says, holds.
+func TestWSLConf(t *testing.T) {
+	h := testsys.New(t)
+	h.Config("[wsl2]", "defaultVhdSize=2GB")
+	configured(h, "conf", `
+[boot]
+command = "echo $USER >/run/booted; exec sleep 1000"   # holds the distro
+[user]
+default = alice
+[network]
+hostname = box.example
+[filesystem]
+umask = 027
+`,
+		testsys.Entry{Name: "etc/fstab", Content: []byte("LABEL=root / ext4 defaults 0 1\ntmpfs /srv/mem tmpfs size=1m 0 0\n")}, testsys.Entry{Name: "srv/mem/"},
+		testsys.Entry{Name: "etc/hosts", Content: []byte("192.0.2.1 image\n")}, testsys.Entry{Name: "etc/resolv.conf", Content: []byte("nameserver 192.0.2.1\n")},
+		testsys.Entry{Name: "usr/share/zoneinfo/" + zone(t), Content: []byte("TZif2")})
+	r := h.Run("-d", "conf", "-e", "sh", "-c", "id -un; umask; hostname; echo $NAME; cat /etc/hostname; readlink /etc/resolv.conf; readlink /etc/localtime; grep -c ' /srv/mem ' /proc/mounts")
+	h.Want(r, 0)
+	if want := "alice\n0027\nbox.example\nbox.example\nbox.example\n/mnt/wsl/resolv.conf\n/usr/share/zoneinfo/" + zone(t) + "\n1\n"; r.Stdout != want {
+		t.Errorf("%q\nwant %q", r.Stdout, want)
+	}
+	if strings.Contains(r.Stderr, "/etc/") {
+		t.Errorf("a good wsl.conf warns: %v", r)
+	}
+	if got := inside(h, "conf", "grep 127.0.1.1 /etc/hosts; cat /run/booted"); got != "127.0.1.1\tbox.example\tbox\nroot" {
+		t.Errorf("%q", got)
+	}
+
+	// Safe mode reads none of it.
+	h.OK("--shutdown")
+	h.Config("[wsl2]", "safeMode=true")
+	r = h.Run("-d", "conf", "-e", "sh", "-c", "id -un; hostname; ls /run/booted")
+	h.Want(r, 1, "safe mode: /etc/wsl.conf of conf is not read")
+	if name, _ := os.Hostname(); r.Stdout != "root\n"+name+"\n" {
+		t.Errorf("%v", r)
+	}
+}
+
+// zone is this host's timezone; every host of the tests has one.
+func zone(t *testing.T) string {
+	t.Helper()
+	if to, err := os.Readlink("/etc/localtime"); err == nil {
+		_, name, _ := strings.Cut(to, "/zoneinfo/")
+		return name
+	}
+	text, err := os.ReadFile("/etc/timezone")
+	testsys.Must(t, err)
+	return strings.TrimSpace(string(text))
+}
+
+// TestWSLConfWarns: mistakes are told to whoever starts the distro, with their
+// lines, and nobody is locked out.
+func TestWSLConfWarns(t *testing.T) {
+	h := testsys.New(t)
+	h.Config("[wsl2]", "defaultVhdSize=2GB")
+	configured(h, "conf", "[boot]\nsytemd=true\nsystemd=true\ncommand=\"\n[network]\ngenerateHosts=perhaps\nhostname=my box\n[user]\ndefault=nobody-here\n[interop]\nenabled=maybe\n",
+		testsys.Entry{Name: "etc/fstab", Content: []byte("nodev /srv/mem nosuchfs defaults 0 0\n")}, testsys.Entry{Name: "srv/mem/"})
+	r := h.Run("-d", "conf", "-e", "sh", "-c", "id -un; hostname; echo $WSL_INTEROP; ls /run/wsl2/interop")
+	h.Want(r, 1,
+		"Unknown key 'boot.sytemd' (did you mean 'boot.systemd'?) in /etc/wsl.conf:2",
+		`Expected '"' for key 'command' in /etc/wsl.conf:4`,
+		"Invalid boolean value 'perhaps' for key 'generateHosts' in /etc/wsl.conf:6",
+		"Invalid host name ('mybox' is used): 'my box' for key 'hostname' in /etc/wsl.conf:7",
+		"programs of the host are off",
+		"the distro has no systemd, which boot.systemd in /etc/wsl.conf asks for",
+		"not all of /etc/fstab is mounted: mount: exit status",
+		`the default user of /etc/wsl.conf cannot be used: no such user: "nobody-here"`)
+	if r.Stdout != "root\nmybox\n\n" {
+		t.Errorf("%v", r)
+	}
+	// Who comes later is told what is theirs only.
+	r = h.Run("-d", "conf", "-e", "true")
+	h.Want(r, 0, "the default user of")
+	if strings.Contains(r.Stderr, "sytemd") {
+		t.Errorf("told again: %v", r)
+	}
+}
+
+// TestShared: two distros share the network and /mnt/wsl (TestTwoDistros: and nothing
+// else), and the end of one leaves the other.
+func TestShared(t *testing.T) {
+	h := testsys.New(t)
+	h.Config("[wsl2]", "defaultVhdSize=2GB")
+	configured(h, "one", "", testsys.Entry{Name: "srv/file", Content: []byte("of one")})
+	h.OK("--manage", "one", "--clone", "two")
+	keeper := h.Start("-d", "two", "-e", "sh", "-c", "echo ready; exec cat")
+	keeper.Expect("ready\n")
+	const net = "readlink /proc/self/ns/net"
+	if one, two := inside(h, "one", net), inside(h, "two", net); one != two || !strings.HasPrefix(one, "net:") {
+		t.Errorf("networks %q and %q", one, two)
+	}
+
+	// What one puts into /mnt/wsl, and what it mounts there, the other sees.
+	inside(h, "one", "mkdir /mnt/wsl/files /mnt/wsl/own '/mnt/wsl/its disk'; echo shared >/mnt/wsl/files/a; mount -t tmpfs own /mnt/wsl/own; echo mounted >/mnt/wsl/own/b; mount --bind /srv '/mnt/wsl/its disk'")
+	if got := inside(h, "two", "cat /mnt/wsl/files/a /mnt/wsl/own/b '/mnt/wsl/its disk/file'"); got != "shared\nmounted\nof one" {
+		t.Errorf("%q", got)
+	}
+	// All of it survives the end of the one, but for its disk, which is free.
+	h.OK("--terminate", "one")
+	if got := inside(h, "two", "cat /mnt/wsl/files/a /mnt/wsl/own/b; ls '/mnt/wsl/its disk'"); got != "shared\nmounted" {
+		t.Errorf("%q", got)
+	}
+	h.OK("--manage", "one", "--compact")
+	if s := states(h); s["one"] != "Stopped" || s["two"] != "Running" {
+		t.Errorf("%v", s)
+	}
+	if _, err := keeper.Stdin.Write([]byte("still here\n")); err != nil {
+		t.Error(err)
+	}
+	keeper.Expect("still here\n")
+	keeper.Stdin.Close()
+	h.Want(keeper.Wait(), 0)
+	h.OK("--shutdown")
+	h.Fsck(false)
+}
+
+// TestLimits: a distro gets no more than wslconfig gives it, cannot give itself more,
+// and what it lacks the other has.
+func TestLimits(t *testing.T) {
+	h := testsys.New(t)
+	h.Config("[wsl2]", "defaultVhdSize=2GB", "memory=1GB", "[distro.One]", "memory = 64MB", "cpus = 0.5", "pids = 40")
+	configured(h, "one", "")
+	h.OK("--manage", "one", "--clone", "two")
+	if got := inside(h, "one", "cd /sys/fs/cgroup; cat memory.max cpu.max pids.max; echo max >memory.max || echo max >pids.max || echo refused"); !strings.HasSuffix(got, "67108864\n50000 100000\n40\nrefused") {
+		t.Errorf("%q", got)
+	}
+	const memory = "head -c 100m /dev/zero | tail -n 1 | wc -c"
+	if got := h.Run("-d", "one", "-e", "sh", "-c", memory); strings.TrimSpace(got.Stdout) != "0" {
+		t.Errorf("100 MB in a distro of 64: %v", got)
+	}
+	const processes = "for i in $(seq 60); do sleep 100000 & done; jobs | wc -l; kill $(jobs -p)"
+	if r := h.Run("-d", "one", "-e", "sh", "-c", processes); !strings.Contains(r.Stderr, "can't fork") {
+		t.Errorf("60 processes in a distro of 40: %v", r)
+	}
+	if got := inside(h, "one", "echo alive"); got != "alive" {
+		t.Errorf("%q", got)
+	}
+	if got := inside(h, "two", memory+"; "+processes+"; cat /sys/fs/cgroup/memory.max"); got != "104857600\n60\nmax" {
+		t.Errorf("the other: %q", got)
+	}
+
+	// A limit holds from the distro's next start on.
+	h.Config("[distro.one]", "pids = 50")
+	h.OK("--terminate", "one")
+	if got := inside(h, "one", "cat /sys/fs/cgroup/memory.max /sys/fs/cgroup/pids.max"); got != "max\n50" {
+		t.Errorf("%q", got)
+	}
+}
+
+// TestMusl: a distro like Alpine, with musl as its C library and busybox for all the
+// rest, its init as well.
+func TestMusl(t *testing.T) {
+	h := testsys.New(t)
+	h.Config("[wsl2]", "defaultVhdSize=2GB")
+	source := h.File("who.c", []byte(`#include <grp.h>
+#include <pwd.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <time.h>
+#include <unistd.h>
+int main(void) {
+	struct passwd *p = getpwuid(getuid());
+	struct group *g = getgrgid(50);
+	time_t t = 0;
+	printf("%s %s %s %s\n", p ? p->pw_name : "?", p ? p->pw_shell : "?", g ? g->gr_mem[0] : "?", getenv("LANG"));
+	return localtime(&t)->tm_year == 70 || localtime(&t)->tm_year == 69 ? 3 : 4;
+}
+`))
+	if out, err := exec.Command("musl-gcc", "-o", h.Path("who"), source).CombinedOutput(); err != nil {
+		t.Fatalf("musl-gcc: %v: %s", err, out)
+	}
+	read := func(path string) []byte {
+		t.Helper()
+		b, err := os.ReadFile(path)
+		testsys.Must(t, err)
+		return b
+	}
+	configured(h, "alpine", "[boot]\nsystemd = true\n[user]\ndefault = alice\n",
+		testsys.Entry{Name: "lib/"}, testsys.Entry{Name: "lib/ld-musl-x86_64.so.1", Content: read("/lib/ld-musl-x86_64.so.1"), Mode: 0o755},
+		testsys.Entry{Name: "sbin/"}, testsys.Entry{Name: "sbin/init", Type: tar.TypeSymlink, Link: "/bin/busybox"},
+		testsys.Entry{Name: "bin/who-am-i", Content: read(h.Path("who")), Mode: 0o755})
+	r := h.Run("-d", "alpine", "who-am-i")
+	h.Want(r, 3, "the distro has no systemd, which boot.systemd in /etc/wsl.conf asks for")
+	if r.Stdout != "alice /bin/sh alice C.UTF-8\n" {
+		t.Errorf("%v", r)
+	}
+	if r := h.Run("-d", "alpine", "-u", "root", "-e", "who-am-i"); r.Status != 3 || !strings.HasPrefix(r.Stdout, "root /bin/sh ") {
+		t.Errorf("%v", r)
+	}
+}

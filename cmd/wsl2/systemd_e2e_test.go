@@ -1,0 +1,194 @@
+//go:build e2e
+
+package main_test
+
+import (
+	"bytes"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/wsl2/wsl2/internal/testsys"
+)
+
+// systemdConf lets sessions wait as long as they may: the CPU is an emulated one.
+const systemdConf = "[boot]\nsystemd = true\ninitTimeout = 45000\n"
+
+// isUp waits until systemd has finished booting, in root's session: for its job, which
+// needs no bus, then for what follows it.
+const isUp = "systemctl start default.target; systemctl is-system-running --wait"
+
+// witness is a service that leaves word of its start and of its stop.
+const witness = "[Service]\nType=oneshot\nRemainAfterExit=yes\nExecStart=/bin/sh -c 'echo started >>/var/lib/witness'\n" +
+	"ExecStop=/bin/sh -c 'sleep 0.1; echo stopped >>/var/lib/witness'\n[Install]\nWantedBy=multi-user.target\n"
+
+var debian struct {
+	once sync.Once
+	seed testsys.Seed
+	ok   bool
+}
+
+// newDebian makes a host with the distro "one", a Debian whose wsl.conf is
+// systemdConf, with the service witness. It is made once per run of the tests.
+func newDebian(t *testing.T) *testsys.Host {
+	t.Helper()
+	debian.once.Do(func() {
+		h := testsys.New(t)
+		h.Config("[wsl2]", "defaultVhdSize=4GB")
+		path := bootstrap(t, h)
+		h.Want(h.Run("--import", "one", path), 0)
+		testsys.Must(t, os.Remove(path))
+		inside(h, "one", "cat >/etc/wsl.conf <<'END'\n"+systemdConf+"END\ncat >/etc/systemd/system/witness.service <<'END'\n"+witness+"END\nsystemctl enable witness")
+		debian.seed = h.NewSeed(filepath.Join(seeds, "debian"))
+		debian.ok = true
+	})
+	if !debian.ok {
+		t.Fatal("Debian could not be made in an earlier test")
+	}
+	h := testsys.New(t)
+	h.Plant(debian.seed)
+	return h
+}
+
+// bootstrap makes a Debian with systemd of this host's apt sources, and the user alice.
+func bootstrap(t *testing.T, h *testsys.Host) string {
+	t.Helper()
+	suite, err := exec.Command("sh", "-c", `. /etc/os-release; [ "$ID" != debian ] || echo "$VERSION_CODENAME"`).Output()
+	testsys.Must(t, err)
+	if len(bytes.TrimSpace(suite)) == 0 {
+		suite = []byte("stable")
+	}
+	path := h.Path("debian.tar")
+	out, err := exec.Command("mmdebstrap", "--quiet", "--variant=minbase", "--include=systemd-sysv,dbus,dbus-user-session,libpam-systemd",
+		"--customize-hook=chroot \"$1\" useradd -m alice", strings.TrimSpace(string(suite)), path).CombinedOutput()
+	if err != nil {
+		t.Fatalf("mmdebstrap: %v: %s", err, out)
+	}
+	return path
+}
+
+// up starts a distro and waits until its systemd has finished booting. A session waits
+// for that only so long: on a busy machine it takes several.
+func up(h *testsys.Host, distro string) {
+	h.TB.Helper()
+	deadline := time.Now().Add(testsys.Deadline)
+	for {
+		r := h.Run("-d", distro, "-u", "root", "-e", "sh", "-c", isUp)
+		if s := strings.TrimSpace(r.Stdout); s == "running" || s == "degraded" {
+			return
+		}
+		if time.Now().After(deadline) {
+			h.TB.Fatalf("%s does not come up: %v: PID 1: %s", distro, r, inside(h, distro, "cd /proc/1; cat comm wchan; grep State status; ls /run/systemd"))
+		}
+	}
+}
+
+// stopped waits until a distro has stopped.
+func stopped(h *testsys.Host, distro string) {
+	h.TB.Helper()
+	deadline := time.Now().Add(testsys.Deadline)
+	for states(h)[distro] != "Stopped" {
+		if time.Now().After(deadline) {
+			h.TB.Fatalf("%s does not stop: %v", distro, states(h))
+		}
+	}
+}
+
+// TestSystemd: boot.systemd runs the distro's systemd, with sessions of systemd for
+// users, also in two distros at once, and stops through it.
+func TestSystemd(t *testing.T) {
+	h := newDebian(t)
+	h.Config("[wsl2]", "vmIdleTimeout=-1", "[general]", "instanceIdleTimeout=-1")
+	h.OK("--manage", "one", "--clone", "two")
+
+	up(h, "one")
+	if got := inside(h, "one", "cat /proc/1/comm; systemd-detect-virt; cat /proc/self/cgroup; cat /var/lib/witness; systemctl is-active dbus systemd-logind"); got != "systemd\nwsl\n0::/wsl2\nstarted\nactive\nactive" {
+		t.Errorf("%q", got)
+	}
+	// Sessions are what they are without systemd: status, signals, streams, orphans.
+	h.Want(h.Run("-d", "one", "-e", "sh", "-c", "exit 7"), 7)
+	h.Want(h.Run("-d", "one", "-e", "sh", "-c", "kill -9 $$"), 137)
+	h.Want(h.Run("-d", "one", "-e", "no-such-program"), 127)
+	if got := inside(h, "one", "setsid sh -c 'sleep 100000 & echo $!' | (read pid; ps -o ppid= -p $pid 2>/dev/null || awk '{print $4}' /proc/$pid/stat)"); got == "1" || got == "" {
+		t.Errorf("an orphan's parent is %q", got)
+	}
+	inside(h, "one", "pkill sleep 2>/dev/null || for p in /proc/[0-9]*; do [ \"$(cat $p/comm)\" != sleep ] || kill ${p#/proc/}; done")
+
+	// The same user has a session of systemd in both distros at once.
+	up(h, "two")
+	const user = "systemctl --user is-system-running --wait; echo $XDG_RUNTIME_DIR; busctl --user call org.freedesktop.DBus / org.freedesktop.DBus GetId >/dev/null && systemctl is-active user@1000 && systemd-run --user --wait --quiet true; echo $?"
+	for _, d := range []string{"one", "two", "one"} {
+		r := h.Run("-d", d, "-u", "alice", "-e", "sh", "-c", user)
+		h.Want(r, 0)
+		if r.Stdout != "running\n/run/user/1000\nactive\n0\n" || r.Stderr != "" {
+			t.Errorf("%s: %v", d, r)
+		}
+	}
+
+	// The end of the one leaves the other and what is shared, and comes through systemd.
+	inside(h, "one", "mkdir /mnt/wsl/own; mount -t tmpfs own /mnt/wsl/own; echo kept >/mnt/wsl/own/file")
+	h.OK("--terminate", "one")
+	if got := inside(h, "two", "cat /mnt/wsl/own/file; systemctl is-active user@1000"); got != "kept\nactive" {
+		t.Errorf("%q", got)
+	}
+	up(h, "one")
+	if got := inside(h, "one", "cat /var/lib/witness"); got != "started\nstopped\nstarted" {
+		t.Errorf("%q", got)
+	}
+
+	// It ends itself, and with what serves its sessions.
+	l := h.Start("-d", "two", "-e", "sh", "-c", "echo ready; exec cat")
+	l.Expect("ready\n")
+	h.Run("-d", "two", "-e", "systemctl", "poweroff")
+	stopped(h, "two")
+	if r := l.Wait(); r.Status == 0 {
+		t.Errorf("the session of a distro that powered off: %v", r)
+	}
+	h.Refused(h.Run("-d", "one", "-e", "sh", "-c", "for p in /proc/[0-9]*; do if grep -q ^@wsl2 $p/cmdline 2>/dev/null; then kill -9 ${p#/proc/}; fi; done; sleep 1000"), "one")
+	stopped(h, "one")
+	h.OK("--shutdown")
+	h.Fsck(true)
+	h.OK("-d", "one", "-e", "true") // replays its journal
+	h.OK("--shutdown")
+	h.Fsck(false)
+}
+
+// TestSystemdIdle: what systemd runs does not hold a distro, unless its wsl.conf says
+// so; and a service that does not stop holds up nobody.
+func TestSystemdIdle(t *testing.T) {
+	h := newDebian(t)
+	h.Config("[wsl2]", "vmIdleTimeout=-1", "defaultVhdSize=2GB", "[general]", "instanceIdleTimeout=1")
+	h.Import("small", testsys.Busybox(t)...)
+	const hang = "[Service]\nType=oneshot\nRemainAfterExit=yes\nTimeoutStopSec=infinity\nExecStart=/bin/true\nExecStop=/bin/sleep infinity\n"
+	for _, c := range []struct{ script, want string }{
+		{"cat /var/lib/witness", "started"},
+		{"cat /var/lib/witness; echo keepAlive = true >>/etc/wsl.conf; cat >/etc/systemd/system/hang.service <<'END'\n" + hang + "END", "started\nstopped\nstarted"},
+	} {
+		session := h.Start("-d", "one", "-e", "cat") // holds it
+		up(h, "one")
+		if got := inside(h, "one", c.script); got != c.want {
+			t.Errorf("it was not stopped cleanly: %q, want %q", got, c.want)
+		}
+		session.Stdin.Close()
+		h.Want(session.Wait(), 0)
+		stopped(h, "one")
+	}
+
+	up(h, "one")
+	inside(h, "one", "systemctl start hang")
+	h.OK("-d", "small", "-e", "true")
+	stopped(h, "small") // it was left later
+	if s := states(h); s["one"] != "Running" {
+		t.Errorf("keepAlive does not hold it: %v", s)
+	}
+	h.OK("--terminate", "one")
+	if s := states(h); s["one"] != "Stopped" {
+		t.Errorf("a service that hangs: %v", s)
+	}
+	h.OK("--shutdown")
+	h.Fsck(true)
+}
