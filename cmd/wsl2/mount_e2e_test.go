@@ -140,7 +140,7 @@ func TestMount(t *testing.T) {
 		t.Errorf("after an idle stop: %q", got)
 	}
 	h.OK("--shutdown")
-	if got := inside(h, "small", "ls /mnt/wsl"); got != "dev" {
+	if got := inside(h, "small", "ls /mnt/wsl"); got != "dev\nresolv.conf" {
 		t.Errorf("after --shutdown: %q", got)
 	}
 	h.OK("--shutdown")

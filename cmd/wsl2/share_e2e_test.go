@@ -164,7 +164,7 @@ func TestShareSettings(t *testing.T) {
 	config("[shares]", "host = none", "data = "+data+", ro", "gone = /nosuchdir")
 	r := in(h, data, "-e", "sh", "-c", "pwd; cat f; ls /mnt; echo x >f; ls out/; ls /mnt/gone")
 	h.Want(r, 1, "Read-only file system", "out/", "/mnt/gone")
-	if r.Stdout != "/mnt/data\ndata\ndata\ngone\n" {
+	if r.Stdout != "/mnt/data\ndata\ndata\ngone\nwsl\n" {
 		t.Errorf("%v", r)
 	}
 	config("[shares]", "data = "+data, "[shares.Small]", "isolated = true")

@@ -176,7 +176,7 @@ func (v *vm) releaseDisk(slot int32) *wire.Reply {
 	defer v.sharedMu.Unlock()
 	numbers, err := blockDevices(device)
 	if err == nil {
-		err = unshare(device, 0)
+		err = unshare(device, true)
 	}
 	if err == nil {
 		err = distro.Released(device)
@@ -207,15 +207,20 @@ func (v *vm) releaseAll() {
 }
 
 // unshare unmounts whatever is mounted from the disk or its partitions below Shared,
-// for everybody, and removes the directories.
-func unshare(device string, flags int) error {
+// for everybody, and removes the directories if they are ours: those of disks that
+// the host attached.
+func unshare(device string, ours bool) error {
+	flags := unix.UMOUNT_NOFOLLOW
+	if !ours {
+		flags |= unix.MNT_DETACH // what a distro bound there from its own disk
+	}
 	numbers, err := blockDevices(device)
 	if err != nil {
 		return err
 	}
-	ours := map[uint64]bool{}
+	devices := map[uint64]bool{}
 	for _, n := range numbers {
-		ours[n] = true
+		devices[n] = true
 	}
 	below, err := mountinfo.GetMounts(mountinfo.PrefixFilter(distro.Shared))
 	if err != nil {
@@ -223,13 +228,13 @@ func unshare(device string, flags int) error {
 	}
 	slices.Reverse(below) // what lies above was mounted later
 	for _, m := range below {
-		if !ours[unix.Mkdev(uint32(m.Major), uint32(m.Minor))] {
+		if !devices[unix.Mkdev(uint32(m.Major), uint32(m.Minor))] {
 			continue
 		}
-		if err := unix.Unmount(m.Mountpoint, flags|unix.UMOUNT_NOFOLLOW); err != nil {
+		if err := unix.Unmount(m.Mountpoint, flags); err != nil {
 			return fmt.Errorf("unmount %s: %w", m.Mountpoint, err)
 		}
-		if filepath.Dir(m.Mountpoint) == distro.Shared {
+		if ours && filepath.Dir(m.Mountpoint) == distro.Shared {
 			unix.Rmdir(m.Mountpoint) //nolint:errcheck // it may hold something of a user's
 		}
 	}

@@ -247,7 +247,7 @@ func (v *vm) watch(d *distroProc) {
 	}
 	if d.slot >= 0 {
 		device, _ := distro.Device(d.slot)
-		if err := unshare(device, unix.MNT_DETACH); err != nil { // what it had bound below Shared
+		if err := unshare(device, false); err != nil {
 			v.log.Errorf("distro %s: %v", d.name, err)
 		}
 	}
