@@ -131,7 +131,7 @@ func TestMount(t *testing.T) {
 
 	// It comes back with the VM after an idle stop, and not after --shutdown.
 	h.OK("--shutdown")
-	h.Config("[general]", "instanceIdleTimeout=1", "[wsl2]", "vmIdleTimeout=1")
+	h.Config("[general]", "instanceIdleTimeout=1", "[wsl2]", "vmIdleTimeout=3000")
 	h.OK("--mount", data, "--name", "data")
 	vm := h.Process("vm")
 	vm.End(t)

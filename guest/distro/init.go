@@ -13,12 +13,14 @@ package distro
 
 import (
 	"bufio"
+	"cmp"
 	"compress/gzip"
 	"context"
 	"errors"
 	"fmt"
 	"os"
 	"os/signal"
+	"runtime"
 	"strconv"
 	"strings"
 	"sync"
@@ -191,6 +193,10 @@ func (d *distro) makeRoot(m *wire.StartDistro) error {
 	init, initErr := openTree(tools.Init)
 	if err := moveShared(); err != nil { // a disk that is read-only, say
 		d.log.Errorf("%s: %v", d.name, err)
+		// Detached as a peer it would take along what is mounted below it for all.
+		if err := unix.Mount("", Shared, "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil && err != unix.EINVAL {
+			return fmt.Errorf("make %s private: %w", Shared, err)
+		}
 	}
 	if err := enter(); err != nil {
 		return err
@@ -211,6 +217,8 @@ func (d *distro) makeRoot(m *wire.StartDistro) error {
 // configure reads the distro's wsl.conf, and applies what systemd is to find.
 func (d *distro) configure(m *wire.StartDistro) error {
 	if d.conf = wslconf.Defaults(); m.SafeMode {
+		// What its wsl.conf says of these files is not known: they stay as they are.
+		d.conf.GenerateHosts, d.conf.GenerateResolvConf, d.conf.HostTimezone = false, false, false
 		d.warnings = append(d.warnings, fmt.Sprintf("safe mode: %s of %s is not read", wslconf.Path, d.name))
 	} else {
 		d.conf, d.warnings = wslconf.Read("/")
@@ -234,6 +242,9 @@ func (d *distro) hostname(m *wire.StartDistro) string {
 
 // open listens and runs what the distro wants run at its start.
 func (d *distro) open(m *wire.StartDistro, port uint32) error {
+	if m.Limits.PIDs != 0 {
+		spareThreads(8)
+	}
 	for _, l := range limits {
 		// syscall's, not unix's: it also stops Go from restoring the old limit in children.
 		if err := syscall.Setrlimit(l.resource, &syscall.Rlimit{Cur: l.rlimit.Cur, Max: l.rlimit.Max}); err != nil {
@@ -273,7 +284,10 @@ func (d *distro) open(m *wire.StartDistro, port uint32) error {
 		config.Prepare = d.systemd.session
 	}
 	d.srv = session.NewServer(config)
-	unix.Umask(d.conf.Umask) // no earlier: every user asks in the directory of interop
+	if d.conf.Umask != 0o022 { // which it is
+		d.shares.Reach("")       // its files are for everybody: they are made when it returns
+		unix.Umask(d.conf.Umask) // no earlier: every user asks in the directory of interop
+	}
 	if d.systemd == nil && d.conf.MountFsTab {
 		d.mountFsTab()
 	}
@@ -293,13 +307,40 @@ func (d *distro) open(m *wire.StartDistro, port uint32) error {
 	return nil
 }
 
+// spareThreads has the runtime make threads while it can, and it keeps them: one that
+// it could not make because the distro has used up its processes would end this init.
+func spareThreads(n int) {
+	var ready, done sync.WaitGroup
+	ready.Add(n)
+	release := make(chan struct{})
+	for range n {
+		done.Go(func() {
+			runtime.LockOSThread()
+			defer runtime.UnlockOSThread()
+			ready.Done()
+			<-release
+		})
+	}
+	ready.Wait()
+	close(release)
+	done.Wait()
+}
+
 // share makes the host's directories ready to be mounted.
 func (d *distro) share(m *wire.StartDistro) {
+	if m.Slot == wire.RootSlot { // what is mounted there is there for all
+		d.shares = shares.Start(shares.Config{Logf: d.log.Errorf})
+		return
+	}
 	d.shares = shares.Start(shares.Config{
 		Shares: m.Shares,
 		Ask:    func(m *wire.MountShare) { d.send(m) },
 		Owner: func() (uid, gid uint32, err error) {
-			u, err := users.Lookup("/", m.User)
+			// Whom sessions run as without -u (session.Config.DefaultUser).
+			u, err := users.Lookup("/", cmp.Or(d.conf.DefaultUser, m.User))
+			if err != nil && d.conf.DefaultUser != "" {
+				u, err = users.Lookup("/", m.User)
+			}
 			if err != nil {
 				return 0, 0, err
 			}

@@ -250,6 +250,11 @@ func (v *vm) watch(d *distroProc) {
 		if err := unshare(device, false); err != nil {
 			v.log.Errorf("distro %s: %v", d.name, err)
 		}
+		if errors.Is(distro.Released(device), distro.ErrInUse) { // interpreters that binfmt_misc holds open (flag F)
+			if err := (mounts.Value{Path: binfmtMisc + "/status", Value: "-1"}).Make(); err != nil {
+				v.log.Errorf("distro %s: %v", d.name, err)
+			}
+		}
 	}
 	if err := registerMZ(); err != nil {
 		v.log.Errorf("%v", err)
@@ -340,7 +345,7 @@ func (v *vm) stopDistro(m *wire.StopDistro) *wire.Reply {
 	if d.slot >= 0 {
 		device, _ := distro.Device(d.slot)
 		if err := distro.Released(device); err != nil {
-			return failed(wire.CodeBusy, err)
+			return failed(wire.CodeHeld, err)
 		}
 	}
 	return &wire.Reply{}

@@ -325,6 +325,19 @@ func (f *fid) write(p []byte, offset uint64) (int, error) {
 	return f.handle.WriteAt(p, int64(offset))
 }
 
+// maxValues is how many fids of a connection are extended attributes at a time: each
+// keeps up to maxXattr of memory.
+const maxValues = 256
+
+// newValue counts one more; s.values goes down with the fid.
+func (s *server) newValue() error {
+	if s.values.Add(1) > maxValues {
+		s.values.Add(-1)
+		return syscall.ENOMEM
+	}
+	return nil
+}
+
 func (s *server) xattrWalk(t *Txattrwalk) (Message, error) {
 	if strings.IndexByte(t.Name, 0) >= 0 {
 		return nil, syscall.EINVAL
@@ -338,7 +351,15 @@ func (s *server) xattrWalk(t *Txattrwalk) (Message, error) {
 		closeAll(list)
 		return nil, err
 	}
-	return &Rxattrwalk{Size: uint64(len(data))}, s.add(t.NewFID, list[0], &xattrValue{data: data})
+	if err := s.newValue(); err != nil {
+		closeAll(list)
+		return nil, err
+	}
+	if err := s.add(t.NewFID, list[0], &xattrValue{data: data}); err != nil {
+		s.values.Add(-1)
+		return nil, err
+	}
+	return &Rxattrwalk{Size: uint64(len(data))}, nil
 }
 
 func (s *server) xattrCreate(t *Txattrcreate) (Message, error) {
@@ -351,6 +372,9 @@ func (s *server) xattrCreate(t *Txattrcreate) (Message, error) {
 	return &Rok{Kind: TXattrcreate + 1}, s.change(t.FID, func(f *fid) error {
 		if f.handle != nil || f.value != nil {
 			return syscall.EBUSY
+		}
+		if err := s.newValue(); err != nil {
+			return err
 		}
 		f.value = &xattrValue{write: true, name: t.Name, size: int(t.Size), flags: int(t.Flags)}
 		return nil

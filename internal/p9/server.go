@@ -8,6 +8,7 @@ import (
 	"runtime/debug"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 )
 
@@ -73,11 +74,14 @@ type server struct {
 	mu       sync.Mutex
 	requests map[Tag]*request // guarded by mu
 	fids     map[FID]*fid     // guarded by mu
+	arrived  uint64           // number of the last request; guarded by mu
+	values   atomic.Int32     // fids that are extended attributes
 }
 
 // request is one that is in flight.
 type request struct {
 	tag     Tag
+	number  uint64        // in the order of arrival; set by enter
 	done    chan struct{} // closed when it has been answered or dropped
 	begun   bool          // guarded by server.mu
 	dropped bool          // guarded by server.mu
@@ -162,7 +166,7 @@ func (s *server) accept(frame []byte, buf *[]byte) error {
 			s.send(tag, &Rlerror{Errno: uint32(syscall.EOPNOTSUPP)})
 			return
 		}
-		s.serve(tag, m)
+		s.serve(r, m)
 	}()
 	return nil
 }
@@ -174,6 +178,8 @@ func (s *server) enter(r *request) bool {
 		return false
 	}
 	s.requests[r.tag] = r
+	s.arrived++
+	r.number = s.arrived
 	return true
 }
 
@@ -209,7 +215,7 @@ func (s *server) reset() {
 	s.fids, s.requests = map[FID]*fid{}, map[Tag]*request{}
 	s.mu.Unlock()
 	for _, f := range fids {
-		f.close()
+		s.close(f) //nolint:errcheck // nobody is there to be told
 	}
 }
 
@@ -256,7 +262,8 @@ func (s *server) write(tag Tag, b []byte) error {
 }
 
 // serve answers one request.
-func (s *server) serve(tag Tag, m Message) {
+func (s *server) serve(r *request, m Message) {
+	tag := r.tag
 	defer func() {
 		// A mistake in one request must not end those of others.
 		if v := recover(); v != nil {
@@ -269,7 +276,7 @@ func (s *server) serve(tag Tag, m Message) {
 		s.serveRead(tag, t)
 		return
 	case *Tflush:
-		s.flush(t.Old)
+		s.flush(t.Old, r.number)
 		s.send(tag, &Rok{Kind: TFlush + 1})
 		return
 	}
@@ -280,10 +287,14 @@ func (s *server) serve(tag Tag, m Message) {
 	s.send(tag, reply)
 }
 
-// flush waits until old has been answered, or drops it.
-func (s *server) flush(old Tag) {
+// flush waits until old has been answered, or drops it. What came no earlier than the
+// Tflush, itself for one, was not in flight: nobody waits in a circle.
+func (s *server) flush(old Tag, before uint64) {
 	s.mu.Lock()
 	r := s.requests[old]
+	if r != nil && r.number >= before {
+		r = nil
+	}
 	if r != nil && !r.begun {
 		r.dropped = true
 		delete(s.requests, old)
@@ -351,7 +362,7 @@ func (s *server) put(f *fid) error {
 	last := f.refs == 0
 	s.mu.Unlock()
 	if last {
-		return f.close()
+		return s.close(f)
 	}
 	return nil
 }
@@ -388,7 +399,10 @@ func (s *server) clunk(n FID) (*fid, error) {
 }
 
 // close ends what the fid stands for. Preconditions: nobody has a reference.
-func (f *fid) close() (err error) {
+func (s *server) close(f *fid) (err error) {
+	if f.value != nil {
+		s.values.Add(-1)
+	}
 	if f.handle != nil {
 		err = f.handle.Close()
 	}

@@ -225,6 +225,22 @@ func TestFlushOrder(t *testing.T) {
 	}
 }
 
+// TestFlushCircle: requests that wait for themselves or each other are answered.
+func TestFlushCircle(t *testing.T) {
+	r, served := rawSession(t, &slowFS{}, Config{})
+	for range 100 {
+		r.send(5, &Tflush{Old: 5})
+		r.receive()
+		r.send(6, &Tflush{Old: 7})
+		r.send(7, &Tflush{Old: 6})
+		for tag := Tag(0); tag != 7; { // 6 may have been dropped
+			tag, _ = r.receive()
+		}
+	}
+	r.conn.Close()
+	<-served
+}
+
 // TestProtocolErrors: what breaks the protocol ends the connection; what is merely
 // wrong is answered.
 func TestProtocolErrors(t *testing.T) {

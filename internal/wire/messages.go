@@ -334,6 +334,8 @@ const (
 	CodeArchive // not a tar, truncated, or hostile
 	CodeNoShell // archive holds no shell or /etc
 	CodeRefused // request makes no sense in this state
+	// CodeHeld: the distro has ended, but something still uses its disk.
+	CodeHeld
 	// CodeUnchecked: errors are noted in the disk's file system, which has not been checked since.
 	CodeUnchecked
 )

@@ -8,8 +8,10 @@ import (
 	"io/fs"
 	"os"
 	"path"
+	"strings"
 	"sync"
 	"sync/atomic"
+	"unicode"
 
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
@@ -45,23 +47,40 @@ func Copy(ctx context.Context, from *Tree, src string, to *Tree, dst string, o O
 	if name == "/" || name == "." || name == ".." {
 		return fmt.Errorf("copy %s: give the copy a name", src)
 	}
-	c := &copier{Options: o, buffers: sync.Pool{New: func() any { b := make([]byte, min(f.MaxIO(), dir.MaxIO())/block*block); return &b }}}
+	c := &copier{Options: o, buffers: sync.Pool{New: func() any { b := make([]byte, max(block, min(f.MaxIO(), dir.MaxIO())/block*block)); return &b }},
+		slots: make(chan struct{}, filesAtOnce), same: from.client == to.client}
 	return c.node(ctx, f, src, dir, name)
 }
 
 // block is what holes are found by, and the multiple that reads and writes are of.
 const block = 64 << 10
 
-// Requests in flight: files of a directory, and pieces of a file.
+// Requests in flight: files of a tree, and pieces of a file.
 const (
 	filesAtOnce  = 8
 	piecesAtOnce = 4
 )
 
+// maxPath bounds the paths that are kept for people, one for each level of a tree.
+const maxPath = 16 << 10
+
 type copier struct {
 	Options
 	buffers sync.Pool // *[]byte
 	bytes   atomic.Int64
+	slots   chan struct{} // one token for each file in flight
+	same    bool          // the copy is in the original's tree: their QIDs can be compared
+	top     uint64        // QID of the first directory made. Directories are copied one after the other
+}
+
+// printable is a name of the other side, for a terminal.
+func printable(name string) string {
+	return strings.Map(func(r rune) rune {
+		if unicode.IsControl(r) || r == unicode.ReplacementChar {
+			return '?'
+		}
+		return r
+	}, name)
 }
 
 func wrap(op, name string, err error) error {
@@ -146,6 +165,12 @@ func (c *copier) finish(ctx context.Context, f *p9.File, a p9.Attr) error {
 }
 
 func (c *copier) directory(ctx context.Context, src *p9.File, name string, a p9.Attr, dir *p9.File, as string) error {
+	if len(name) > maxPath {
+		return unix.ENAMETOOLONG
+	}
+	if c.top != 0 && src.QID().Path == c.top {
+		return errors.New("a directory is not copied into itself")
+	}
 	// Ours until all is in it, whatever the original's mode.
 	if _, err := dir.Mkdir(ctx, as, 0o700, 0); err != nil && !errors.Is(err, unix.EEXIST) {
 		return err
@@ -158,6 +183,9 @@ func (c *copier) directory(ctx context.Context, src *p9.File, name string, a p9.
 	if made.QID().Type&p9.QTDir == 0 {
 		return unix.ENOTDIR
 	}
+	if c.same && c.top == 0 {
+		c.top = made.QID().Path
+	}
 	list, err := src.Walk(ctx)
 	if err != nil {
 		return err
@@ -167,20 +195,28 @@ func (c *copier) directory(ctx context.Context, src *p9.File, name string, a p9.
 		return err
 	}
 	files, ctx2 := errgroup.WithContext(ctx)
-	files.SetLimit(filesAtOnce)
 	err = c.entries(ctx2, list, func(e p9.Dirent) error {
 		f, err := src.Walk(ctx2, e.Name)
 		if err != nil {
-			return wrap("find", path.Join(name, e.Name), err)
+			return wrap("find", path.Join(name, printable(e.Name)), err)
 		}
 		one := func() error {
 			defer f.Close(context.WithoutCancel(ctx)) //nolint:errcheck // it was not written
-			return c.node(ctx2, f, path.Join(name, e.Name), made, e.Name)
+			return c.node(ctx2, f, path.Join(name, printable(e.Name)), made, e.Name)
 		}
 		if f.QID().Type&p9.QTDir != 0 {
 			return one() // one after the other: trees may be deep
 		}
-		files.Go(one)
+		select {
+		case c.slots <- struct{}{}:
+		case <-ctx2.Done():
+			f.Close(context.WithoutCancel(ctx)) //nolint:errcheck // it was not opened
+			return context.Cause(ctx2)
+		}
+		files.Go(func() error {
+			defer func() { <-c.slots }()
+			return one()
+		})
 		return nil
 	})
 	if werr := files.Wait(); werr != nil {
@@ -229,8 +265,13 @@ func (c *copier) file(ctx context.Context, src *p9.File, a p9.Attr, dir *p9.File
 			err = cerr
 		}
 	}()
-	err = out.Create(ctx, as, os.O_RDWR|os.O_TRUNC, 0o600, 0)
+	err = out.Create(ctx, as, os.O_RDWR|os.O_EXCL, 0o600, 0)
+	old := errors.Is(err, unix.EEXIST)
+	if old { // not truncated: by this name or another it may be the original
+		err = out.Create(ctx, as, os.O_RDWR, 0o600, 0)
+	}
 	if errors.Is(err, unix.ELOOP) || errors.Is(err, unix.ENXIO) { // a link or a FIFO is replaced, not followed
+		old = false
 		if err = dir.UnlinkAt(ctx, as, 0); err == nil {
 			err = out.Create(ctx, as, os.O_RDWR|os.O_EXCL, 0o600, 0)
 		}
@@ -238,16 +279,18 @@ func (c *copier) file(ctx context.Context, src *p9.File, a p9.Attr, dir *p9.File
 	if err != nil {
 		return err
 	}
-	if err := c.contents(ctx, in, out, int64(a.Size)); err != nil {
+	if err := c.contents(ctx, in, out, int64(a.Size), old); err != nil {
 		return err
 	}
 	return c.finish(ctx, out, a)
 }
 
-// contents copies the bytes, several pieces at a time. Blocks of zeros become holes.
-func (c *copier) contents(ctx context.Context, in, out *p9.File, size int64) error {
-	var next atomic.Int64
+// contents copies the bytes, several pieces at a time. Blocks of zeros become holes,
+// unless old bytes are overwritten; what was longer is cut at the end.
+func (c *copier) contents(ctx context.Context, in, out *p9.File, size int64, old bool) error {
+	var next, end atomic.Int64 // end: of what was read
 	var holes atomic.Bool
+	holes.Store(old)
 	pieces, pctx := errgroup.WithContext(ctx)
 	for n := range int64(piecesAtOnce) {
 		if n > 0 && size <= n*block { // a small file needs no second one
@@ -265,7 +308,9 @@ func (c *copier) contents(ctx context.Context, in, out *p9.File, size int64) err
 				if err != nil {
 					return err
 				}
-				if err := c.write(pctx, out, (*b)[:n], at, &holes); err != nil {
+				for e := end.Load(); at+int64(n) > e && !end.CompareAndSwap(e, at+int64(n)); e = end.Load() {
+				}
+				if err := c.write(pctx, out, (*b)[:n], at, old, &holes); err != nil {
 					return err
 				}
 				done := c.bytes.Add(int64(n))
@@ -278,7 +323,7 @@ func (c *copier) contents(ctx context.Context, in, out *p9.File, size int64) err
 	if err := pieces.Wait(); err != nil || !holes.Load() {
 		return err
 	}
-	return out.SetAttr(ctx, p9.SetAttr{Valid: p9.SetSize, Size: uint64(size)})
+	return out.SetAttr(ctx, p9.SetAttr{Valid: p9.SetSize, Size: uint64(end.Load())})
 }
 
 // readFull reads until p is full or the file ends.
@@ -294,11 +339,11 @@ func readFull(ctx context.Context, f *p9.File, p []byte, at int64) (int, error) 
 	return done, nil
 }
 
-// write writes the blocks of p that are not zeros.
-func (c *copier) write(ctx context.Context, f *p9.File, p []byte, at int64, holes *atomic.Bool) error {
+// write writes the blocks of p that are not zeros, over old bytes those as well.
+func (c *copier) write(ctx context.Context, f *p9.File, p []byte, at int64, old bool, holes *atomic.Bool) error {
 	for len(p) > 0 {
 		n := 0
-		for n < len(p) && zero(p[n:min(n+block, len(p))]) {
+		for !old && n < len(p) && zero(p[n:min(n+block, len(p))]) {
 			n = min(n+block, len(p))
 		}
 		if n > 0 {
@@ -306,7 +351,7 @@ func (c *copier) write(ctx context.Context, f *p9.File, p []byte, at int64, hole
 			p, at = p[n:], at+int64(n)
 			continue
 		}
-		for n < len(p) && !zero(p[n:min(n+block, len(p))]) {
+		for n < len(p) && (old || !zero(p[n:min(n+block, len(p))])) {
 			n = min(n+block, len(p))
 		}
 		for rest := p[:n]; len(rest) > 0; {

@@ -291,3 +291,28 @@ func TestGone(t *testing.T) {
 		t.Error("no error")
 	}
 }
+
+// TestOntoItself: a copy onto its original leaves it alone, one into itself is refused.
+func TestOntoItself(t *testing.T) {
+	tr, dir := tree(t)
+	text := bytes.Repeat([]byte("precious"), 100_000)
+	check(t, os.MkdirAll(dir+"/d/sub", 0o755))
+	check(t, os.WriteFile(dir+"/d/f", text, 0o644))
+	check(t, os.Link(dir+"/d/f", dir+"/other name"))
+	for _, c := range [][2]string{{"/d/f", "/d"}, {"/d/f", "/d/f"}, {"/d", "/"}, {"/other name", "/d/f"}} {
+		err := Copy(t.Context(), tr, c[0], tr, c[1], Options{})
+		if got, rerr := os.ReadFile(dir + "/d/f"); rerr != nil || !bytes.Equal(got, text) {
+			t.Fatalf("%v (%v): %d bytes are left: %v", c, err, len(got), rerr)
+		}
+	}
+	if err := Copy(t.Context(), tr, "/d", tr, "/d/sub", Options{}); err == nil || !strings.Contains(err.Error(), "into itself") {
+		t.Error(err)
+	}
+	// What was longer is cut, what was a hole is written.
+	check(t, os.WriteFile(dir+"/short", append(make([]byte, 1<<20), 'x'), 0o644))
+	check(t, os.WriteFile(dir+"/long", bytes.Repeat([]byte("y"), 3<<20), 0o644))
+	check(t, Copy(t.Context(), tr, "/short", tr, "/long", Options{}))
+	if got, err := os.ReadFile(dir + "/long"); err != nil || !bytes.Equal(got, append(make([]byte, 1<<20), 'x')) {
+		t.Errorf("%d bytes, %v", len(got), err)
+	}
+}

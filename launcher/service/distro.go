@@ -37,8 +37,10 @@ type distro struct {
 	hosts    *hostexec.Runner // nil until the guest asks
 	shares   []wire.Share     // set before it is up
 	// shareServers are the processes that serve them.
-	shareServers int
-	warnings     []string // of its start, for the user whose command started it
+	shareServers  int
+	shareWarnings int      // logged so far
+	early         int      // asked for before it was up
+	warnings      []string // of its start, for the user whose command started it
 }
 
 // diskNotice tells what the guest only knows as an I/O error.
@@ -371,6 +373,9 @@ func (m *Manager) finishStop(ctx context.Context, d *distro, kind stopKind) erro
 	var refused *GuestError
 	if errors.As(err, &refused) && refused.Code == wire.CodeUnknownDistro {
 		err, refused = nil, nil // its init has ended by itself, and with it its mounts
+	}
+	if refused != nil && refused.Code == wire.CodeHeld {
+		refused = nil // it is gone, too
 	}
 	if refused != nil && kind != stopExited {
 		m.mu.Lock()

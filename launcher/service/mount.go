@@ -166,6 +166,16 @@ func (m *Manager) remount(ctx context.Context, machine Machine, slots map[string
 
 // Unmount takes a shared disk away, or all of them ("").
 func (m *Manager) Unmount(ctx context.Context, path string) error {
+	m.mu.Lock()
+	starting := m.vm
+	m.mu.Unlock()
+	if starting != nil { // it mounts them before it is up
+		select {
+		case <-starting.up:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
 	m.shared.mu.Lock()
 	defer m.shared.mu.Unlock()
 	m.mu.Lock()

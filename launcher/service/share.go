@@ -2,6 +2,7 @@ package service
 
 import (
 	"strings"
+	"time"
 
 	"github.com/wsl2/wsl2/internal/hostpath"
 	"github.com/wsl2/wsl2/internal/wire"
@@ -12,6 +13,12 @@ import (
 // maxShareServers is how many processes serve one distro at a time, so that a guest
 // that asks again and again does not use up the host's.
 const maxShareServers = 32
+
+const (
+	// shareInterval is how long the place of a process that has ended stays taken.
+	shareInterval    = time.Second
+	maxShareWarnings = 20
+)
 
 // shareTable is what a distro's shares are to clients.
 func shareTable(list []wire.Share) hostpath.Table {
@@ -27,7 +34,17 @@ func (m *Manager) mountShare(v *vm, r *wire.MountShare) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	d := m.distros[strings.ToLower(r.Distro)]
-	if d == nil || d.vm != v || d.state == api.StateStarting || v.machine == nil {
+	if d == nil || d.vm != v || v.machine == nil {
+		return
+	}
+	if d.state == api.StateStarting { // boot.command
+		if d.early < maxShareServers {
+			d.early++
+			m.wg.Go(func() {
+				<-d.up
+				m.mountShare(v, r)
+			})
+		}
 		return
 	}
 	refused := "it is not shared with the distro"
@@ -43,8 +60,15 @@ func (m *Manager) mountShare(v *vm, r *wire.MountShare) {
 		spec := share.Spec{VsockPath: v.machine.Info().VsockPath, Port: d.port, Session: r.Session,
 			Dir: s.Host, ReadOnly: s.ReadOnly, UID: r.UID, GID: r.GID}
 		m.wg.Go(func() {
-			if err := m.serveShare(spec); err != nil {
-				m.log.Warn("share", "distro", d.spec.Name, "dir", s.Host, "err", err)
+			err := m.serveShare(spec)
+			m.mu.Lock()
+			if err != nil {
+				m.shareWarning(d, "share", "dir", s.Host, "err", err)
+			}
+			m.mu.Unlock()
+			select {
+			case <-time.After(shareInterval):
+			case <-v.gone:
 			}
 			m.mu.Lock()
 			defer m.mu.Unlock()
@@ -52,5 +76,13 @@ func (m *Manager) mountShare(v *vm, r *wire.MountShare) {
 		})
 		return
 	}
-	m.log.Warn("share refused: "+refused, "distro", d.spec.Name, "share", r.Guest)
+	m.shareWarning(d, "share refused: "+refused, "share", r.Guest[:min(len(r.Guest), 200)])
+}
+
+// shareWarning logs, up to a number for each start of a distro: what a guest can make
+// us log is bounded. Preconditions: m.mu is held.
+func (m *Manager) shareWarning(d *distro, text string, args ...any) {
+	if d.shareWarnings++; d.shareWarnings <= maxShareWarnings {
+		m.log.Warn(text, append([]any{"distro", d.spec.Name}, args...)...)
+	}
 }

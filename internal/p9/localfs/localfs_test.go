@@ -64,7 +64,7 @@ func connect(t testing.TB, fs *FS, cfg p9.Config) *p9.File {
 	t.Helper()
 	ours, theirs := socketPair(t)
 	served := make(chan error, 1)
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
+	ctx, cancel := context.WithCancel(context.Background()) // go test -timeout bounds it
 	go func() { served <- p9.Serve(ctx, theirs, fs, cfg) }()
 	c, err := p9.NewClient(ctx, ours, 0)
 	if err != nil {
