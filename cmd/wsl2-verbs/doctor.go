@@ -142,7 +142,7 @@ func hostChecks() []check {
 		}
 		return check{Name: name, OK: true, Detail: path}
 	}
-	kernel, kerr := config.FindKernel(settings.Kernel, os.Getenv)
+	kernel, _, kerr := config.FindKernel(settings.Kernel, os.Getenv)
 	initramfs, ierr := config.FindInitramfs(os.Getenv)
 	mke2fs, merr := images.FindMke2fs()
 	list := []check{

@@ -12,6 +12,7 @@ import (
 
 	"github.com/wsl2/wsl2/cmd/internal/cmdline"
 	"github.com/wsl2/wsl2/launcher/api"
+	"github.com/wsl2/wsl2/launcher/config"
 )
 
 // man shows the manual page, or prints it for whoever packs it, or puts it where
@@ -53,15 +54,8 @@ func man(c *command) error {
 
 // manPath is the page's place among the user's own data.
 func manPath() (string, error) {
-	dir := os.Getenv("XDG_DATA_HOME")
-	if !filepath.IsAbs(dir) {
-		home, err := os.UserHomeDir()
-		if err != nil {
-			return "", err
-		}
-		dir = filepath.Join(home, ".local/share")
-	}
-	return filepath.Join(dir, "man/man1/wsl2.1"), nil
+	dir, err := config.XDG(os.Getenv, "XDG_DATA_HOME", ".local/share")
+	return filepath.Join(dir, "man/man1/wsl2.1"), err
 }
 
 // roff quotes text for troff: what begins with a dot is a request, a hyphen is

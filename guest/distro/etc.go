@@ -14,7 +14,7 @@ import (
 // ResolvConf is the resolv.conf(5) of the VM's network, which distros link to.
 const ResolvConf = Shared + "/resolv.conf"
 
-// GeneratedBy begins a file that is written anew; how says how to have one's own.
+// GeneratedBy begins a file that is written anew unless key of wsl.conf says no.
 func GeneratedBy(key string) string {
 	return "# Written by wsl2 at each start. To keep a file of your own, put this in " + wslconf.Path + ":\n" +
 		"# [network]\n# " + key + " = false\n"

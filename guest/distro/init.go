@@ -328,10 +328,6 @@ func spareThreads(n int) {
 
 // share makes the host's directories ready to be mounted.
 func (d *distro) share(m *wire.StartDistro) {
-	if m.Slot == wire.RootSlot { // what is mounted there is there for all
-		d.shares = shares.Start(shares.Config{Logf: d.log.Errorf})
-		return
-	}
 	d.shares = shares.Start(shares.Config{
 		Shares: m.Shares,
 		Ask:    func(m *wire.MountShare) { d.send(m) },
@@ -473,7 +469,7 @@ func (d *distro) stop(m *wire.StopDistro) int {
 // signalAll sends a signal to every process but us, and those of systemd.
 func (d *distro) signalAll(sig syscall.Signal) {
 	if d.systemd != nil {
-		signalSessions(sig)
+		signalCgroup(sessionsCgroup, sig)
 		return
 	}
 	d.kill(sig)

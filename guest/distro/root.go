@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strconv"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -53,15 +52,7 @@ func (d *distro) kill(sig syscall.Signal) {
 		syscall.Kill(-1, sig) //nolint:errcheck // ESRCH: they are all gone
 		return
 	}
-	text, err := os.ReadFile(filepath.Join(d.cgroup, "cgroup.procs"))
-	if err != nil {
-		d.log.Errorf("%s: %v", d.name, err)
-	}
-	for _, field := range bytes.Fields(text) {
-		if pid, err := strconv.Atoi(string(field)); err == nil && pid != os.Getpid() {
-			syscall.Kill(pid, sig) //nolint:errcheck // it may just have ended
-		}
-	}
+	signalCgroup(d.cgroup, sig)
 }
 
 // hangup tells its programs that their terminals are gone.

@@ -311,9 +311,9 @@ func (d *distro) powerOff() int {
 	return 1
 }
 
-// signalSessions sends a signal to every process of the sessions' cgroup but us.
-func signalSessions(sig syscall.Signal) {
-	filepath.WalkDir(sessionsCgroup, func(path string, e fs.DirEntry, err error) error { //nolint:errcheck // it may vanish
+// signalCgroup sends a signal to every process of a cgroup, and of those below it, but us.
+func signalCgroup(cgroup string, sig syscall.Signal) {
+	filepath.WalkDir(cgroup, func(path string, e fs.DirEntry, err error) error { //nolint:errcheck // it may vanish
 		if err != nil || !e.IsDir() {
 			return nil
 		}

@@ -21,19 +21,6 @@ func openTree(path string) (int, error) {
 	return fd, nil
 }
 
-// place mounts what openTree took hold of on a directory, and closes it.
-func place(tree int, dir string) error {
-	defer unix.Close(tree)
-	err := os.MkdirAll(dir, 0o755)
-	if err == nil {
-		err = unix.MoveMount(tree, "", unix.AT_FDCWD, dir, unix.MOVE_MOUNT_F_EMPTY_PATH)
-	}
-	if err != nil {
-		return fmt.Errorf("place %s: %w", dir, err)
-	}
-	return nil
-}
-
 // installTools makes /init and the names under which users call it, as WSL does:
 // a read-only mount of the VM's file, so that it is always the one that fits, and links,
 // where the distro has nothing of that name. It closes init.

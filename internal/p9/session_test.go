@@ -197,17 +197,23 @@ func (r *raw) receive() (Tag, Message) {
 	return tag, m
 }
 
-// TestFlushOrder: Rflush comes after the answer of what it takes back, and at once
-// for a tag that is not in flight; the tag is free then.
-func TestFlushOrder(t *testing.T) {
-	s := &slowFS{entered: make(chan struct{}, 1), release: make(chan struct{}, 1)}
-	r, _ := rawSession(t, s, Config{})
+// reading is a session in which the file system is at a Tread of tag 1.
+func reading(t *testing.T, s *slowFS) (*raw, <-chan error) {
+	r, served := rawSession(t, s, Config{})
 	r.send(1, &Tattach{AFID: NoFID})
 	r.receive()
 	r.send(1, &Tlopen{})
 	r.receive()
 	r.send(1, &Tread{Kind: TRead, Count: 4})
 	<-s.entered
+	return r, served
+}
+
+// TestFlushOrder: Rflush comes after the answer of what it takes back, and at once
+// for a tag that is not in flight; the tag is free then.
+func TestFlushOrder(t *testing.T) {
+	s := &slowFS{entered: make(chan struct{}, 1), release: make(chan struct{}, 1)}
+	r, _ := reading(t, s)
 	r.send(2, &Tflush{Old: 1})
 	r.send(3, &Tflush{Old: 99})
 	if tag, m := r.receive(); tag != 3 || m.Type() != TFlush+1 {
@@ -306,13 +312,7 @@ func TestProtocolErrors(t *testing.T) {
 // TestSameTag: a tag that is in flight cannot be used for another request.
 func TestSameTag(t *testing.T) {
 	s := &slowFS{entered: make(chan struct{}, 1), release: make(chan struct{}, 1)}
-	r, served := rawSession(t, s, Config{})
-	r.send(1, &Tattach{AFID: NoFID})
-	r.receive()
-	r.send(1, &Tlopen{})
-	r.receive()
-	r.send(1, &Tread{Kind: TRead, Count: 4})
-	<-s.entered
+	r, served := reading(t, s)
 	r.send(1, &Tread{Kind: TRead, Offset: 1, Count: 4})
 	r.conn.Close()
 	s.release <- struct{}{}

@@ -331,15 +331,6 @@ func Write(w io.Writer, k Kind, body []byte) error {
 	return err
 }
 
-// WriteJSON sends v as the body of one frame.
-func WriteJSON(w io.Writer, k Kind, v any) error {
-	body, err := json.Marshal(v)
-	if err != nil {
-		return err
-	}
-	return Write(w, k, body)
-}
-
 func appendHeader(b []byte, k Kind, n int) []byte {
 	return append(binary.LittleEndian.AppendUint32(b, uint32(n+1)), byte(k))
 }

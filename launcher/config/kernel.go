@@ -1,6 +1,7 @@
 package config
 
 import (
+	"cmp"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -11,26 +12,25 @@ import (
 const KernelHint = "`make build` makes both beside wsl2; --kernel FILE, WSL2_KERNEL and wslconfig name another kernel"
 
 // FindKernel returns the kernel to boot: the one asked for (command line or
-// wslconfig), else $WSL2_KERNEL, else the vmlinux that came with wsl2.
-func FindKernel(asked string, getenv func(string) string) (string, error) {
-	for _, path := range []string{asked, getenv("WSL2_KERNEL")} {
-		if path != "" {
-			return readable("kernel", path)
-		}
+// wslconfig), else $WSL2_KERNEL, else the vmlinux that came with wsl2. own tells
+// whether it is that one, by whatever path: others lack its patches
+// (kernelcfg/patches).
+func FindKernel(asked string, getenv func(string) string) (path string, own bool, err error) {
+	if asked = cmp.Or(asked, getenv("WSL2_KERNEL")); asked == "" {
+		path, err = find("kernel", "vmlinux")
+		return path, true, err
 	}
-	return find("kernel", "vmlinux")
+	if path, err = readable("kernel", asked); err != nil {
+		return "", false, err
+	}
+	ours, err := find("kernel", "vmlinux")
+	return path, err == nil && sameFile(path, ours), nil
 }
 
-// IsOwnKernel tells whether the kernel is the one that came with wsl2, by whatever
-// path: others lack its patches (kernelcfg/patches).
-func IsOwnKernel(path string) bool {
-	own, err := find("kernel", "vmlinux")
-	if err != nil {
-		return false
-	}
-	a, errA := os.Stat(own)
-	b, errB := os.Stat(path)
-	return errA == nil && errB == nil && os.SameFile(a, b)
+func sameFile(a, b string) bool {
+	sa, errA := os.Stat(a)
+	sb, errB := os.Stat(b)
+	return errA == nil && errB == nil && os.SameFile(sa, sb)
 }
 
 // FindInitramfs returns the initramfs with our /init: $WSL2_INITRAMFS, else the

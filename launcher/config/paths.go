@@ -98,22 +98,29 @@ func (p Paths) OpenServiceLog() (*os.File, error) {
 // maxSocketPath is the longest path sockaddr_un takes, less its NUL.
 const maxSocketPath = 107
 
+// XDG returns one of the user's base directories (XDG Base Directory Specification
+// 0.8): the variable's, else the one under HOME.
+func XDG(getenv func(string) string, variable, under string) (string, error) {
+	// "All paths set in these environment variables must be absolute. If an
+	// implementation encounters a relative path [...] it should consider
+	// the path invalid and ignore it."
+	if v := getenv(variable); filepath.IsAbs(v) {
+		return v, nil
+	}
+	home := getenv("HOME")
+	if !filepath.IsAbs(home) {
+		return "", fmt.Errorf("neither %s nor HOME is set to an absolute path; set one of them", variable)
+	}
+	return filepath.Join(home, under), nil
+}
+
 // FromEnv derives the paths from the environment (XDG Base Directory
 // Specification 0.8) and makes the runtime directory. getenv is os.Getenv; uid
 // the user who runs the launcher.
 func FromEnv(getenv func(string) string, uid int) (Paths, error) {
-	home := getenv("HOME")
 	dir := func(variable, under string) (string, error) {
-		// "All paths set in these environment variables must be absolute. If an
-		// implementation encounters a relative path [...] it should consider
-		// the path invalid and ignore it."
-		if v := getenv(variable); filepath.IsAbs(v) {
-			return filepath.Join(v, "wsl2"), nil
-		}
-		if !filepath.IsAbs(home) {
-			return "", fmt.Errorf("neither %s nor HOME is set to an absolute path; set one of them", variable)
-		}
-		return filepath.Join(home, under, "wsl2"), nil
+		base, err := XDG(getenv, variable, under)
+		return filepath.Join(base, "wsl2"), err
 	}
 	var p Paths
 	var errs [4]error

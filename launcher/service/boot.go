@@ -51,7 +51,7 @@ type Booter struct {
 func (b *Booter) Boot(ctx context.Context, r BootRequest) (Machine, error) {
 	began := time.Now()
 	paths := b.Paths.ForVM(r.Own)
-	kernel, err := config.FindKernel(r.Settings.Kernel, b.Getenv)
+	kernel, own, err := config.FindKernel(r.Settings.Kernel, b.Getenv)
 	if err != nil {
 		return nil, api.Errorf(api.CodeVM, config.KernelHint, "%v", err)
 	}
@@ -73,7 +73,7 @@ func (b *Booter) Boot(ctx context.Context, r BootRequest) (Machine, error) {
 	c := vmproc.Config{
 		Accel: r.Settings.Accel, Kernel: kernel, Initramfs: initramfs, Cmdline: r.Settings.KernelCommandLine,
 		MemoryBytes: r.Settings.MemoryBytes, CPUs: r.Settings.Processors,
-		DiskSlots: diskSlots, LateSlots: config.IsOwnKernel(kernel), GuestCID: guestCID, VsockPath: paths.VsockPath(), ConsoleLog: paths.ConsoleLog(), Verdict: paths.KVMVerdict(),
+		DiskSlots: diskSlots, LateSlots: own, GuestCID: guestCID, VsockPath: paths.VsockPath(), ConsoleLog: paths.ConsoleLog(), Verdict: paths.KVMVerdict(),
 	}
 	if r.Disk != "" {
 		c.Disks = []string{r.Disk}

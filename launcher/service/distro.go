@@ -163,7 +163,9 @@ func (m *Manager) startOn(d *distro, options api.VMOptions) error {
 		slot = d.slot
 	}
 	asked = true
-	d.shares = v.settings.Shares.Of(d.spec.Name)
+	if slot != wire.RootSlot { // what is mounted there is there for all
+		d.shares = v.settings.Shares.Of(d.spec.Name)
+	}
 	settings, _ := m.settings() // whoever started the VM has been told its warnings
 	request := wire.StartDistro{
 		Name: d.spec.Name, Slot: int32(slot), Hostname: hostname(), Timezone: timezone(), SafeMode: settings.SafeMode,
@@ -224,14 +226,11 @@ func (m *Manager) preen(ctx context.Context, machine Machine, slot int32) error 
 		return err
 	}
 	archive := newArchive()
-	var handing chan error
-	_, err = machine.Maintain(ctx, wire.Maintain{Slot: slot, Task: wire.TaskPreen, Archive: archive}, func(port uint32) {
-		handing = make(chan error, 1)
-		go func() { handing <- handOver(Session{VsockPath: machine.Info().VsockPath, Port: port}, archive, tools) }()
+	_, err = handing(archive, tools, func(ready func(Session)) (string, error) {
+		return machine.Maintain(ctx, wire.Maintain{Slot: slot, Task: wire.TaskPreen, Archive: archive}, func(port uint32) {
+			ready(Session{VsockPath: machine.Info().VsockPath, Port: port})
+		})
 	})
-	if handing != nil {
-		err = errors.Join(err, <-handing)
-	}
 	return err
 }
 

@@ -274,22 +274,33 @@ func (s *Service) maintain(ctx context.Context, p *peer, d registry.Distro, disk
 	m.Archive = newArchive()
 	// The client's end does not end it: half a repair is worse than a whole one.
 	ctx = context.WithoutCancel(ctx)
-	var handing chan error
-	text, err := s.managerOf(d).Maintain(ctx, d.Name, disk, m, o, func(at Session) {
-		for _, n := range at.Notices {
-			p.notice(n)
-		}
-		handing = make(chan error, 1)
-		go func() { handing <- handOver(at, m.Archive, tools) }()
+	text, err := handing(m.Archive, tools, func(ready func(Session)) (string, error) {
+		return s.managerOf(d).Maintain(ctx, d.Name, disk, m, o, func(at Session) {
+			for _, n := range at.Notices {
+				p.notice(n)
+			}
+			ready(at)
+		})
 	})
-	if handing != nil {
-		if herr := <-handing; herr != nil && err == nil {
-			err = fmt.Errorf("hand the tools to the guest: %w", herr)
-		}
-	}
 	var told *api.Error
 	if errors.As(err, &told) && m.Task == wire.TaskShrink && told.Code == api.CodeFailed {
 		return text, api.Errorf(api.CodeSize, "free some space in the distro, or choose a larger size", "%s", told.Text)
+	}
+	return text, err
+}
+
+// handing does the work, for which the guest may want the tools: ready says where it
+// waits for them. They have been handed over when it returns.
+func handing(archive wire.SessionID, tools []byte, work func(ready func(Session)) (string, error)) (string, error) {
+	var handed chan error
+	text, err := work(func(at Session) {
+		handed = make(chan error, 1)
+		go func() { handed <- handOver(at, archive, tools) }()
+	})
+	if handed != nil {
+		if herr := <-handed; herr != nil && err == nil {
+			err = fmt.Errorf("hand the tools to the guest: %w", herr)
+		}
 	}
 	return text, err
 }

@@ -224,7 +224,6 @@ func newSetup(t *testing.T) *setup {
 	s := &setup{settings: config.Defaults(config.Host{MemoryBytes: 8 << 30, CPUs: 2})}
 	s.m = NewManager(s.boot, func() (config.Settings, []string) { return s.settings, s.warnings }, slog.New(slog.DiscardHandler), func() { s.idle.Add(1) })
 	s.m.tools = func(context.Context) ([]byte, error) { return nil, nil }
-	s.m.tools = func(context.Context) ([]byte, error) { return nil, nil }
 	t.Cleanup(s.m.Close)
 	return s
 }

@@ -198,12 +198,10 @@ func (m *Manager) Unmount(ctx context.Context, path string) error {
 			continue
 		}
 		found = true
-		if slot, attached := 0, false; running {
-			if slot, attached = v.slots[d.Disk]; attached {
-				if err := m.detachShared(ctx, v, d.Disk, slot); err != nil {
-					errs = append(errs, err)
-					continue
-				}
+		if running {
+			if err := m.detachShared(ctx, v, d.Disk); err != nil {
+				errs = append(errs, err)
+				continue
 			}
 		}
 		m.forget(d.Disk)
@@ -214,7 +212,12 @@ func (m *Manager) Unmount(ctx context.Context, path string) error {
 	return errors.Join(errs...)
 }
 
-func (m *Manager) detachShared(ctx context.Context, v *vm, path string, slot int) error {
+// detachShared takes a disk from the VM if it has it. Preconditions: m.shared.mu is held.
+func (m *Manager) detachShared(ctx context.Context, v *vm, path string) error {
+	slot, attached := v.slots[path]
+	if !attached {
+		return nil
+	}
 	ctx, cancel := within(ctx, mountTimeout, path+" was not unmounted")
 	defer cancel()
 	err := v.machine.ReleaseDisk(ctx, slot)
