@@ -250,5 +250,7 @@ func (v *vm) powerOff() {
 			v.log.Errorf("reboot: %v", err)
 		}
 	}
-	select {}
+	for {
+		_ = unix.Pause() // select{} alone would be a deadlock to the runtime
+	}
 }

@@ -115,7 +115,9 @@ func guestInit() {
 	}
 	_, err = port.WriteAt([]byte{status}, engine.ExitPort)
 	fmt.Println("guest:", err)
-	select {}
+	for {
+		_ = unix.Pause() // select{} alone would be a deadlock to the runtime
+	}
 }
 
 // initramfs writes an archive with the test binary as /init.

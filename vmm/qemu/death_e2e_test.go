@@ -48,7 +48,9 @@ func TestDiesWithItsParent(t *testing.T) {
 		m, console := bootGuest(t, "quiet vmmtest=hang")
 		console.Wait(t, "guest: hang")
 		fmt.Printf("\nqemu %d\n", pid(t, m))
-		select {}
+		for {
+			_ = unix.Pause() // select{} alone would be a deadlock to the runtime
+		}
 	}
 	exe, err := os.Executable()
 	if err != nil {

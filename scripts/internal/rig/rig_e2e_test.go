@@ -12,6 +12,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 // The test program is this test binary, run again inside the rig by `rig`.
@@ -53,7 +55,9 @@ func TestMain(m *testing.M) {
 		}
 	case "hang":
 		fmt.Println("hanging")
-		select {}
+		for {
+			_ = unix.Pause() // select{} alone would be a deadlock to the runtime
+		}
 	case "orphan": // leaves a child that holds stdout
 		self, _ := os.Executable()
 		c := exec.Command(self)

@@ -29,7 +29,9 @@ func main() {
 	} else {
 		fmt.Println("blk guest: done")
 	}
-	select {} // the host ends the machine
+	for {
+		_ = unix.Pause() // the host ends the machine; a select{} alone would be a deadlock to the runtime
+	}
 }
 
 func run() error {
