@@ -16,7 +16,7 @@ import (
 // What goes over a connection for a throughput, and how often a byte goes there
 // and back for a round trip.
 const (
-	vsockBytes  = 8 << 20
+	vsockBytes  = 32 << 20
 	vsockTrips  = 100
 	vsockBuffer = 256 << 10
 	firstPort   = 9000

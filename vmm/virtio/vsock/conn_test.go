@@ -29,19 +29,30 @@ func TestCredit(t *testing.T) {
 	if c.receive(math.MaxUint32) {
 		t.Error("receive overflows")
 	}
-	c.forwarded += 49
+	// The guest's own buffer of 80 is the smaller one.
+	c.forwarded += 59
 	if c.updateDue() {
 		t.Error("update due too early")
 	}
 	c.forwarded++
 	if !c.updateDue() {
-		t.Error("update not due at half of the buffer")
+		t.Error("update not due at three quarters of the smaller buffer")
 	}
+	c.peerAlloc = 200
+	if c.updateDue() {
+		t.Error("update due too early with a large buffer of the guest's")
+	}
+	c.peerAlloc = 80
 	var h header
 	c.stamp(&h)
-	if h.bufAlloc != 100 || h.fwdCnt != start+50 || c.updateDue() {
+	if h.bufAlloc != 100 || h.fwdCnt != start+60 || c.updateDue() {
 		t.Errorf("stamp: %+v", h)
 	}
+	c.peerAlloc = 0
+	if c.updateDue() {
+		t.Error("update due without news")
+	}
+	c.peerAlloc = 80
 	if c.space() != 80 {
 		t.Errorf("space is %d, want 80", c.space())
 	}
