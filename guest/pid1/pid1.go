@@ -64,6 +64,9 @@ type vm struct {
 	distros  map[string]*distroProc
 	nextPort uint32
 	stopping bool // no distro or import is started any more
+	// repairs is work in place on file systems, not to be cut off half-way. Added to
+	// with mu held and stopping not set.
+	repairs sync.WaitGroup
 }
 
 // Run is the main function of PID 1. It does not return.
@@ -227,6 +230,7 @@ func (v *vm) stopAll(grace time.Duration) {
 	}
 	wg.Wait()
 	v.releaseAll()
+	v.repairs.Wait() // the host's patience bounds it
 }
 
 // The byte and the I/O port by which the VM ends on purpose; the same as

@@ -30,6 +30,7 @@ type Process interface {
 	Attach(ctx context.Context, path string) (slot int, err error)
 	Detach(ctx context.Context, slot int) error
 	Kill()
+	Terminated() <-chan struct{}
 	Done() <-chan struct{}
 	Exit() error
 	Started() vmproc.Started
@@ -134,23 +135,35 @@ type machine struct {
 	log  *slog.Logger
 }
 
-// guard ends a VM whose PID 1 no longer speaks with us, and the channel of a VM
-// that has ended.
+// guard ends a VM whose PID 1 no longer speaks with us or whose process is asked to
+// end, and the channel of a VM that has ended.
 func (m *machine) guard() {
 	select {
 	case <-m.Process.Done():
-	case <-m.control.lost:
-		t := time.NewTimer(controlGrace)
-		defer t.Stop()
-		select {
-		case <-m.Process.Done():
-		case <-t.C:
-			m.log.Warn("the guest is silent; VM is killed", "err", m.control.cause)
-			m.Process.Kill()
-			<-m.Process.Done()
+	case <-m.Process.Terminated():
+		m.log.Info("the VM's process was sent SIGTERM; the guest powers off")
+		patience := killAfter
+		if m.control.Shutdown(stopGrace) != nil {
+			patience = 0
 		}
+		m.endWithin(patience, nil)
+	case <-m.control.lost:
+		m.endWithin(controlGrace, m.control.cause)
 	}
 	m.control.conn.Close()
+}
+
+// endWithin waits for the VM's end and kills it if it takes longer; why is for the log.
+func (m *machine) endWithin(d time.Duration, why error) {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-m.Process.Done():
+	case <-t.C:
+		m.log.Warn("the guest is silent; VM is killed", "err", why)
+		m.Process.Kill()
+		<-m.Process.Done()
+	}
 }
 
 func (m *machine) Info() MachineInfo { return MachineInfo{VM: m.info, VsockPath: m.path} }

@@ -13,11 +13,12 @@ import (
 	"github.com/wsl2/wsl2/launcher/share"
 )
 
-// stopGrace is what processes get between SIGTERM and SIGKILL; killAfter bounds
-// the whole of a VM's clean stop, like WSL's.
+// stopGrace is what processes get between SIGTERM and SIGKILL. killAfter bounds the whole of
+// a clean stop; it is more than the guest takes for one (guest/pid1: grace, a minute to
+// write everything back, ten seconds to kill), which thus answers before.
 const (
 	stopGrace = 5 * time.Second
-	killAfter = 30 * time.Second
+	killAfter = 90 * time.Second
 )
 
 // Manager runs distros in one VM: it starts both when they are needed and stops

@@ -15,6 +15,7 @@
 //	   <----------------------- {id | error}
 //	  {op: kill} ------------------>
 //	   <-------- {event: disk-error, slot, error}
+//	   <------------------------- {event: term}
 //	   <-------- {event: exit, reason, detail, tail}
 //
 // # When the service dies
@@ -122,6 +123,7 @@ const (
 	eventFailed    = "failed" // before started: the VM could not be started
 	eventExit      = "exit"
 	eventDiskError = "disk-error"
+	eventTerm      = "term" // SIGTERM: the guest is to power off
 )
 
 // Main is the `wsl2 vm` process. It returns when the VM has ended.
@@ -170,7 +172,9 @@ func (s *sender) send(m message) {
 	s.enc.Encode(m)
 }
 
-// serve runs the VM for the service at the other end of conn. ctx's end kills it.
+// serve runs the VM for the service at the other end of conn. At ctx's end the service
+// is asked to have the guest power off, as also at the host's shutdown, when both get
+// SIGTERM at once. grace is how long the guest may take without the service.
 func serve(ctx context.Context, c Config, conn net.Conn, console io.Writer, newMachine NewMachine, grace time.Duration) error {
 	out := &sender{enc: json.NewEncoder(conn)}
 	fail := func(err error, tail string) error {
@@ -212,12 +216,11 @@ func serve(ctx context.Context, c Config, conn net.Conn, console io.Writer, newM
 		}
 	})
 
+	term := context.AfterFunc(ctx, func() { out.send(message{Event: eventTerm}) })
+	defer term()
 	var exit error
 	select {
 	case exit = <-ended:
-	case <-ctx.Done():
-		m.Kill()
-		exit = <-ended
 	case <-orphaned:
 		t := time.NewTimer(grace)
 		select {

@@ -213,14 +213,16 @@ type gathered struct {
 // deliver passes n bytes of guest data on to the host, at the latest with the
 // next passOn. Until then iov's memory is the device's.
 func (s *session) deliver(c *conn, iov []unix.Iovec, n uint32) {
+	if c.guestEnd || !c.receive(n) {
+		s.passOn()
+		s.reset(c)
+		return
+	}
 	g := &s.gathered
 	if g.c != c || len(g.iov)+len(iov) > maxIovecs {
 		s.passOn()
 	}
 	switch {
-	case !c.receive(n) || c.guestEnd:
-		s.passOn()
-		s.reset(c)
 	case n == 0:
 	case c.noWrite:
 		c.forwarded += n

@@ -97,6 +97,131 @@ func TestSlowHost(t *testing.T) {
 	}
 }
 
+// TestSmallBuffer: a guest's program that chooses a small buffer, even below what it
+// has sent already, goes on sending.
+func TestSmallBuffer(t *testing.T) {
+	_, g := start(t)
+	l := g.listen(5000)
+	h, c := pair(t, g, l)
+	for i, size := range []uint32{linuxBufSize, 16 << 10, 1 << 10} {
+		c.resize(size)
+		var want [32]byte
+		var wg sync.WaitGroup
+		wg.Go(func() {
+			var err error
+			if want, err = stream(c, 100_000, byte(i)); err != nil {
+				t.Error(err)
+			}
+		})
+		got, err := drain(h, 100_000)
+		wg.Wait()
+		if err != nil || got != want {
+			t.Errorf("with %d bytes: the data differs: %v", size, err)
+		}
+	}
+}
+
+// TestGathered: what connections send in a row arrives by one write each, in order,
+// and what the host does not take is kept or counted.
+func TestGathered(t *testing.T) {
+	s := &session{conns: map[key]*conn{}}
+	var err error
+	if s.poll, err = newPoller(); err != nil {
+		t.Fatal(err)
+	}
+	defer s.poll.close()
+	connect := func() (c *conn, host int) {
+		fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { unix.Close(fds[1]) })
+		c = s.newConn(fds[0])
+		t.Cleanup(func() { s.free(c) })
+		c.state, c.alloc, c.peerAlloc = stateEstablished, 1<<20, 1<<20
+		if err := s.addSocket(c); err != nil {
+			t.Fatal(err)
+		}
+		return c, fds[1]
+	}
+	deliver := func(c *conn, text string) {
+		s.deliver(c, []unix.Iovec{iovec([]byte(text))}, uint32(len(text)))
+	}
+	b := make([]byte, 1<<20)
+	got := func(fd int) string {
+		n, _ := unix.Read(fd, b)
+		return string(b[:max(n, 0)])
+	}
+
+	one, hostOne := connect()
+	two, hostTwo := connect()
+	deliver(one, "a")
+	deliver(one, "b")
+	if text := got(hostOne); text != "" {
+		t.Errorf("%q before it is passed on", text)
+	}
+	deliver(two, "x") // another's: what was gathered goes first
+	if text := got(hostOne); text != "ab" {
+		t.Errorf("one: %q", text)
+	}
+	deliver(one, "c")
+	if text := got(hostTwo); text != "x" {
+		t.Errorf("two: %q", text)
+	}
+	s.passOn()
+	if text := got(hostOne); text != "c" || one.forwarded != 3 {
+		t.Errorf("one: %q, %d forwarded", text, one.forwarded)
+	}
+
+	// More pieces than one write takes.
+	for range maxIovecs + 1 {
+		deliver(one, "d")
+	}
+	s.passOn()
+	if text := got(hostOne); text != strings.Repeat("d", maxIovecs+1) {
+		t.Errorf("one: %d bytes", len(text))
+	}
+
+	// More than the socket takes: the rest waits, and so does what comes after it.
+	one.grown = true // it stays as small as it is
+	big := strings.Repeat("e", 500_000)
+	deliver(one, big)
+	deliver(one, "f")
+	s.passOn()
+	if one.backlog.len() == 0 || !one.watchOut {
+		t.Errorf("%d bytes wait", one.backlog.len())
+	}
+	deliver(one, "g")
+	var all strings.Builder
+	for all.Len() < len(big)+2 {
+		text := got(hostOne)
+		if text == "" {
+			t.Fatalf("%d bytes came, %d wait", all.Len(), one.backlog.len())
+		}
+		all.WriteString(text)
+		s.flush(one)
+	}
+	if all.String() != big+"fg" || one.forwarded != one.received {
+		t.Errorf("%d bytes, %d of %d forwarded", all.Len(), one.forwarded, one.received)
+	}
+
+	// The host has gone: the guest gets its credit back and is told.
+	deliver(two, "y")
+	unix.Shutdown(hostTwo, unix.SHUT_RD)
+	deliver(two, "z")
+	s.passOn()
+	if !two.noWrite || two.forwarded != two.received || two.shutdown&shutdownReceive == 0 {
+		t.Errorf("a host that has gone: %+v", two)
+	}
+
+	// Beyond the credit: what was sent before arrives, then the connection ends.
+	deliver(one, "h")
+	s.deliver(one, nil, one.alloc)
+	if text := got(hostOne); text != "h" || one.state != stateClosed {
+		t.Errorf("%q, state %d", text, one.state)
+	}
+}
+
 // TestSlowGuest: the same the other way; the guest is asked for credit.
 func TestSlowGuest(t *testing.T) {
 	const size = 4 << 20

@@ -328,7 +328,8 @@ func (s *session) guestPacket(h *header, iov []unix.Iovec, valid bool) {
 		s.deliver(c, iov, h.len)
 	case opShutdown:
 		s.guestShutdown(c, h.flags)
-	case opCreditUpdate: // observed above
+	case opCreditUpdate: // observed above; a smaller buffer may make an update due
+		s.tellCredit(c)
 	case opCreditRequest:
 		c.owe |= oweCreditUpdate
 		s.enqueue(c)
