@@ -473,7 +473,7 @@ func (s *Service) resolve(o api.Open) (*Manager, DistroSpec, registry.Distro, er
 }
 
 func notFound(name string) error {
-	return api.Errorf(api.CodeNotFound, "`wsl2 --list` shows those that exist", "there is no distro %q", name)
+	return api.Errorf(api.CodeNotFound, "`wsl2 --list` shows those that exist, `wsl2 --install` and `wsl2 --import` make one", "there is no distro %q", name)
 }
 
 // call handles every other request.
