@@ -173,7 +173,7 @@ func streamCase(h *testsys.Host, in, out, err string) {
 // its stderr.
 func TestFloods(t *testing.T) {
 	h := newHost(t)
-	const n = 100 << 20
+	n := int64(count(100 << 20))
 	ctx, cancel := context.WithTimeout(context.Background(), testsys.Deadline)
 	defer cancel()
 	cmd := h.Cmd(ctx, "-d", "small", "-e", "sh", "-c", `yes flood >&2 & cat; kill $!`)
@@ -195,12 +195,12 @@ type counter int64
 
 func (c *counter) Write(p []byte) (int, error) { *c += counter(len(p)); return len(p), nil }
 
-// TestShortCommands runs many commands, a few at a time: each has exactly its
+// TestShortCommands runs 10,000 commands, a few at a time: each has exactly its
 // output and status.
 func TestShortCommands(t *testing.T) {
 	h := newHost(t)
 	h.OK("-d", "small", "-e", "true")
-	const commands, workers = 1000, 4
+	const workers = 4
 	next := make(chan int)
 	var wg sync.WaitGroup
 	for range workers {
@@ -218,7 +218,7 @@ func TestShortCommands(t *testing.T) {
 			}
 		})
 	}
-	for i := range commands {
+	for i := range count(10_000) {
 		next <- i
 	}
 	close(next)

@@ -21,6 +21,8 @@ func configured(h *testsys.Host, name, conf string, more ...testsys.Entry) {
 // TestWSLConf: what a distro's /etc/wsl.conf says, holds.
 func TestWSLConf(t *testing.T) {
 	h := testsys.New(t)
+	h.File("hosts", []byte("127.0.0.1 localhost\n192.0.2.9 nas.example nas # of the host\n"))
+	h.MountNamespace(`mount --bind "$DIR/hosts" /etc/hosts`)
 	h.Config("[wsl2]", "defaultVhdSize=2GB")
 	configured(h, "conf", `
 [boot]
@@ -43,7 +45,7 @@ umask = 027
 	if strings.Contains(r.Stderr, "/etc/") {
 		t.Errorf("a good wsl.conf warns: %v", r)
 	}
-	if got := inside(h, "conf", "grep 127.0.1.1 /etc/hosts; cat /run/booted"); got != "127.0.1.1\tbox.example\tbox\nroot" {
+	if got := inside(h, "conf", "grep 127.0.1.1 /etc/hosts; tail -n 1 /etc/hosts; cat /run/booted"); got != "127.0.1.1\tbox.example\tbox\n192.0.2.9\tnas.example nas\nroot" {
 		t.Errorf("%q", got)
 	}
 
@@ -148,6 +150,16 @@ func TestLimits(t *testing.T) {
 	const memory = "head -c 100m /dev/zero | tail -n 1 | wc -c"
 	if got := h.Run("-d", "one", "-e", "sh", "-c", memory); strings.TrimSpace(got.Stdout) != "0" {
 		t.Errorf("100 MB in a distro of 64: %v", got)
+	}
+	// Processes that are smaller than the distro's init: it is not what must go.
+	const hog = "touch /run/since; cat /proc/1/oom_score_adj /proc/self/oom_score_adj; kills() { grep '^oom_kill ' /sys/fs/cgroup/memory.events; }; before=$(kills); " +
+		"for i in $(seq 25); do sh -c 'x=$(head -c 3m /dev/zero | tr \"\\0\" a); exec sleep 100000' & done 2>/dev/null; " +
+		"while [ \"$(kills)\" = \"$before\" ]; do :; done; kill $(jobs -p)"
+	if r := h.Run("-d", "one", "-e", "sh", "-c", hog); !strings.HasPrefix(r.Stdout, "-1000\n0\n") {
+		t.Errorf("many processes in a distro of 64 MB: %v", r)
+	}
+	if got := inside(h, "one", "ls /run/since"); got != "/run/since" {
+		t.Errorf("the distro was ended: %q", got)
 	}
 	const processes = "for i in $(seq 60); do sleep 100000 & done; jobs | wc -l; kill $(jobs -p)"
 	if r := h.Run("-d", "one", "-e", "sh", "-c", processes); !strings.Contains(r.Stderr, "can't fork") {

@@ -16,14 +16,6 @@ import (
 	"github.com/wsl2/wsl2/internal/testsys"
 )
 
-// count is n in `make soak`, a tenth of it in `make test`.
-func count(n int) int {
-	if os.Getenv("WSL2_SOAK") != "" {
-		return n
-	}
-	return n / 10
-}
-
 // newKVMHost is newHost where nothing but KVM will do.
 func newKVMHost(t *testing.T) *testsys.Host {
 	t.Helper()

@@ -55,6 +55,7 @@ type StartDistro struct {
 	// sessions run in the VM's own root, beside PID 1.
 	Slot     int32
 	Hostname string // unless its wsl.conf names another
+	Hosts    string // lines of hosts(5) that it takes over
 	// Checked: the file system has been checked since errors were noted in it; without
 	// that it is refused (CodeUnchecked).
 	Checked bool

@@ -168,7 +168,7 @@ func (m *Manager) startOn(d *distro, options api.VMOptions) error {
 	}
 	settings, _ := m.settings() // whoever started the VM has been told its warnings
 	request := wire.StartDistro{
-		Name: d.spec.Name, Slot: int32(slot), Hostname: hostname(), Timezone: timezone(), SafeMode: settings.SafeMode,
+		Name: d.spec.Name, Slot: int32(slot), Hostname: hostname(), Hosts: hostEntries("/etc/hosts", hostname()), Timezone: timezone(), SafeMode: settings.SafeMode,
 		Limits: settings.Limits[d.spec.key()], Shares: d.shares, User: d.spec.User,
 	}
 	err = d.begin(ctx, v.machine, request)
