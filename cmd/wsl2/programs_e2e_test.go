@@ -5,9 +5,12 @@ package main_test
 import (
 	"bytes"
 	"context"
+	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/creack/pty"
@@ -49,16 +52,18 @@ func TestPrograms(t *testing.T) {
 		x.expect("/root/lines")
 		x.send("G")
 		x.expect("\n1000\r\n")
-		x.send("?^77$\r")
-		x.expect("\n99\r\n")
+		x.send("?^77$\r") // drawn from below
+		x.expect("\x1b[7m77")
 		testsys.Must(t, pty.Setsize(x.pty, &pty.Winsize{Rows: 12, Cols: 60}))
-		x.send("g")
-		x.expect("\n11\r\n")
+		x.expect("87\r\n") // it is drawn anew, and has dropped keys that came meanwhile
+		x.send("100g")
+		x.expect("110\r\n")
 		x.send("q")
 		left(x, "0")
 	})
 	t.Run("a pipeline to less", func(t *testing.T) {
-		x := script(t, `stty -g; "$0" "$@" | less; echo status $?; stty -g; read end`, "-d", "one", "-e", "seq", "1000")
+		// Of two that read the same terminal, each would get some of the keys.
+		x := script(t, `stty -g; "$0" "$@" </dev/null | less; echo status $?; stty -g; read end`, "-d", "one", "-e", "seq", "1000")
 		x.expect("\n39\r\n")
 		x.send("G")
 		x.expect("\n1000\r\n")
@@ -71,7 +76,7 @@ func TestPrograms(t *testing.T) {
 		x.send(":s/alpha/gamma/\r")
 		x.expect("gamma")
 		testsys.Must(t, pty.Setsize(x.pty, &pty.Winsize{Rows: 20, Cols: 70}))
-		x.expect("gamma") // it is drawn anew
+		x.expect("gamma") // likewise
 		x.send("ZZ")
 		left(x, "0")
 		if got := inside(h, "one", "cat /root/text"); got != "gamma\nbeta" {
@@ -104,7 +109,7 @@ func TestPrograms(t *testing.T) {
 		cmd.Env, cmd.Dir = h.Env, h.Dir
 		r := h.Finish(ctx, cmd)
 		text, err := os.ReadFile(h.Path("typescript"))
-		if r.Status != 3 || err != nil || !strings.Contains(string(text), "\n42\r\n") {
+		if r.Status != 3 || err != nil || !strings.Contains(string(text), "42\r\n") {
 			t.Errorf("%v, typescript %q, %v", r, text, err)
 		}
 	})
@@ -115,7 +120,8 @@ spawn $env(WSL2) -d one
 want "# "
 send "stty size; echo a\$((6*7))\r"
 want "a42\r\n"
-send "exec cat\r"
+send "exec sh -c 'echo started; exec cat'\r"
+want "started\r\n"
 send "typed\r"
 want "typed\r\ntyped\r\n"
 send "\004"
@@ -129,29 +135,14 @@ exit [lindex [wait] 3]
 		}
 	})
 
-	// A server for one connection, on ssh's own pipe. It takes keys from its user's
-	// home, in whose place it finds this host's.
-	keys := func(argv ...string) {
-		t.Helper()
-		if out, err := exec.CommandContext(ctx, argv[0], argv[1:]...).CombinedOutput(); err != nil {
-			t.Fatalf("%q: %v: %s", argv, err, out)
-		}
-	}
-	testsys.Must(t, os.Mkdir(h.Path("home/.ssh"), 0o700))
-	keys("dropbearkey", "-t", "ed25519", "-f", h.Path("host"))
-	keys("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", h.Path("key"))
-	keys("cp", h.Path("key.pub"), h.Path("home/.ssh/authorized_keys"))
-	server := `ProxyCommand=unshare --mount --propagation private sh -c 'mount --bind ` + h.Path("home") + ` ~root && exec dropbear -i -e -s -r ` + h.Path("host") + `'`
+	here := sshHere(ctx, h)
 	ssh := func(args ...string) *exec.Cmd {
-		cmd := exec.CommandContext(ctx, "ssh", append([]string{"-F", "/dev/null", "-q", "-i", h.Path("key"), "-o", "StrictHostKeyChecking=no",
-			"-o", "UserKnownHostsFile=/dev/null", "-o", server, "root@here"}, args...)...)
+		cmd := exec.CommandContext(ctx, "ssh", append(here, args...)...)
 		cmd.Env, cmd.Dir = h.Env, h.Dir
 		return cmd
 	}
 	t.Run("ssh -t host wsl2", func(t *testing.T) {
-		cmd := ssh(h.Exe, "-d", "one")
-		cmd.Args = append(cmd.Args[:1:1], append([]string{"-t"}, cmd.Args[1:]...)...)
-		x := openTerminal(t, cmd)
+		x := openTerminal(t, ssh("-t", "root@127.0.0.1", h.Exe, "-d", "one"))
 		x.expect("# ")
 		x.send("stty size; tty\r")
 		x.expect("40 100\r\n/dev/pts/")
@@ -165,7 +156,7 @@ exit [lindex [wait] 3]
 	})
 	t.Run("ssh host wsl2", func(t *testing.T) {
 		payload := testsys.PatternBytes(t, 1<<20)
-		cmd := ssh(h.Exe, "-d", "one", "-e", "sh", "-c", "'cat; echo err >&2; exit 5'")
+		cmd := ssh("root@127.0.0.1", h.Exe, "-d", "one", "-e", "sh", "-c", "'cat; echo err >&2; exit 5'")
 		var out, errs bytes.Buffer
 		cmd.Stdin, cmd.Stdout, cmd.Stderr = bytes.NewReader(payload), &out, &errs
 		if r := h.Finish(ctx, cmd); r.Status != 5 || !bytes.Equal(out.Bytes(), payload) || errs.String() != "err\n" {
@@ -200,4 +191,50 @@ exit [lindex [wait] 3]
 		}
 	})
 	h.TB = t
+}
+
+// sshHere starts an SSH server for root of this machine and returns ssh's options for it.
+// It takes keys from root's home, in whose place it finds the host's.
+func sshHere(ctx context.Context, h *testsys.Host) []string {
+	h.TB.Helper()
+	testsys.Must(h.TB, os.Mkdir(h.Path("home/.ssh"), 0o700))
+	for _, argv := range [][]string{
+		{"dropbearkey", "-t", "ed25519", "-f", h.Path("host")},
+		{"ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", h.Path("key")},
+		{"cp", h.Path("key.pub"), h.Path("home/.ssh/authorized_keys")},
+	} {
+		if out, err := exec.CommandContext(ctx, argv[0], argv[1:]...).CombinedOutput(); err != nil {
+			h.TB.Fatalf("%q: %v: %s", argv, err, out)
+		}
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	testsys.Must(h.TB, err)
+	var servers sync.WaitGroup
+	servers.Go(func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return // closed
+			}
+			f, err := c.(*net.TCPConn).File()
+			c.Close()
+			if err != nil {
+				h.TB.Error(err)
+				continue
+			}
+			cmd := exec.CommandContext(ctx, "unshare", "--mount", "--propagation", "private", "sh", "-c",
+				`mount --bind "$0" ~root && exec dropbear -i -e -s -r "$1"`, h.Path("home"), h.Path("host"))
+			cmd.Env, cmd.Stdin, cmd.Stdout = h.Env, f, f
+			servers.Go(func() {
+				cmd.Run() //nolint:errcheck // what it serves has its own status
+				f.Close()
+			})
+		}
+	})
+	h.TB.Cleanup(func() {
+		l.Close()
+		servers.Wait()
+	})
+	return []string{"-F", "/dev/null", "-q", "-i", h.Path("key"), "-p", fmt.Sprint(l.Addr().(*net.TCPAddr).Port),
+		"-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null"}
 }

@@ -121,11 +121,11 @@ func TestSystemd(t *testing.T) {
 
 	// The same user has a session of systemd in both distros at once.
 	up(h, "two")
-	const user = "systemctl --user is-system-running --wait; echo $XDG_RUNTIME_DIR; busctl --user call org.freedesktop.DBus / org.freedesktop.DBus GetId >/dev/null && systemctl is-active user@1000 && systemd-run --user --wait --quiet true; echo $?"
+	const user = "systemctl --user is-system-running --wait; echo $XDG_RUNTIME_DIR; busctl --user call org.freedesktop.DBus / org.freedesktop.DBus GetId >/dev/null && systemctl is-active user@1000 && systemd-run --user --wait --quiet true; echo $?; loginctl show-user alice -p Sessions --value | wc -w"
 	for _, d := range []string{"one", "two", "one"} {
 		r := h.Run("-d", d, "-u", "alice", "-e", "sh", "-c", user)
 		h.Want(r, 0)
-		if r.Stdout != "running\n/run/user/1000\nactive\n0\n" || r.Stderr != "" {
+		if r.Stdout != "running\n/run/user/1000\nactive\n0\n1\n" || r.Stderr != "" {
 			t.Errorf("%s: %v", d, r)
 		}
 	}

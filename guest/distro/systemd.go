@@ -280,7 +280,7 @@ func (s *systemd) session(u *users.User) (env []string, notice string) {
 		if failed {
 			return nil, ""
 		}
-		if text, err := s.run(min(s.timeout, time.Until(deadline)), "systemctl", "start", "user@"+uid+".service"); err != nil {
+		if text, err := s.login(uid, deadline); err != nil {
 			s.mu.Lock()
 			s.failed[u.UID] = true
 			s.mu.Unlock()
@@ -292,6 +292,20 @@ func (s *systemd) session(u *users.User) (env []string, notice string) {
 		env = append(env, "DBUS_SESSION_BUS_ADDRESS=unix:path="+dir+"/bus")
 	}
 	return env, ""
+}
+
+// login logs the user in at systemd-logind, which starts the user's systemd. As in WSL that
+// session is the user's for as long as the distro runs; those of ours have no part in it.
+func (s *systemd) login(uid string, deadline time.Time) (text string, err error) {
+	left := func() time.Duration { return min(s.timeout, time.Until(deadline)) }
+	// Type=exec: PAM has opened the session when it returns.
+	text, err = s.run(left(), "systemd-run", "--quiet", "--collect", "--unit=wsl2-login-"+uid, "--property=Type=exec",
+		"--property=User="+uid, "--property=PAMName=login", "sleep", "infinity")
+	if err == nil && exists("/run/user/"+uid+"/systemd/private") {
+		return text, nil
+	}
+	// No logind or no PAM, or an old systemd.
+	return s.run(left(), "systemctl", "start", "user@"+uid+".service")
 }
 
 // powerOff has systemd stop its services and end the distro, and with it us. If it

@@ -170,6 +170,17 @@ func (m *ReleaseDisk) readBody(d *decoder) {
 	m.Slot = int32(d.u32())
 }
 
+func (*SwapOn) Type() Type { return TypeSwapOn }
+
+func (m *SwapOn) appendBody(b []byte) []byte {
+	return appendU32(appendU32(b, m.ID), uint32(m.Slot))
+}
+
+func (m *SwapOn) readBody(d *decoder) {
+	m.ID = d.u32()
+	m.Slot = int32(d.u32())
+}
+
 func (*Shutdown) Type() Type { return TypeShutdown }
 
 func (m *Shutdown) appendBody(b []byte) []byte {
@@ -362,6 +373,8 @@ func (t Type) String() string {
 		return "MountDisk"
 	case TypeReleaseDisk:
 		return "ReleaseDisk"
+	case TypeSwapOn:
+		return "SwapOn"
 	case TypeImportReady:
 		return "ImportReady"
 	case TypeDistroExited:

@@ -173,6 +173,12 @@ type ReleaseDisk struct {
 	Slot int32
 }
 
+// SwapOn lets the VM swap to the disk on Slot, until it ends.
+type SwapOn struct {
+	ID   uint32
+	Slot int32
+}
+
 // Shutdown stops every distro, unmounts, syncs and powers off through
 // engine.ExitPort. There is no Reply on success: the VM ends.
 type Shutdown struct {

@@ -78,6 +78,17 @@ func (b *Booter) Boot(ctx context.Context, r BootRequest) (Machine, error) {
 	if r.Disk != "" {
 		c.Disks = []string{r.Disk}
 	}
+	swap, warnings := -1, []string(nil)
+	if size := r.Settings.SwapBytes; size != 0 {
+		path := paths.Swap(r.Settings.SwapFile)
+		if err := makeSwap(path, size); err != nil {
+			warnings = append(warnings, fmt.Sprintf("the VM has no swap (wsl2.swap in wslconfig): %v", err))
+		} else {
+			defer os.Remove(path) // the VM has it open
+			swap = len(c.Disks)
+			c.Disks = append(c.Disks, path)
+		}
+	}
 	p, err := b.Start(ctx, c, lock, func(slot int, err error) {
 		b.Log.Error("disk", "slot", slot, "err", err)
 		r.DiskError(slot, err)
@@ -91,8 +102,13 @@ func (b *Booter) Boot(ctx context.Context, r BootRequest) (Machine, error) {
 		<-p.Done()
 		return nil, bootFailure(err, r.Settings.Kernel)
 	}
+	if swap >= 0 {
+		if err := ctl.swapOn(ctx, swap); err != nil {
+			warnings = append(warnings, fmt.Sprintf("the VM has no swap (wsl2.swap in wslconfig): %v", err))
+		}
+	}
 	started := p.Started()
-	m := &machine{control: ctl, Process: p, path: paths.VsockPath(), log: b.Log, info: api.VM{
+	m := &machine{control: ctl, Process: p, path: paths.VsockPath(), log: b.Log, warnings: warnings, info: api.VM{
 		PID: started.PID, Accel: started.Accel, AccelReason: started.AccelReason, Kernel: kernel, KernelRelease: ctl.ready.KernelRelease,
 		MemoryBytes: c.MemoryBytes, CPUs: c.CPUs, BootMillis: time.Since(began).Milliseconds(),
 	}}
@@ -132,6 +148,8 @@ type machine struct {
 	path string
 	info api.VM
 	log  *slog.Logger
+	// warnings are of its start.
+	warnings []string
 }
 
 // guard ends a VM whose PID 1 no longer speaks with us, and the channel of a VM
@@ -153,7 +171,9 @@ func (m *machine) guard() {
 	m.control.conn.Close()
 }
 
-func (m *machine) Info() MachineInfo { return MachineInfo{VM: m.info, VsockPath: m.path} }
+func (m *machine) Info() MachineInfo {
+	return MachineInfo{VM: m.info, VsockPath: m.path, Warnings: m.warnings}
+}
 
 // lockFile opens path and takes its flock, waiting for who holds it until ctx
 // ends.
