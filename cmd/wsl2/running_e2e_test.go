@@ -26,7 +26,7 @@ func TestWSLConf(t *testing.T) {
 	h.Config("[wsl2]", "defaultVhdSize=2GB")
 	configured(h, "conf", `
 [boot]
-command = "echo $USER >/run/booted; exec sleep 1000"   # holds the distro
+command = "host-exec touch `+h.Path("called")+`; echo $USER >/run/booted; exec sleep 1000"   # holds the distro
 [user]
 default = alice
 [network]
@@ -45,8 +45,11 @@ umask = 027
 	if strings.Contains(r.Stderr, "/etc/") {
 		t.Errorf("a good wsl.conf warns: %v", r)
 	}
-	if got := inside(h, "conf", "grep 127.0.1.1 /etc/hosts; tail -n 1 /etc/hosts; cat /run/booted"); got != "127.0.1.1\tbox.example\tbox\n192.0.2.9\tnas.example nas\nroot" {
+	if got := inside(h, "conf", "grep 127.0.1.1 /etc/hosts; tail -n 1 /etc/hosts; until [ -s /run/booted ]; do :; done; cat /run/booted"); got != "127.0.1.1\tbox.example\tbox\n192.0.2.9\tnas.example nas\nroot" {
 		t.Errorf("%q", got)
+	}
+	if _, err := os.Stat(h.Path("called")); err != nil { // asked for before it was up
+		t.Errorf("boot.command called a program of the host: %v", err)
 	}
 
 	// Safe mode reads none of it.
@@ -124,6 +127,18 @@ func TestShared(t *testing.T) {
 		t.Errorf("%q", got)
 	}
 	h.OK("--manage", "one", "--compact")
+
+	// Mounted elsewhere by the other, its disk stays where it is; neither the other nor
+	// the VM suffers from that.
+	inside(h, "one", "mount --bind /srv '/mnt/wsl/its disk'")
+	inside(h, "two", "mkdir /root/held; mount --bind '/mnt/wsl/its disk' /root/held")
+	h.OK("--terminate", "one")
+	h.Refused(h.Run("-d", "one", "-e", "true"), "the disk of one is still in use in the VM")
+	h.Refused(h.Run("--manage", "one", "--compact"), "still in use")
+	if got := inside(h, "two", "cat /root/held/file; umount /root/held; cat /mnt/wsl/files/a"); got != "of one\nshared" {
+		t.Errorf("%q", got)
+	}
+	h.OK("--manage", "one", "--compact")
 	if s := states(h); s["one"] != "Stopped" || s["two"] != "Running" {
 		t.Errorf("%v", s)
 	}
@@ -185,7 +200,7 @@ func TestLimits(t *testing.T) {
 // TestSwap: with swap a VM holds more than it has memory, and nothing of it is left.
 func TestSwap(t *testing.T) {
 	h := testsys.New(t)
-	h.Config("[wsl2]", "defaultVhdSize=2GB", "memory=192MB", "swap=512MB", "swapFile="+h.Path("mine"))
+	h.Config("[wsl2]", "defaultVhdSize=2GB", "memory=128MB", "swap=512MB", "swapFile="+h.Path("mine"))
 	mine := h.File("mine", []byte("not a swap file"))
 	configured(h, "one", "")
 	h.OK("--shutdown")
@@ -196,7 +211,7 @@ func TestSwap(t *testing.T) {
 	}
 	h.OK("--shutdown")
 	testsys.Must(t, os.Remove(mine))
-	if got := inside(h, "one", "awk '/SwapTotal/ {print $2}' /proc/meminfo; mount -t tmpfs -o size=400m mem /srv; head -c 300m /dev/urandom >/srv/a; "+
+	if got := inside(h, "one", "awk '/SwapTotal/ {print $2}' /proc/meminfo; mount -t tmpfs -o size=200m mem /srv; head -c 150m /dev/urandom >/srv/a; "+
 		"sha256sum </srv/a >/run/sum; echo 3 >/proc/sys/vm/drop_caches; sha256sum </srv/a | diff - /run/sum && echo same"); got != "524284\nsame" {
 		t.Errorf("%q", got)
 	}

@@ -98,6 +98,7 @@ type vm struct {
 	stopping bool
 	timer    *time.Timer // idle, nil if not armed
 	bootDisk string
+	held     heldDisks
 	// slots of the shared disks, by path; guarded by Manager.shared.mu.
 	slots map[string]int
 	// full are the slots whose disk met a full host; guarded by Manager.mu.
