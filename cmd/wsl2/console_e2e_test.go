@@ -307,14 +307,18 @@ func TestPeerBugs(t *testing.T) {
 			x.expect("17 71\r\n")
 			h.OK("-d", "small", "-e", "sh", "-c", "killall sleep 2>/dev/null; :")
 		}},
-		{"cloud-hypervisor 510, 4248: the terminal after the VM is killed", func(t *testing.T) {
-			x := onTTY(t, `stty -g; "$0" "$@"; echo status $?; stty -g; read end`, "-d", "small")
-			x.expect("# ")
-			h.Process("vm").Kill(t)
-			x.expect("status 125\r\n")
-			x.send("\r")
-			x.wait()
-			x.sameModes()
+		{"cloud-hypervisor 510, 4248: the terminal after the VM or the service is killed", func(t *testing.T) {
+			for _, role := range []string{"vm", "service"} {
+				x := onTTY(t, `stty -g; "$0" "$@"; echo status $?; stty -g; read end`, "-d", "small")
+				x.expect("# ")
+				vm := h.Process("vm")
+				h.Process(role).Kill(t)
+				x.expect("status 125\r\n")
+				x.send("\r")
+				x.wait()
+				x.sameModes()
+				vm.End(t)
+			}
 		}},
 		{"runc 3368: SIGURG is the runtime's own", func(t *testing.T) {
 			l := h.Start("-d", "small", "-e", "sh", "-c", `trap 'echo urg' URG; trap 'echo usr1; exit 4' USR1; echo ready; while :; do sleep 100000 & wait $!; done`)

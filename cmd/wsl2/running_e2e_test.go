@@ -135,7 +135,7 @@ func TestShared(t *testing.T) {
 	h.OK("--terminate", "one")
 	h.Refused(h.Run("-d", "one", "-e", "true"), "the disk of one is still in use in the VM")
 	h.Refused(h.Run("--manage", "one", "--compact"), "still in use")
-	if got := inside(h, "two", "cat /root/held/file; umount /root/held; cat /mnt/wsl/files/a"); got != "of one\nshared" {
+	if got := inside(h, "two", "cat /root/held/file; umount /root/held; cat /mnt/wsl/files/a"); got != "of oneshared" {
 		t.Errorf("%q", got)
 	}
 	h.OK("--manage", "one", "--compact")
@@ -185,12 +185,12 @@ func TestLimits(t *testing.T) {
 	}
 
 	// Of many processes that are each smaller than the distro's init, one is ended.
-	h.Config("[distro.one]", "memory = 64MB")
+	h.Config("[distro.one]", "memory = 32MB")
 	h.OK("--terminate", "one")
-	const many = "touch /run/since; cat /proc/1/oom_score_adj /proc/self/oom_score_adj; for i in $(seq 9); do (head -c 8m /dev/zero; exec sleep 100000) | tail -n 1 >/dev/null & done; " +
+	const many = "touch /run/since; cat /proc/1/oom_score_adj /proc/self/oom_score_adj; for i in $(seq 6); do (head -c 5m /dev/zero; exec sleep 100000) | tail -n 1 >/dev/null & done; " +
 		"while :; do while read -r what n; do [ $what != oom_kill ] || [ $n = 0 ] || break 2; done </sys/fs/cgroup/memory.events; done; killall tail sleep"
 	if r := h.Run("-d", "one", "-e", "sh", "-c", many); !strings.HasPrefix(r.Stdout, "-1000\n0\n") {
-		t.Errorf("many processes in a distro of 64 MB: %v", r)
+		t.Errorf("many processes in a distro of 32 MB: %v", r)
 	}
 	if got := inside(h, "one", "ls /run/since; grep -c 'oom_kill 0' /sys/fs/cgroup/memory.events || :"); got != "/run/since\n0" {
 		t.Errorf("the distro was ended: %q", got)

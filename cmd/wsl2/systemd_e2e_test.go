@@ -64,7 +64,7 @@ func bootstrap(t *testing.T, h *testsys.Host) string {
 		suite = []byte("stable")
 	}
 	path := h.Path("debian.tar")
-	out, err := exec.Command("mmdebstrap", "--quiet", "--variant=minbase", "--include=systemd-sysv,dbus,dbus-user-session,libpam-systemd,less,vim-tiny,htop,mc,rsync",
+	out, err := exec.Command("mmdebstrap", "--quiet", "--variant=minbase", "--include=systemd-sysv,dbus,dbus-user-session,libpam-systemd,udev,less,vim-tiny,htop,mc,rsync",
 		"--customize-hook=chroot \"$1\" useradd -m alice", strings.TrimSpace(string(suite)), path).CombinedOutput()
 	if err != nil {
 		t.Fatalf("mmdebstrap: %v: %s", err, out)
@@ -121,7 +121,7 @@ func TestSystemd(t *testing.T) {
 
 	// The same user has a session of systemd in both distros at once.
 	up(h, "two")
-	const user = "systemctl --user is-system-running --wait; echo $XDG_RUNTIME_DIR; busctl --user call org.freedesktop.DBus / org.freedesktop.DBus GetId >/dev/null && systemctl is-active user@1000 && systemd-run --user --wait --quiet true; echo $?; loginctl show-user alice -p Sessions --value | wc -w"
+	const user = "systemctl --user is-system-running --wait; echo $XDG_RUNTIME_DIR; busctl --user call org.freedesktop.DBus / org.freedesktop.DBus GetId >/dev/null && systemctl is-active user@1000 && systemd-run --user --wait --quiet true; echo $?; until loginctl show-user alice -p Sessions --value | grep .; do :; done | wc -w"
 	for _, d := range []string{"one", "two", "one"} {
 		r := h.Run("-d", d, "-u", "alice", "-e", "sh", "-c", user)
 		h.Want(r, 0)
