@@ -39,10 +39,10 @@ const peerQEMU = "qemu-microvm"
 
 var (
 	verbose = flag.Bool("v", false, "show what is under way, and traces")
-	full    = flag.Bool("full", false, "measure with files of the whole size, not a tenth")
+	full    = flag.Bool("full", false, "measure with all files, not a tenth of them")
 )
 
-// scaled is a size that is n with -full.
+// scaled is n with -full.
 func scaled(n int) int {
 	if *full {
 		return n
