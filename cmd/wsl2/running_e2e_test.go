@@ -162,9 +162,9 @@ func TestLimits(t *testing.T) {
 	if got := inside(h, "one", "cd /sys/fs/cgroup; cat memory.max cpu.max pids.max; echo max >memory.max || echo max >pids.max || echo refused"); !strings.HasSuffix(got, "67108864\n50000 100000\n40\nrefused") {
 		t.Errorf("%q", got)
 	}
-	const memory = "head -c 100m /dev/zero | tail -n 1 | wc -c"
+	const memory = "head -c 70m /dev/zero | tail -n 1 | wc -c"
 	if got := h.Run("-d", "one", "-e", "sh", "-c", memory); strings.TrimSpace(got.Stdout) != "0" {
-		t.Errorf("100 MB in a distro of 64: %v", got)
+		t.Errorf("70 MB in a distro of 64: %v", got)
 	}
 	const processes = "for i in $(seq 60); do sleep 100000 & done; jobs | wc -l; kill $(jobs -p)"
 	if r := h.Run("-d", "one", "-e", "sh", "-c", processes); !strings.Contains(r.Stderr, "can't fork") {
@@ -173,7 +173,7 @@ func TestLimits(t *testing.T) {
 	if got := inside(h, "one", "echo alive"); got != "alive" {
 		t.Errorf("%q", got)
 	}
-	if got := inside(h, "two", memory+"; "+processes+"; cat /sys/fs/cgroup/memory.max"); got != "104857600\n60\nmax" {
+	if got := inside(h, "two", memory+"; "+processes+"; cat /sys/fs/cgroup/memory.max"); got != "73400320\n60\nmax" {
 		t.Errorf("the other: %q", got)
 	}
 

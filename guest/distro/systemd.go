@@ -89,6 +89,7 @@ Description=Login of user %i in wsl2
 User=%i
 PAMName=login
 ExecStart=/bin/sh -c "exec sleep infinity"
+Restart=always
 `
 
 // notAtShutdown keeps systemd from unmounting what it has not mounted.

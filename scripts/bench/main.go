@@ -25,7 +25,7 @@ const resultDir = "/bench"
 var (
 	verbose = flag.Bool("v", false, "show what is under way, and traces")
 	from    = flag.String("from", "out", "directory of what make build and scripts/kernel --bzimage make")
-	full    = flag.Bool("full", false, "whole sizes where a tenth is the rule: a root of 500 MB (takes hours)")
+	full    = flag.Bool("full", false, "whole sizes where a tenth is the rule: a root of 500 MB, 100 MB on a terminal (takes an hour)")
 	limit   = flag.String("timeout", "30m", "how long one topic may take")
 )
 

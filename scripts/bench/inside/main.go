@@ -39,7 +39,7 @@ const peerQEMU = "qemu-microvm"
 
 var (
 	verbose = flag.Bool("v", false, "show what is under way, and traces")
-	full    = flag.Bool("full", false, "measure with all files, not a tenth of them")
+	full    = flag.Bool("full", false, "measure with files of the whole size, not a tenth")
 )
 
 // scaled is n with -full.
