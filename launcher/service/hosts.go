@@ -1,6 +1,7 @@
 package service
 
 import (
+	"io"
 	"net/netip"
 	"os"
 	"slices"
@@ -19,10 +20,12 @@ func hostEntries(path, hostname string) string {
 		return ""
 	}
 	defer f.Close()
-	b := make([]byte, maxHosts)
-	n, _ := f.Read(b)
-	text := string(b[:n])
-	if n == len(b) { // perhaps in the middle of a line
+	b, err := io.ReadAll(io.LimitReader(f, maxHosts))
+	if err != nil {
+		return ""
+	}
+	text := string(b)
+	if len(b) == maxHosts { // perhaps in the middle of a line
 		text = text[:strings.LastIndexByte(text, '\n')+1]
 	}
 	return parseHosts(text, hostname)
