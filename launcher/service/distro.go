@@ -166,7 +166,10 @@ func (m *Manager) startOn(d *distro, options api.VMOptions) error {
 	if slot != wire.RootSlot { // what is mounted there is there for all
 		d.shares = v.settings.Shares.Of(d.spec.Name)
 	}
-	settings, _ := m.settings() // whoever started the VM has been told its warnings
+	settings := v.settings
+	if bootSlot < 0 { // the VM has not just read them
+		settings, _ = m.settings() // whoever started it has been told the warnings
+	}
 	request := wire.StartDistro{
 		Name: d.spec.Name, Slot: int32(slot), Hostname: hostname(), Hosts: hostEntries("/etc/hosts", hostname()), Timezone: timezone(), SafeMode: settings.SafeMode,
 		Limits: settings.Limits[d.spec.key()], Shares: d.shares, User: d.spec.User,
