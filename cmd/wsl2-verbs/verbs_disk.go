@@ -321,3 +321,16 @@ func uninstall(c *command) error {
 	fmt.Fprintf(c.app.out, "All distros are deleted. What is left: your settings (%s), and the programs in %s, which you may delete.\n", cl.Paths.ConfigFile, filepath.Dir(exe))
 	return nil
 }
+
+// bytesText is a size for people, in WSL's units (1024).
+func bytesText(n int64) string {
+	units := []string{"B", "KiB", "MiB", "GiB", "TiB"}
+	f, i := float64(n), 0
+	for f >= 1024 && i < len(units)-1 {
+		f, i = f/1024, i+1
+	}
+	if i == 0 || f >= 100 {
+		return fmt.Sprintf("%.0f %s", f, units[i])
+	}
+	return fmt.Sprintf("%.1f %s", f, units[i])
+}

@@ -91,3 +91,11 @@ func TestListOptionsExclude(t *testing.T) {
 		t.Error("--all --running")
 	}
 }
+
+func TestBytesText(t *testing.T) {
+	for n, want := range map[int64]string{0: "0 B", 1023: "1023 B", 1536: "1.5 KiB", 100 << 20: "100 MiB", 5 << 40: "5.0 TiB", 5000 << 40: "5000 TiB"} {
+		if got := bytesText(n); got != want {
+			t.Errorf("%d: %q, want %q", n, got, want)
+		}
+	}
+}

@@ -173,7 +173,7 @@ func streamCase(h *testsys.Host, in, out, err string) {
 // its stderr.
 func TestFloods(t *testing.T) {
 	h := newHost(t)
-	const n = 100 << 20
+	n := int64(count(100 << 20))
 	ctx, cancel := context.WithTimeout(context.Background(), testsys.Deadline)
 	defer cancel()
 	cmd := h.Cmd(ctx, "-d", "small", "-e", "sh", "-c", `yes flood >&2 & cat; kill $!`)
@@ -195,12 +195,12 @@ type counter int64
 
 func (c *counter) Write(p []byte) (int, error) { *c += counter(len(p)); return len(p), nil }
 
-// TestShortCommands runs many commands, a few at a time: each has exactly its
+// TestShortCommands runs 10,000 commands, a few at a time: each has exactly its
 // output and status.
 func TestShortCommands(t *testing.T) {
 	h := newHost(t)
 	h.OK("-d", "small", "-e", "true")
-	const commands, workers = 1000, 4
+	const workers = 4
 	next := make(chan int)
 	var wg sync.WaitGroup
 	for range workers {
@@ -218,7 +218,7 @@ func TestShortCommands(t *testing.T) {
 			}
 		})
 	}
-	for i := range commands {
+	for i := range count(10_000) {
 		next <- i
 	}
 	close(next)
@@ -307,14 +307,18 @@ func TestPeerBugs(t *testing.T) {
 			x.expect("17 71\r\n")
 			h.OK("-d", "small", "-e", "sh", "-c", "killall sleep 2>/dev/null; :")
 		}},
-		{"cloud-hypervisor 510, 4248: the terminal after the VM is killed", func(t *testing.T) {
-			x := onTTY(t, `stty -g; "$0" "$@"; echo status $?; stty -g; read end`, "-d", "small")
-			x.expect("# ")
-			h.Process("vm").Kill(t)
-			x.expect("status 125\r\n")
-			x.send("\r")
-			x.wait()
-			x.sameModes()
+		{"cloud-hypervisor 510, 4248: the terminal after the VM or the service is killed", func(t *testing.T) {
+			for _, role := range []string{"vm", "service"} {
+				x := onTTY(t, `stty -g; "$0" "$@"; echo status $?; stty -g; read end`, "-d", "small")
+				x.expect("# ")
+				vm := h.Process("vm")
+				h.Process(role).Kill(t)
+				x.expect("status 125\r\n")
+				x.send("\r")
+				x.wait()
+				x.sameModes()
+				vm.End(t)
+			}
 		}},
 		{"runc 3368: SIGURG is the runtime's own", func(t *testing.T) {
 			l := h.Start("-d", "small", "-e", "sh", "-c", `trap 'echo urg' URG; trap 'echo usr1; exit 4' USR1; echo ready; while :; do sleep 100000 & wait $!; done`)

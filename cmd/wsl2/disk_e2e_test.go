@@ -31,12 +31,6 @@ func disks(h *testsys.Host) map[string]string {
 	return m
 }
 
-// inside runs a shell script in a distro and returns what it prints.
-func inside(h *testsys.Host, distro, script string) string {
-	h.TB.Helper()
-	return strings.TrimSpace(h.OK("-d", distro, "-u", "root", "--cd", "/", "-e", "sh", "-c", script))
-}
-
 // TestExportFormats: what is exported is what is imported again, in each format
 // and through a pipe.
 func TestExportFormats(t *testing.T) {

@@ -21,10 +21,12 @@ func configured(h *testsys.Host, name, conf string, more ...testsys.Entry) {
 // TestWSLConf: what a distro's /etc/wsl.conf says, holds.
 func TestWSLConf(t *testing.T) {
 	h := testsys.New(t)
+	h.File("hosts", []byte("127.0.0.1 localhost\n192.0.2.9 nas.example nas # of the host\n"))
+	h.MountNamespace(`mount --bind "$DIR/hosts" /etc/hosts`)
 	h.Config("[wsl2]", "defaultVhdSize=2GB")
 	configured(h, "conf", `
 [boot]
-command = "echo $USER >/run/booted; exec sleep 1000"   # holds the distro
+command = "host-exec touch `+h.Path("called")+`; echo $USER >/run/booted; exec sleep 1000"   # holds the distro
 [user]
 default = alice
 [network]
@@ -43,8 +45,11 @@ umask = 027
 	if strings.Contains(r.Stderr, "/etc/") {
 		t.Errorf("a good wsl.conf warns: %v", r)
 	}
-	if got := inside(h, "conf", "grep 127.0.1.1 /etc/hosts; cat /run/booted"); got != "127.0.1.1\tbox.example\tbox\nroot" {
+	if got := inside(h, "conf", "grep 127.0.1.1 /etc/hosts; tail -n 1 /etc/hosts; until [ -s /run/booted ]; do :; done; cat /run/booted"); got != "127.0.1.1\tbox.example\tbox\n192.0.2.9\tnas.example nas\nroot" {
 		t.Errorf("%q", got)
+	}
+	if _, err := os.Stat(h.Path("called")); err != nil { // asked for before it was up
+		t.Errorf("boot.command called a program of the host: %v", err)
 	}
 
 	// Safe mode reads none of it.
@@ -122,6 +127,18 @@ func TestShared(t *testing.T) {
 		t.Errorf("%q", got)
 	}
 	h.OK("--manage", "one", "--compact")
+
+	// Mounted elsewhere by the other, its disk stays where it is; neither the other nor
+	// the VM suffers from that.
+	inside(h, "one", "mount --bind /srv '/mnt/wsl/its disk'")
+	inside(h, "two", "mkdir /root/held; mount --bind '/mnt/wsl/its disk' /root/held")
+	h.OK("--terminate", "one")
+	h.Refused(h.Run("-d", "one", "-e", "true"), "the disk of one is still in use in the VM")
+	h.Refused(h.Run("--manage", "one", "--compact"), "still in use")
+	if got := inside(h, "two", "cat /root/held/file; umount /root/held; cat /mnt/wsl/files/a"); got != "of oneshared" {
+		t.Errorf("%q", got)
+	}
+	h.OK("--manage", "one", "--compact")
 	if s := states(h); s["one"] != "Stopped" || s["two"] != "Running" {
 		t.Errorf("%v", s)
 	}
@@ -145,9 +162,9 @@ func TestLimits(t *testing.T) {
 	if got := inside(h, "one", "cd /sys/fs/cgroup; cat memory.max cpu.max pids.max; echo max >memory.max || echo max >pids.max || echo refused"); !strings.HasSuffix(got, "67108864\n50000 100000\n40\nrefused") {
 		t.Errorf("%q", got)
 	}
-	const memory = "head -c 100m /dev/zero | tail -n 1 | wc -c"
+	const memory = "head -c 70m /dev/zero | tail -n 1 | wc -c"
 	if got := h.Run("-d", "one", "-e", "sh", "-c", memory); strings.TrimSpace(got.Stdout) != "0" {
-		t.Errorf("100 MB in a distro of 64: %v", got)
+		t.Errorf("70 MB in a distro of 64: %v", got)
 	}
 	const processes = "for i in $(seq 60); do sleep 100000 & done; jobs | wc -l; kill $(jobs -p)"
 	if r := h.Run("-d", "one", "-e", "sh", "-c", processes); !strings.Contains(r.Stderr, "can't fork") {
@@ -156,7 +173,7 @@ func TestLimits(t *testing.T) {
 	if got := inside(h, "one", "echo alive"); got != "alive" {
 		t.Errorf("%q", got)
 	}
-	if got := inside(h, "two", memory+"; "+processes+"; cat /sys/fs/cgroup/memory.max"); got != "104857600\n60\nmax" {
+	if got := inside(h, "two", memory+"; "+processes+"; cat /sys/fs/cgroup/memory.max"); got != "73400320\n60\nmax" {
 		t.Errorf("the other: %q", got)
 	}
 
@@ -165,6 +182,41 @@ func TestLimits(t *testing.T) {
 	h.OK("--terminate", "one")
 	if got := inside(h, "one", "cat /sys/fs/cgroup/memory.max /sys/fs/cgroup/pids.max"); got != "max\n50" {
 		t.Errorf("%q", got)
+	}
+
+	// Of many processes that are each smaller than the distro's init, one is ended.
+	h.Config("[distro.one]", "memory = 32MB")
+	h.OK("--terminate", "one")
+	const many = "touch /run/since; cat /proc/1/oom_score_adj /proc/self/oom_score_adj; for i in $(seq 6); do (head -c 5m /dev/zero; exec sleep 100000) | tail -n 1 >/dev/null & done; " +
+		"while :; do while read -r what n; do [ $what != oom_kill ] || [ $n = 0 ] || break 2; done </sys/fs/cgroup/memory.events; done; killall tail sleep"
+	if r := h.Run("-d", "one", "-e", "sh", "-c", many); !strings.HasPrefix(r.Stdout, "-1000\n0\n") {
+		t.Errorf("many processes in a distro of 32 MB: %v", r)
+	}
+	if got := inside(h, "one", "ls /run/since; grep -c 'oom_kill 0' /sys/fs/cgroup/memory.events || :"); got != "/run/since\n0" {
+		t.Errorf("the distro was ended: %q", got)
+	}
+}
+
+// TestSwap: with swap a VM holds more than it has memory, and nothing of it is left.
+func TestSwap(t *testing.T) {
+	h := testsys.New(t)
+	h.Config("[wsl2]", "defaultVhdSize=2GB", "memory=128MB", "swap=512MB", "swapFile="+h.Path("mine"))
+	mine := h.File("mine", []byte("not a swap file"))
+	configured(h, "one", "")
+	h.OK("--shutdown")
+	r := h.Run("-d", "one", "-e", "sh", "-c", "cat /proc/swaps | wc -l")
+	h.Want(r, 0, "the VM has no swap (wsl2.swap in wslconfig): "+mine+" is something else")
+	if text, err := os.ReadFile(mine); r.Stdout != "1\n" || string(text) != "not a swap file" {
+		t.Errorf("%v, %q, %v", r, text, err)
+	}
+	h.OK("--shutdown")
+	testsys.Must(t, os.Remove(mine))
+	if got := inside(h, "one", "awk '/SwapTotal/ {print $2}' /proc/meminfo; mount -t tmpfs -o size=200m mem /srv; head -c 150m /dev/urandom >/srv/a; "+
+		"sha256sum </srv/a >/run/sum; echo 3 >/proc/sys/vm/drop_caches; sha256sum </srv/a | diff - /run/sum && echo same"); got != "524284\nsame" {
+		t.Errorf("%q", got)
+	}
+	if _, err := os.Stat(mine); !os.IsNotExist(err) {
+		t.Errorf("the file has its name still: %v", err)
 	}
 }
 

@@ -16,14 +16,6 @@ import (
 	"github.com/wsl2/wsl2/internal/testsys"
 )
 
-// count is n in `make soak`, a tenth of it in `make test`.
-func count(n int) int {
-	if os.Getenv("WSL2_SOAK") != "" {
-		return n
-	}
-	return n / 10
-}
-
 // newKVMHost is newHost where nothing but KVM will do.
 func newKVMHost(t *testing.T) *testsys.Host {
 	t.Helper()
@@ -359,6 +351,30 @@ func TestKVMVsock(t *testing.T) {
 	for _, l := range sessions {
 		h.Want(l.Wait(), 0)
 	}
+}
+
+// TestKVMSystemd: a whole Debian, with systemd and udev, on KVM.
+func TestKVMSystemd(t *testing.T) {
+	h := newDebian(t)
+	h.Setenv("PATH", filepath.Dir(mustLookup(h, "mke2fs")))
+	processors(h, 2)
+	keeper := h.Start("-d", "one", "-u", "root", "-e", "cat")
+	up(h, "one")
+	if got := inside(h, "one", "cat /proc/1/comm; systemd-detect-virt; systemctl is-active systemd-udevd systemd-logind witness"); got != "systemd\nwsl\nactive\nactive\nactive" {
+		t.Errorf("%q", got)
+	}
+	const user = "systemctl --user is-system-running --wait; busctl --user call org.freedesktop.DBus / org.freedesktop.DBus GetId >/dev/null; echo $?"
+	if got := h.OK("-d", "one", "-u", "alice", "-e", "sh", "-c", user); got != "running\n0\n" {
+		t.Errorf("%q", got)
+	}
+	keeper.Stdin.Close()
+	h.Want(keeper.Wait(), 0)
+	h.OK("--terminate", "one")
+	if got := inside(h, "one", "cat /var/lib/witness"); !strings.HasPrefix(got, "started\nstopped") {
+		t.Errorf("%q", got)
+	}
+	h.OK("--shutdown")
+	h.Fsck(false)
 }
 
 // TestKVMPanic: a guest kernel that panics ends every session with its last words.

@@ -35,6 +35,14 @@ func TestMain(m *testing.M) {
 	os.Exit(status)
 }
 
+// count is n in `make soak`, a tenth of it in `make test`.
+func count(n int) int {
+	if os.Getenv("WSL2_SOAK") != "" {
+		return n
+	}
+	return n / 10
+}
+
 var small struct {
 	once sync.Once
 	seed testsys.Seed

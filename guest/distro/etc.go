@@ -20,13 +20,13 @@ func GeneratedBy(key string) string {
 		"# [network]\n# " + key + " = false\n"
 }
 
-// etc writes what a distro's /etc takes over from outside. root is its root. One
-// file that cannot be written does not keep it from the others.
-func etc(root string, conf wslconf.Config, hostname, timezone string) error {
+// etc writes what a distro's /etc takes over from outside. root is its root, entries
+// are the host's for hosts(5). One file that cannot be written does not keep it from the others.
+func etc(root string, conf wslconf.Config, hostname, entries, timezone string) error {
 	dir := filepath.Join(root, "etc")
 	errs := []error{replaceFile(filepath.Join(dir, "hostname"), hostname+"\n")} // systemd sets it from there
 	if conf.GenerateHosts {
-		errs = append(errs, replaceFile(filepath.Join(dir, "hosts"), hosts(hostname)))
+		errs = append(errs, replaceFile(filepath.Join(dir, "hosts"), hosts(hostname, entries)))
 	}
 	if _, err := os.Stat(filepath.Join(root, ResolvConf)); err == nil && conf.GenerateResolvConf {
 		errs = append(errs, replaceLink(filepath.Join(dir, "resolv.conf"), ResolvConf))
@@ -38,10 +38,13 @@ func etc(root string, conf wslconf.Config, hostname, timezone string) error {
 }
 
 // hosts is /etc/hosts as Debian's installer and WSL write it: sudo looks up its own host's name.
-func hosts(hostname string) string {
+func hosts(hostname, entries string) string {
 	names := hostname
 	if short, _, ok := strings.Cut(hostname, "."); ok {
 		names += "\t" + short
+	}
+	if entries != "" {
+		entries = "\n# The host's:\n" + entries
 	}
 	return GeneratedBy("generateHosts") + "127.0.0.1\tlocalhost\n127.0.1.1\t" + names + `
 
@@ -50,7 +53,7 @@ fe00::0	ip6-localnet
 ff00::0	ip6-mcastprefix
 ff02::1	ip6-allnodes
 ff02::2	ip6-allrouters
-`
+` + entries
 }
 
 const zoneinfo = "/usr/share/zoneinfo/"

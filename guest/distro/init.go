@@ -226,7 +226,7 @@ func (d *distro) configure(m *wire.StartDistro) error {
 	if err := unix.Sethostname([]byte(d.hostname(m))); err != nil {
 		return fmt.Errorf("set the host name %q: %w", d.hostname(m), err)
 	}
-	if err := etc("/", d.conf, d.hostname(m), m.Timezone); err != nil { // a disk that is read-only, say
+	if err := etc("/", d.conf, d.hostname(m), m.Hosts, m.Timezone); err != nil { // a disk that is read-only, say
 		d.log.Errorf("%s: %v", d.name, err)
 	}
 	return nil
@@ -267,6 +267,11 @@ func (d *distro) open(m *wire.StartDistro, port uint32) error {
 		}
 	}
 	d.rp = reaper.New(perhapsIdle)
+	if m.Limits.MemoryBytes != 0 { // in a small one it may well be the largest process
+		if err := d.rp.Spare(); err != nil {
+			d.log.Errorf("%s: %v", d.name, err)
+		}
+	}
 	config := session.Config{
 		Reaper:      d.rp,
 		Distro:      m.Name,

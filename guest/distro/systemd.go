@@ -77,7 +77,20 @@ var forSystemd = []m.Item{
 	m.File{Path: "/run/systemd/system/mnt-wsl.mount.d/wsl2.conf", Content: notAtShutdown, Why: "what is below it"},
 	m.Dir{Path: "/run/systemd/system/mnt-wsl-.mount.d", Mode: 0o755},
 	m.File{Path: "/run/systemd/system/mnt-wsl-.mount.d/wsl2.conf", Content: notAtShutdown, Why: "it would be unmounted in all distros"},
+	m.File{Path: "/run/systemd/system/wsl2-login@.service", Content: login, Why: "systemd-logind knows of users by PAM"},
 }
+
+// login is a user's login, by number, at systemd-logind, if PAM has that. As in WSL it lasts
+// as long as the distro runs, and sessions of ours have no part in it. (With Type=exec systemd 252
+// would wait for ever: its helper for PAM holds what tells it.)
+const login = `[Unit]
+Description=Login of user %i in wsl2
+[Service]
+User=%i
+PAMName=login
+ExecStart=/bin/sh -c "exec sleep infinity"
+Restart=always
+`
 
 // notAtShutdown keeps systemd from unmounting what it has not mounted.
 const notAtShutdown = "[Unit]\nDefaultDependencies=no\n"
@@ -280,7 +293,7 @@ func (s *systemd) session(u *users.User) (env []string, notice string) {
 		if failed {
 			return nil, ""
 		}
-		if text, err := s.run(min(s.timeout, time.Until(deadline)), "systemctl", "start", "user@"+uid+".service"); err != nil {
+		if text, err := s.run(min(s.timeout, time.Until(deadline)), "systemctl", "start", "wsl2-login@"+uid+".service", "user@"+uid+".service"); err != nil {
 			s.mu.Lock()
 			s.failed[u.UID] = true
 			s.mu.Unlock()

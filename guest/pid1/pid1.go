@@ -166,6 +166,8 @@ func (v *vm) serve(r io.Reader) error {
 			v.request(m.ID, func() *wire.Reply { return v.mountDisk(m) })
 		case *wire.ReleaseDisk:
 			v.request(m.ID, func() *wire.Reply { return v.releaseDisk(m.Slot) })
+		case *wire.SwapOn:
+			v.request(m.ID, func() *wire.Reply { return swapOn(m.Slot) })
 		case *wire.Shutdown:
 			v.stopAll(time.Duration(m.GraceMillis) * time.Millisecond)
 			v.powerOff()

@@ -35,6 +35,7 @@ type Reaper struct {
 	owners  map[int]chan syscall.WaitStatus
 	empty   chan struct{} // closed while there are no children
 	isEmpty bool
+	oom     *os.File // see Spare; nil without
 }
 
 // New returns a running Reaper. onEmpty, if not nil, is called (from the
@@ -103,6 +104,29 @@ func (r *Reaper) reap() (emptied bool) {
 	}
 }
 
+// What the kernel adds to a process' badness when memory runs out (proc_pid_oom_score_adj(5)).
+const (
+	oomNever   = "-1000"
+	oomDefault = "0"
+)
+
+// Spare keeps the kernel from ending this process when memory runs out. What it
+// starts is not spared.
+func (r *Reaper) Spare() error {
+	f, err := os.OpenFile("/proc/self/oom_score_adj", os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	if _, err := f.WriteString(oomNever); err != nil {
+		f.Close()
+		return err
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.oom = f
+	return nil
+}
+
 // Process is a child started by Start.
 type Process struct {
 	// PID of the child, which is also its process group if it was asked for one.
@@ -117,6 +141,10 @@ type Process struct {
 func (r *Reaper) Start(path string, argv []string, attr *syscall.ProcAttr) (*Process, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if r.oom != nil { // a child begins with its parent's
+		r.oom.WriteString(oomDefault)     //nolint:errcheck // Spare could
+		defer r.oom.WriteString(oomNever) //nolint:errcheck // the same
+	}
 	pid, err := syscall.ForkExec(path, argv, attr)
 	if err != nil {
 		// ForkExec has waited for a child that failed to exec. It may have been

@@ -44,6 +44,7 @@ func (m *StartDistro) appendBody(b []byte) []byte {
 	b = appendString(b, m.Name)
 	b = appendU32(b, uint32(m.Slot))
 	b = appendString(b, m.Hostname)
+	b = appendString(b, m.Hosts)
 	b = appendBool(appendBool(b, m.Checked), m.ReadOnly)
 	b = appendU32(b, uint32(len(m.Shares)))
 	for _, s := range m.Shares {
@@ -62,6 +63,7 @@ func (m *StartDistro) readBody(d *decoder) {
 	m.Name = d.string()
 	m.Slot = int32(d.u32())
 	m.Hostname = d.string()
+	m.Hosts = d.string()
 	m.Checked = d.bool()
 	m.ReadOnly = d.bool()
 	for range d.length(9) {
@@ -164,6 +166,17 @@ func (m *ReleaseDisk) appendBody(b []byte) []byte {
 }
 
 func (m *ReleaseDisk) readBody(d *decoder) {
+	m.ID = d.u32()
+	m.Slot = int32(d.u32())
+}
+
+func (*SwapOn) Type() Type { return TypeSwapOn }
+
+func (m *SwapOn) appendBody(b []byte) []byte {
+	return appendU32(appendU32(b, m.ID), uint32(m.Slot))
+}
+
+func (m *SwapOn) readBody(d *decoder) {
 	m.ID = d.u32()
 	m.Slot = int32(d.u32())
 }
@@ -360,6 +373,8 @@ func (t Type) String() string {
 		return "MountDisk"
 	case TypeReleaseDisk:
 		return "ReleaseDisk"
+	case TypeSwapOn:
+		return "SwapOn"
 	case TypeImportReady:
 		return "ImportReady"
 	case TypeDistroExited:

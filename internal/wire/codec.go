@@ -48,6 +48,7 @@ const (
 	TypeExited       Type = 53
 	TypeHostExec     Type = 54
 	TypeMountShare   Type = 55
+	TypeSwapOn       Type = 60
 )
 
 // newMessage returns an empty message of type t, or nil.
@@ -97,6 +98,8 @@ func newMessage(t Type) Message {
 		return new(HostExec)
 	case TypeMountShare:
 		return new(MountShare)
+	case TypeSwapOn:
+		return new(SwapOn)
 	}
 	return nil
 }

@@ -17,7 +17,7 @@ func samples() []Message {
 	return []Message{
 		&Hello{Version: Version, Role: RolePTY, Session: id},
 		&Ready{Version: Version, KernelRelease: "6.12.117", BootNanos: 1 << 40, InitNanos: 1<<40 + 7},
-		&StartDistro{ID: 7, Name: "debian", Slot: SystemSlot, Hostname: "host", Checked: true, ReadOnly: true, User: "me",
+		&StartDistro{ID: 7, Name: "debian", Slot: SystemSlot, Hostname: "host", Hosts: "192.0.2.1\tnas\n", Checked: true, ReadOnly: true, User: "me",
 			Shares:   []Share{{Host: "/home/me", Guest: "/mnt/host"}, {Host: "/srv", Guest: "/mnt/srv", ReadOnly: true}},
 			Timezone: "Etc/UTC", SafeMode: true, Limits: Limits{MemoryBytes: 1 << 40, MilliCPUs: 1500, PIDs: 9}},
 		&StopDistro{ID: 8, Name: "debian", IfIdle: true, GraceMillis: 5000},
@@ -26,6 +26,7 @@ func samples() []Message {
 		&Maintain{ID: 14, Slot: 5, Task: TaskShrink, Bytes: 1 << 32, Archive: id},
 		&MountDisk{ID: 15, Slot: 6, Partition: 2, Name: "data", FSType: "ext4", Options: "ro"},
 		&ReleaseDisk{ID: 16, Slot: 6},
+		&SwapOn{ID: 16, Slot: 6},
 		&Shutdown{ID: 10, GraceMillis: 1},
 		&Reply{ID: 11, Code: CodeRefused, Text: "no", Port: 70000},
 		&ImportReady{ID: 12, Port: 1025},

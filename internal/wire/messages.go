@@ -55,6 +55,7 @@ type StartDistro struct {
 	// sessions run in the VM's own root, beside PID 1.
 	Slot     int32
 	Hostname string // unless its wsl.conf names another
+	Hosts    string // lines of hosts(5) that it takes over
 	// Checked: the file system has been checked since errors were noted in it; without
 	// that it is refused (CodeUnchecked).
 	Checked bool
@@ -168,6 +169,12 @@ type MountDisk struct {
 // ReleaseDisk unmounts the disk on Slot from wherever it was mounted below /mnt/wsl.
 // The Reply means that it may be detached.
 type ReleaseDisk struct {
+	ID   uint32
+	Slot int32
+}
+
+// SwapOn lets the VM swap to the disk on Slot, until it ends.
+type SwapOn struct {
 	ID   uint32
 	Slot int32
 }

@@ -94,7 +94,7 @@ func TestSettings(t *testing.T) {
 		"memory=4GB", "processors=3", `kernel="/boot/my kernel"`, `kernelCommandLine = quiet foo=\"a\" # more`, "accel=tcg",
 		"nestedVirtualization=true", "defaultVhdSize=1TB",
 		"[interop]", "hostPrograms = xdg-open, git /usr/bin/code", "sshAgent=false",
-		"[distro.Debian-12.1]", "memory = 512MB", "cpus = 1.5", "[distro.small]", "pids = 100", "[wsl2]", "safeMode = true", "guiApplications = false",
+		"[distro.Debian-12.1]", "memory = 512MB", "cpus = 1.5", "[distro.small]", "pids = 100", "[wsl2]", "safeMode = true", "swap = 4GB", "swapFile = /srv/swap", "guiApplications = false",
 	}, "\n")
 	s := Defaults(host)
 	if w := s.parse(text, "f", host); len(w) != 0 {
@@ -103,7 +103,7 @@ func TestSettings(t *testing.T) {
 	want := Settings{InstanceIdleTimeout: -time.Millisecond, VMIdleTimeout: 2 * time.Second, BootTimeout: time.Minute,
 		DistroStartTimeout: time.Minute, MemoryBytes: 4 << 30, Processors: 3, Kernel: "/boot/my kernel",
 		KernelCommandLine: `quiet foo="a"`, Accel: "tcg", DefaultDiskBytes: 1 << 40,
-		Interop: true, HostPrograms: []string{"xdg-open", "git", "/usr/bin/code"}, SafeMode: true,
+		Interop: true, HostPrograms: []string{"xdg-open", "git", "/usr/bin/code"}, SafeMode: true, SwapBytes: 4 << 30, SwapFile: "/srv/swap",
 		Limits: map[string]wire.Limits{"debian-12.1": {MemoryBytes: 512 << 20, MilliCPUs: 1500}, "small": {PIDs: 100}}}
 	if !reflect.DeepEqual(s, want) {
 		t.Fatalf("got %+v\nwant %+v", s, want)
@@ -153,6 +153,8 @@ func TestSettingsWarn(t *testing.T) {
 		"[wsl2]\nkernelCommandLine=a\\qb":  `Invalid escape '\q'`,
 		"[wsl2]\ndefaultVhdSize=1KB":       "Invalid disk size",
 		"[wsl2]\nkernelCommandLine=dang\\": `Invalid escape '\'`,
+		"[wsl2]\nswap=4KB":                 "Invalid swap size '4KB'",
+		"[wsl2]\nswapFile=swap":            "Swap file needs an absolute path",
 		"[wsl2]\nsafeMode=2":               "Invalid boolean value '2'",
 		"[distro.a]\nmemory=1MB":           "Invalid limit '1MB' for key 'distro.a.memory' in f:2",
 		"[distro.a]\ncpus=0":               "Invalid limit '0'",

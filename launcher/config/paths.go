@@ -79,6 +79,15 @@ func (p Paths) ServiceLog() string { return filepath.Join(p.State, "service.log"
 // ConsoleLog is what the kernel of the last VM printed.
 func (p Paths) ConsoleLog() string { return p.vmFile(p.State, "console.log") }
 
+// Swap is the file of the VM's swap while the VM starts: then it has no name any more.
+// file is the one that the user wants, "" for none.
+func (p Paths) Swap(file string) string {
+	if file == "" {
+		return p.vmFile(p.State, "swap")
+	}
+	return p.vmFile(filepath.Dir(file), filepath.Base(file))
+}
+
 // maxLog is the size from which the service's log is set aside at the service's
 // start; one old log is kept.
 const maxLog = 1 << 20
@@ -201,7 +210,7 @@ func (p Paths) RemoveAll() error {
 		}
 	}
 	remove(p.Registry(), p.Distros(), p.Data)
-	own := []string{p.VMLock(), p.VsockPath(), p.ConsoleLog()} // and those of VMs of single distros
+	own := []string{p.VMLock(), p.VsockPath(), p.ConsoleLog(), p.Swap("")} // and those of VMs of single distros
 	for _, path := range own {
 		files, _ := filepath.Glob(path + "-*")
 		remove(files...)
@@ -209,7 +218,7 @@ func (p Paths) RemoveAll() error {
 	for _, log := range []string{p.ServiceLog(), p.ConsoleLog()} {
 		remove(log, log+".1")
 	}
-	remove(p.State)
+	remove(p.Swap(""), p.State)
 	errs = append(errs, os.RemoveAll(p.Cache))
 	remove(p.ServiceSocket(), p.StartLock(), p.ServiceLock(), p.VMLock(), p.KVMVerdict(), p.SharedDisks(), p.VsockPath(), p.Runtime)
 	return errors.Join(errs...)

@@ -31,6 +31,8 @@ type Settings struct {
 	KernelCommandLine               string // appended
 	Accel                           string // auto, kvm or tcg
 	DefaultDiskBytes                uint64 // virtual size of a new distro's disk
+	SwapBytes                       uint64 // of the VM; 0 = none
+	SwapFile                        string // where it is made; "" = in the state directory
 	DistributionListURL             string // of a DistributionInfo.json; "" = Microsoft's
 	// Interop says whether distros may run programs of the host, HostPrograms
 	// which: names or absolute paths, "*" for all.
@@ -53,6 +55,8 @@ const (
 	memoryStep     = 2 << 20
 	minDiskBytes   = 1 << 30
 	maxDiskBytes   = 16 << 40 // ext4 with 4 KiB blocks
+	minSwapBytes   = 1 << 20
+	maxSwapBytes   = 1 << 40
 )
 
 // Host is what defaults and limits depend on.
@@ -194,7 +198,7 @@ var knownNames = []string{
 	"general.instanceIdleTimeout", "general.distributionListUrl",
 	"wsl2.vmIdleTimeout", "wsl2.kernelBootTimeout", "wsl2.distributionStartTimeout", "wsl2.memory", "wsl2.processors",
 	"wsl2.kernel", "wsl2.kernelCommandLine", "wsl2.accel", "wsl2.defaultVhdSize",
-	"interop.enabled", "interop.hostPrograms", "interop.sshAgent", "wsl2.safeMode",
+	"interop.enabled", "interop.hostPrograms", "interop.sshAgent", "wsl2.safeMode", "wsl2.swap", "wsl2.swapFile",
 }
 
 // settings maps "section.key" to what stores the value; the result is a
@@ -285,6 +289,21 @@ var settings = map[string]func(s *Settings, value string, h Host) string{
 		s.SafeMode = b
 		return ""
 	},
+	"wsl2.swap": func(s *Settings, v string, _ Host) string {
+		n, err := ParseSize(v)
+		if err != nil || n != 0 && (n < minSwapBytes || n > maxSwapBytes) {
+			return "Invalid swap size"
+		}
+		s.SwapBytes = n
+		return ""
+	},
+	"wsl2.swapfile": func(s *Settings, v string, _ Host) string {
+		if v != "" && !strings.HasPrefix(v, "/") {
+			return "Swap file needs an absolute path; ignored:"
+		}
+		s.SwapFile = v
+		return ""
+	},
 	"wsl2.defaultvhdsize": func(s *Settings, v string, _ Host) string {
 		n, err := ParseSize(v)
 		if err != nil || n < minDiskBytes || n > maxDiskBytes {
@@ -299,7 +318,7 @@ var settings = map[string]func(s *Settings, value string, h Host) string{
 // (docs/settings.md says why), so that a file carried over does not warn about each of them.
 var knownElsewhere = []string{
 	"wsl2.kernelmodules", "wsl2.loadkernelmodules", "wsl2.loaddefaultkernelmodules", "wsl2.kerneldebugport",
-	"wsl2.swap", "wsl2.swapfile", "wsl2.pagereporting", "wsl2.nestedvirtualization", "wsl2.hardwareperformancecounters",
+	"wsl2.pagereporting", "wsl2.nestedvirtualization", "wsl2.hardwareperformancecounters",
 	"wsl2.mountdevicetimeout", "wsl2.debugconsole", "wsl2.debugconsolelogfile", "wsl2.earlybootlogging",
 	"wsl2.networkingmode", "wsl2.localhostforwarding", "wsl2.vmswitch", "wsl2.macaddress", "wsl2.dhcp", "wsl2.dhcptimeout", "wsl2.ipv6",
 	"wsl2.dnsproxy", "wsl2.dnstunneling", "wsl2.firewall", "wsl2.autoproxy",

@@ -79,6 +79,17 @@ func (b *Booter) Boot(ctx context.Context, r BootRequest) (Machine, error) {
 	if r.Disk != "" {
 		c.Disks = []string{r.Disk}
 	}
+	swap, warnings := -1, []string(nil)
+	if size := r.Settings.SwapBytes; size != 0 {
+		path := paths.Swap(r.Settings.SwapFile)
+		if err := makeSwap(path, size); err != nil {
+			warnings = append(warnings, fmt.Sprintf("the VM has no swap (wsl2.swap in wslconfig): %v", err))
+		} else {
+			defer os.Remove(path) // the VM has it open
+			swap = len(c.Disks)
+			c.Disks = append(c.Disks, path)
+		}
+	}
 	p, err := b.Start(ctx, c, lock, func(slot int, err error) {
 		b.Log.Error("disk", "slot", slot, "err", err)
 		r.DiskError(slot, err)
@@ -92,8 +103,13 @@ func (b *Booter) Boot(ctx context.Context, r BootRequest) (Machine, error) {
 		<-p.Done()
 		return nil, bootFailure(err, r.Settings.Kernel)
 	}
+	if swap >= 0 {
+		if err := ctl.swapOn(ctx, swap); err != nil {
+			warnings = append(warnings, fmt.Sprintf("the VM has no swap (wsl2.swap in wslconfig): %v", err))
+		}
+	}
 	started := p.Started()
-	m := &machine{control: ctl, Process: p, path: paths.VsockPath(), log: b.Log, info: api.VM{
+	m := &machine{control: ctl, Process: p, path: paths.VsockPath(), log: b.Log, warnings: warnings, info: api.VM{
 		PID: started.PID, Accel: started.Accel, AccelReason: started.AccelReason, Kernel: kernel, KernelRelease: ctl.ready.KernelRelease,
 		MemoryBytes: c.MemoryBytes, CPUs: c.CPUs, BootMillis: time.Since(began).Milliseconds(),
 	}}
@@ -133,6 +149,8 @@ type machine struct {
 	path string
 	info api.VM
 	log  *slog.Logger
+	// warnings are of its start.
+	warnings []string
 }
 
 // guard ends a VM whose PID 1 no longer speaks with us or whose process is asked to
@@ -166,7 +184,9 @@ func (m *machine) endWithin(d time.Duration, why error) {
 	}
 }
 
-func (m *machine) Info() MachineInfo { return MachineInfo{VM: m.info, VsockPath: m.path} }
+func (m *machine) Info() MachineInfo {
+	return MachineInfo{VM: m.info, VsockPath: m.path, Warnings: m.warnings}
+}
 
 // lockFile opens path and takes its flock, waiting for who holds it until ctx
 // ends.

@@ -266,6 +266,11 @@ func (c *control) ReleaseDisk(ctx context.Context, slot int) error {
 	return err
 }
 
+func (c *control) swapOn(ctx context.Context, slot int) error {
+	_, err := c.request(ctx, nil, func(id uint32) wire.Message { return &wire.SwapOn{ID: id, Slot: int32(slot)} })
+	return err
+}
+
 func textOf(r *wire.Reply, err error) (string, error) {
 	if err != nil {
 		return "", err

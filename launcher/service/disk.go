@@ -121,7 +121,7 @@ func (m *Manager) StopIdle(ctx context.Context, name string) error {
 		d := m.distros[strings.ToLower(name)]
 		if d == nil {
 			m.mu.Unlock()
-			return nil
+			return m.releaseDistro(ctx, name)
 		}
 		var wait chan struct{}
 		late, what := patience.C, "sessions"
@@ -145,7 +145,7 @@ func (m *Manager) StopIdle(ctx context.Context, name string) error {
 			err := m.finishStop(stop, d, stopIdle)
 			cancel()
 			if err == nil {
-				return nil
+				return m.releaseDistro(ctx, name)
 			}
 			what = "processes"
 			m.mu.Lock()
@@ -204,7 +204,7 @@ func (m *Manager) onDisk(ctx context.Context, name, disk string, o api.VMOptions
 	defer m.releaseVM(v)
 	machine := v.machine
 	if slot < 0 {
-		if slot, err = machine.Attach(ctx, disk); err != nil {
+		if slot, err = m.attach(ctx, v, disk); err != nil {
 			return m.explain(v, name, err)
 		}
 	}

@@ -155,7 +155,7 @@ func (m *Manager) startOn(d *distro, options api.VMOptions) error {
 	}
 	if d.spec.Disk != "" {
 		if d.slot = bootSlot; bootSlot < 0 {
-			if d.slot, err = v.machine.Attach(ctx, d.spec.Disk); err != nil {
+			if d.slot, err = m.attach(ctx, v, d.spec.Disk); err != nil {
 				d.slot = -1
 				return fail(err)
 			}
@@ -166,9 +166,12 @@ func (m *Manager) startOn(d *distro, options api.VMOptions) error {
 	if slot != wire.RootSlot { // what is mounted there is there for all
 		d.shares = v.settings.Shares.Of(d.spec.Name)
 	}
-	settings, _ := m.settings() // whoever started the VM has been told its warnings
+	settings := v.settings
+	if bootSlot < 0 { // the VM has not just read them
+		settings, _ = m.settings() // whoever started it has been told the warnings
+	}
 	request := wire.StartDistro{
-		Name: d.spec.Name, Slot: int32(slot), Hostname: hostname(), Timezone: timezone(), SafeMode: settings.SafeMode,
+		Name: d.spec.Name, Slot: int32(slot), Hostname: hostname(), Hosts: hostEntries("/etc/hosts", hostname()), Timezone: timezone(), SafeMode: settings.SafeMode,
 		Limits: settings.Limits[d.spec.key()], Shares: d.shares, User: d.spec.User,
 	}
 	err = d.begin(ctx, v.machine, request)
@@ -373,8 +376,10 @@ func (m *Manager) finishStop(ctx context.Context, d *distro, kind stopKind) erro
 	if errors.As(err, &refused) && refused.Code == wire.CodeUnknownDistro {
 		err, refused = nil, nil // its init has ended by itself, and with it its mounts
 	}
-	if refused != nil && refused.Code == wire.CodeHeld {
-		refused = nil // it is gone, too
+	held := refused != nil && refused.Code == wire.CodeHeld
+	if held {
+		v.hold(d)
+		err, refused = nil, nil // it is gone, too
 	}
 	if refused != nil && kind != stopExited {
 		m.mu.Lock()
@@ -389,9 +394,14 @@ func (m *Manager) finishStop(ctx context.Context, d *distro, kind stopKind) erro
 		}
 		return api.Errorf(api.CodeFailed, "`wsl2 --shutdown` stops the whole VM", "%s cannot be stopped: %s", d.spec.Name, refused.Text)
 	}
-	if err == nil && d.slot >= 0 {
+	if err == nil && d.slot >= 0 && !held {
 		if err = v.machine.Detach(ctx, d.slot); err != nil {
 			err = fmt.Errorf("detach its disk: %w", err)
+		}
+	}
+	if err == nil && !held { // it may have been what held others
+		if err := m.release(ctx, v, func(string, heldDisk) bool { return true }); err != nil {
+			m.log.Info("disk still held", "err", err)
 		}
 	}
 	if err != nil {

@@ -16,7 +16,17 @@ func (m *Manager) hostExec(v *vm, name string, id wire.SessionID) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	d := m.distros[strings.ToLower(name)]
-	if d == nil || d.vm != v || d.state == api.StateStarting || v.machine == nil {
+	if d == nil || d.vm != v || v.machine == nil {
+		return
+	}
+	if d.state == api.StateStarting { // boot.command
+		if d.early < maxEarly {
+			d.early++
+			m.wg.Go(func() {
+				<-d.up
+				m.hostExec(v, name, id)
+			})
+		}
 		return
 	}
 	if d.hosts == nil {

@@ -14,6 +14,9 @@ import (
 // that asks again and again does not use up the host's.
 const maxShareServers = 32
 
+// maxEarly is how much a distro may ask for before it is up.
+const maxEarly = 32
+
 const (
 	// shareInterval is how long the place of a process that has ended stays taken.
 	shareInterval    = time.Second
@@ -38,7 +41,7 @@ func (m *Manager) mountShare(v *vm, r *wire.MountShare) {
 		return
 	}
 	if d.state == api.StateStarting { // boot.command
-		if d.early < maxShareServers {
+		if d.early < maxEarly {
 			d.early++
 			m.wg.Go(func() {
 				<-d.up

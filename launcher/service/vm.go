@@ -49,6 +49,7 @@ type Machine interface {
 type MachineInfo struct {
 	api.VM
 	VsockPath string
+	Warnings  []string // of its start
 }
 
 // BootRequest is what a VM is started with.
@@ -97,6 +98,7 @@ type vm struct {
 	stopping bool
 	timer    *time.Timer // idle, nil if not armed
 	bootDisk string
+	held     heldDisks
 	// slots of the shared disks, by path; guarded by Manager.shared.mu.
 	slots map[string]int
 	// full are the slots whose disk met a full host; guarded by Manager.mu.
@@ -260,7 +262,7 @@ func (m *Manager) bootVM(v *vm) {
 	if info.Accel == "tcg" && info.AccelReason != "" {
 		warnings = append([]string{fmt.Sprintf("KVM unusable: %s; using QEMU TCG (slow)", info.AccelReason)}, warnings...)
 	}
-	v.warnings = warnings
+	v.warnings = append(warnings, info.Warnings...)
 	m.log.Info("VM is up", "pid", info.PID, "accel", info.Accel, "kernel", info.KernelRelease, "boot_ms", info.BootMillis)
 	m.wg.Go(func() { m.watch(v) })
 	m.armVM(v)

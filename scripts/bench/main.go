@@ -25,12 +25,13 @@ const resultDir = "/bench"
 var (
 	verbose = flag.Bool("v", false, "show what is under way, and traces")
 	from    = flag.String("from", "out", "directory of what make build and scripts/kernel --bzimage make")
+	full    = flag.Bool("full", false, "whole sizes where a tenth is the rule: a root of 500 MB, 100 MB on a terminal (takes an hour)")
 	limit   = flag.String("timeout", "30m", "how long one topic may take")
 )
 
 func main() {
 	flag.Usage = func() {
-		fmt.Fprintf(os.Stderr, "usage: scripts/bench/run [-v] [-from DIR] [TOPIC...]\ntopics: %s\n", strings.Join(topics, " "))
+		fmt.Fprintf(os.Stderr, "usage: scripts/bench/run [-v] [-full] [-timeout TIME] [-from DIR] [TOPIC...]\ntopics: %s\n", strings.Join(topics, " "))
 	}
 	flag.Parse()
 	if err := run(flag.Args()); err != nil {
@@ -87,8 +88,12 @@ func run(chosen []string) error {
 
 // measure runs one topic inside the rig.
 func measure(tmp, topic string) ([]report.Row, error) {
+	memory := "3072"
+	if *full { // files are in memory there
+		memory = "8192"
+	}
 	args := []string{
-		"--icount", "--no-stdin", "--memory", "3072", "--timeout", *limit,
+		"--icount", "--no-stdin", "--memory", memory, "--timeout", *limit,
 		"--file", abs(filepath.Join(*from, "wsl2")) + ":/rig/wsl2", "--file", abs(filepath.Join(*from, "wsl2-verbs")) + ":/rig/wsl2-verbs", "--file", abs(filepath.Join(*from, "vmlinux")) + ":/rig/vmlinux", "--file", abs(filepath.Join(*from, "initramfs.cpio")) + ":/rig/initramfs.cpio",
 		"--file", filepath.Join(tmp, "guest") + ":/rig/guest",
 		"--file", filepath.Join(tmp, "monitor") + ":/rig/monitor", "--file", filepath.Join(tmp, "gokvm") + ":/rig/gokvm",
@@ -112,6 +117,9 @@ func measure(tmp, topic string) ([]report.Row, error) {
 	args = append(args, "--", filepath.Join(tmp, "inside"))
 	if *verbose {
 		args = append(args, "-v")
+	}
+	if *full {
+		args = append(args, "-full")
 	}
 	args = append(args, resultDir, topic)
 	rig := exec.Command("scripts/rig", args...)

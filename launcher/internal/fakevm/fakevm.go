@@ -247,6 +247,8 @@ func (v *VM) serveControl() {
 			v.send(&wire.Reply{ID: m.ID, Text: "/mnt/wsl/" + m.Name})
 		case *wire.ReleaseDisk:
 			v.send(&wire.Reply{ID: m.ID})
+		case *wire.SwapOn:
+			v.send(&wire.Reply{ID: m.ID})
 		case *wire.Shutdown:
 			v.End(nil)
 			return

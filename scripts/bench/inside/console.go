@@ -23,7 +23,7 @@ const (
 	peerSSH      = "ssh to this host (dropbear)"
 
 	keystrokes = 50
-	bigFile    = 16 << 20
+	bigFile    = 100 << 20 // scaled
 	// patience is how long one of these measurements may take, in the rig's time.
 	patience = 20 * time.Second
 	idleFor  = 5 * time.Second
@@ -82,7 +82,7 @@ func console(h *host) ([]report.Row, error) {
 	if err := measure("Ctrl-C under flood until the next output", "ms", &report.Bar{Factor: 50}, interrupt); err != nil {
 		return nil, err
 	}
-	make := "yes 0123456789012345678901234567890123456789012345678901234567890 | head -c " + strconv.Itoa(bigFile) + " >/tmp/big"
+	make := "yes 0123456789012345678901234567890123456789012345678901234567890 | head -c " + strconv.Itoa(scaled(bigFile)) + " >/tmp/big"
 	for _, c := range []*exec.Cmd{ways["wsl2"]("sh", "-c", make), ways[peerTerminal]("sh", "-c", make)} {
 		if out, err := c.CombinedOutput(); err != nil {
 			return nil, fmt.Errorf("make a file to show: %w: %s", err, out)
@@ -215,8 +215,8 @@ func show(start func(argv ...string) *exec.Cmd) (float64, error) {
 		return 0, errors.Join(err, s.close())
 	}
 	took := time.Since(began).Seconds()
-	if n < bigFile {
-		return 0, errors.Join(fmt.Errorf("%d bytes came, not %d", n, bigFile), s.close())
+	if n < scaled(bigFile) {
+		return 0, errors.Join(fmt.Errorf("%d bytes came, not %d", n, scaled(bigFile)), s.close())
 	}
 	return float64(n) / took / 1e6, s.close()
 }

@@ -19,16 +19,16 @@ import (
 )
 
 const (
-	// What an archive of a root holds: mostly small files, as a distro's. A tenth of a
-	// small distro's 500 MB: times are proportional to it, and the rig's are long.
-	rootSmall, rootSmallSize = 2000, 12 << 10
-	rootLarge, rootLargeSize = 12, 2 << 20
+	// What an archive of a root holds: mostly small files, as a distro's; 500 MB. The
+	// numbers of files are scaled: times are proportional to them, and the rig's are long.
+	rootSmall, rootSmallSize = 20000, 12 << 10
+	rootLarge, rootLargeSize = 120, 2 << 20
 
 	cloneBytes = 2 << 30 // what the distro's disk that is cloned takes
 	startRuns  = 10      // starts of a distro in a VM that runs
 
 	// unpackHangs is how long moving a root may take, as hangs for the rest.
-	unpackHangs = 30 * time.Second
+	unpackHangs = 300 * time.Second
 )
 
 // distros measures what is done with whole distros.
@@ -45,7 +45,7 @@ func distros(h *host) ([]report.Row, error) {
 		var errs bytes.Buffer
 		c.Stderr = &errs
 		start := time.Now()
-		err := superviseFor(unpackHangs, c)
+		err := superviseFor(time.Duration(scaled(int(unpackHangs))), c)
 		ms := time.Since(start).Seconds() * 1e3
 		if err != nil {
 			err = fmt.Errorf("%s: %w: %s", strings.Join(c.Args, " "), err, bytes.TrimSpace(errs.Bytes()))
@@ -119,7 +119,7 @@ func distros(h *host) ([]report.Row, error) {
 	const inside, command = "tar in the same guest", "warm command"
 	bar := &report.Bar{Peer: inside, Factor: 1.5}
 	return []report.Row{
-		{Row: "import of a root, 48 MB in 2,012 files", Unit: "ms", Ours: imported, Peers: map[string]float64{inside: unpack}, Bar: bar},
+		{Row: fmt.Sprintf("import of a root, %d MB in %d files", scaled(rootSmall*rootSmallSize+rootLarge*rootLargeSize)>>20, scaled(rootSmall+rootLarge)), Unit: "ms", Ours: imported, Peers: map[string]float64{inside: unpack}, Bar: bar},
 		{Row: "export of it", Unit: "ms", Ours: exported, Peers: map[string]float64{inside: pack}, Bar: bar},
 		{Row: "clone of 2 GB on XFS", Unit: "ms", Ours: clone, Bar: &report.Bar{Factor: 1000}},
 		{Row: "start of a second distro, p50", Unit: "ms", Ours: percentile(starts, 0.5), Peers: map[string]float64{command: percentile(warm, 0.5)},
@@ -156,9 +156,10 @@ func largeRoot(path string) error {
 	}
 	random := rand.NewChaCha8([32]byte{})
 	content := make([]byte, max(rootSmallSize, rootLargeSize))
-	for i := range rootSmall + rootLarge {
+	small, large := scaled(rootSmall), scaled(rootLarge)
+	for i := range small + large {
 		name, size := fmt.Sprintf("usr/share/d%d/f%d", i/100, i), rootSmallSize
-		if i >= rootSmall {
+		if i >= small {
 			name, size = fmt.Sprintf("usr/lib/l%d", i), rootLargeSize
 		}
 		random.Read(content[:size])

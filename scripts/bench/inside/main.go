@@ -2,7 +2,7 @@
 // beside it QEMU's microvm on the same KVM with the same kernel, initramfs and
 // disk, driven by the same messages.
 //
-//	inside [-v] DIR TOPIC      writes DIR/TOPIC.json
+//	inside [-v] [-full] DIR TOPIC      writes DIR/TOPIC.json
 package main
 
 import (
@@ -37,7 +37,18 @@ const (
 
 const peerQEMU = "qemu-microvm"
 
-var verbose = flag.Bool("v", false, "show what is under way, and traces")
+var (
+	verbose = flag.Bool("v", false, "show what is under way, and traces")
+	full    = flag.Bool("full", false, "measure with files of the whole size, not a tenth")
+)
+
+// scaled is n with -full.
+func scaled(n int) int {
+	if *full {
+		return n
+	}
+	return n / 10
+}
 
 func logf(format string, a ...any) {
 	if *verbose {
@@ -53,7 +64,7 @@ func main() {
 	}
 	topic := topics[flag.Arg(1)]
 	if topic == nil {
-		fmt.Fprintln(os.Stderr, "usage: inside [-v] DIR TOPIC")
+		fmt.Fprintln(os.Stderr, "usage: inside [-v] [-full] DIR TOPIC")
 		os.Exit(2)
 	}
 	err := func() error {

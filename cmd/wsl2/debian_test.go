@@ -1,0 +1,98 @@
+//go:build e2e || kvm
+
+package main_test
+
+import (
+	"bytes"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/wsl2/wsl2/internal/testsys"
+)
+
+// systemdConf lets sessions wait as long as they may: the CPU is an emulated one.
+const systemdConf = "[boot]\nsystemd = true\ninitTimeout = 45000\n"
+
+// isUp waits until systemd has finished booting, in root's session: for its job, which
+// needs no bus, then for what follows it.
+const isUp = "systemctl start default.target; systemctl is-system-running --wait"
+
+// witness is a service that leaves word of its start and of its stop.
+const witness = "[Service]\nType=oneshot\nRemainAfterExit=yes\nExecStart=/bin/sh -c 'echo started >>/var/lib/witness'\n" +
+	"ExecStop=/bin/sh -c 'sleep 0.1; echo stopped >>/var/lib/witness'\n[Install]\nWantedBy=multi-user.target\n"
+
+var debian struct {
+	once sync.Once
+	seed testsys.Seed
+	ok   bool
+}
+
+// newDebian makes a host with the distro "one", a Debian whose wsl.conf is
+// systemdConf, with the service witness. It is made once per run of the tests.
+func newDebian(t *testing.T) *testsys.Host {
+	t.Helper()
+	debian.once.Do(func() {
+		h := testsys.New(t)
+		h.Config("[wsl2]", "defaultVhdSize=4GB")
+		path := bootstrap(t, h)
+		h.Want(h.Run("--import", "one", path), 0)
+		inside(h, "one", "cat >/etc/wsl.conf <<'END'\n"+systemdConf+"END\ncat >/etc/systemd/system/witness.service <<'END'\n"+witness+"END\nsystemctl enable witness")
+		debian.seed = h.NewSeed(filepath.Join(seeds, "debian"))
+		debian.ok = true
+	})
+	if !debian.ok {
+		t.Fatal("Debian could not be made in an earlier test")
+	}
+	h := testsys.New(t)
+	h.Plant(debian.seed)
+	return h
+}
+
+// bootstrap makes a Debian with systemd of this host's apt sources, the programs of
+// TestPrograms, and the user alice. The rig has no network: there $WSL2_DEBIAN is one
+// that was made outside.
+func bootstrap(t *testing.T, h *testsys.Host) string {
+	t.Helper()
+	if path := os.Getenv("WSL2_DEBIAN"); path != "" {
+		return path
+	}
+	suite, err := exec.Command("sh", "-c", `. /etc/os-release; [ "$ID" != debian ] || echo "$VERSION_CODENAME"`).Output()
+	testsys.Must(t, err)
+	if len(bytes.TrimSpace(suite)) == 0 {
+		suite = []byte("stable")
+	}
+	path := h.Path("debian.tar")
+	out, err := exec.Command("mmdebstrap", "--quiet", "--variant=minbase", "--include=systemd-sysv,dbus,dbus-user-session,libpam-systemd,udev,less,vim-tiny,htop,mc,rsync",
+		"--customize-hook=chroot \"$1\" useradd -m alice", strings.TrimSpace(string(suite)), path).CombinedOutput()
+	if err != nil {
+		t.Fatalf("mmdebstrap: %v: %s", err, out)
+	}
+	return path
+}
+
+// up starts a distro and waits until its systemd has finished booting. A session waits
+// for that only so long: on a busy machine it takes several.
+func up(h *testsys.Host, distro string) {
+	h.TB.Helper()
+	deadline := time.Now().Add(testsys.Deadline)
+	for {
+		r := h.Run("-d", distro, "-u", "root", "-e", "sh", "-c", isUp)
+		if s := strings.TrimSpace(r.Stdout); s == "running" || s == "degraded" {
+			return
+		}
+		if time.Now().After(deadline) {
+			h.TB.Fatalf("%s does not come up: %v: PID 1: %s", distro, r, inside(h, distro, "cd /proc/1; cat comm wchan; grep State status; ls /run/systemd"))
+		}
+	}
+}
+
+// inside runs a shell script in a distro and returns what it prints.
+func inside(h *testsys.Host, distro, script string) string {
+	h.TB.Helper()
+	return strings.TrimSpace(h.OK("-d", distro, "-u", "root", "--cd", "/", "-e", "sh", "-c", script))
+}
