@@ -35,6 +35,7 @@ import (
 
 	"github.com/wsl2/wsl2/guest/reaper"
 	"github.com/wsl2/wsl2/guest/users"
+	"github.com/wsl2/wsl2/internal/forward"
 	"github.com/wsl2/wsl2/internal/wire"
 )
 
@@ -90,6 +91,7 @@ type conn interface {
 type Server struct {
 	cfg     Config   // immutable
 	interop *interop // nil if it is off; immutable
+	buffers forward.Buffers
 
 	mu       sync.Mutex
 	closing  bool
@@ -267,6 +269,8 @@ func (s *Server) handle(c conn) {
 		}
 	case wire.RoleFiles:
 		s.files(c)
+	case wire.RolePort:
+		s.port(c)
 	default:
 		s.refuse(c, fmt.Errorf("%w: role %d on a distro's port", wire.ErrMalformed, hello.Role))
 	}

@@ -48,6 +48,10 @@ const (
 	TypeExited       Type = 53
 	TypeHostExec     Type = 54
 	TypeMountShare   Type = 55
+
+	TypeWatchPorts Type = 70
+	TypePortsOpen  Type = 71
+	TypeDialPort   Type = 72
 )
 
 // newMessage returns an empty message of type t, or nil.
@@ -97,6 +101,12 @@ func newMessage(t Type) Message {
 		return new(HostExec)
 	case TypeMountShare:
 		return new(MountShare)
+	case TypeWatchPorts:
+		return new(WatchPorts)
+	case TypePortsOpen:
+		return new(PortsOpen)
+	case TypeDialPort:
+		return new(DialPort)
 	}
 	return nil
 }
