@@ -32,7 +32,7 @@ func (s *Server) port(c conn) {
 	c.SetWriteDeadline(time.Time{}) //nolint:errcheck // a dead connection shows at the next write
 	// How it ends is its peers' business.
 	if udp, ok := to.(*net.UDPConn); ok {
-		forward.RelayDatagrams(udp, c) //nolint:errcheck // see above
+		s.buffers.RelayDatagrams(udp, c) //nolint:errcheck // see above
 		return
 	}
 	from, ok := c.(forward.Conn)

@@ -99,34 +99,39 @@ func (b *Buffers) copy(dst, src Conn) error {
 		return err
 	}
 	for {
-		var p *[]byte
-		var n int
-		var failed error
-		err := raw.Read(func(fd uintptr) bool {
-			p = b.get()
-			for {
-				n, failed = unix.Read(int(fd), *p)
-				if failed != unix.EINTR {
-					break
-				}
-			}
-			if failed == unix.EAGAIN {
-				b.put(p)
-				return false
-			}
-			return true
-		})
-		if err != nil {
+		p, n, err := b.read(raw, 0)
+		if err == nil && n > 0 {
+			_, err = dst.Write((*p)[:n])
+		}
+		if p != nil {
+			b.put(p)
+		}
+		if err != nil || n == 0 {
 			return err
 		}
-		if failed == nil && n > 0 {
-			_, failed = dst.Write((*p)[:n])
-		}
-		b.put(p)
-		if failed != nil || n == 0 {
-			return failed
-		}
 	}
+}
+
+// read waits for data and returns it in a buffer, behind so many bytes of room.
+func (b *Buffers) read(raw syscall.RawConn, room int) (p *[]byte, n int, err error) {
+	waited := raw.Read(func(fd uintptr) bool {
+		p = b.get()
+		for {
+			if n, err = unix.Read(int(fd), (*p)[room:]); err != unix.EINTR {
+				break
+			}
+		}
+		if err == unix.EAGAIN {
+			b.put(p)
+			p = nil
+			return false
+		}
+		return true
+	})
+	if waited != nil {
+		return nil, 0, waited
+	}
+	return p, n, err
 }
 
 // gone tells whether the other side of a unix or vsock connection takes nothing any more.
@@ -152,27 +157,30 @@ func Abort(c net.Conn) {
 // MaxDatagram is the largest payload of UDP over IPv4 and IPv6.
 const MaxDatagram = 65527
 
-// frameSize precedes each datagram.
-const frameSize = 2
+// Overhead is what precedes each datagram.
+const Overhead = 2
 
 // WriteDatagram sends one, of at most MaxDatagram bytes, with one write. buf is for that: it
 // has room for both.
 func WriteDatagram(w io.Writer, buf, datagram []byte) error {
 	binary.LittleEndian.PutUint16(buf, uint16(len(datagram)))
-	n := copy(buf[frameSize:], datagram)
-	_, err := w.Write(buf[:frameSize+n])
+	n := copy(buf[Overhead:], datagram)
+	_, err := w.Write(buf[:Overhead+n])
 	return err
 }
 
-// ReadDatagram reads one into buf. The end between two is io.EOF.
+// ReadDatagram reads one, into buf if it has room. The end between two is io.EOF.
 func ReadDatagram(r io.Reader, buf []byte) ([]byte, error) {
-	var head [frameSize]byte
+	var head [Overhead]byte
 	if _, err := io.ReadFull(r, head[:]); err != nil {
 		return nil, err
 	}
 	n := int(binary.LittleEndian.Uint16(head[:]))
-	if n > len(buf) {
+	if n > MaxDatagram {
 		return nil, errors.New("a datagram that is too long")
+	}
+	if n > cap(buf) {
+		buf = make([]byte, n)
 	}
 	if _, err := io.ReadFull(r, buf[:n]); err != nil {
 		return nil, io.ErrUnexpectedEOF
@@ -182,30 +190,33 @@ func ReadDatagram(r io.Reader, buf []byte) ([]byte, error) {
 
 // RelayDatagrams passes datagrams between a connected UDP socket and a connection that
 // carries them framed, until the connection ends, and closes both.
-func RelayDatagrams(udp *net.UDPConn, c net.Conn) error {
+func (b *Buffers) RelayDatagrams(udp *net.UDPConn, c net.Conn) error {
+	raw, err := udp.SyscallConn()
+	if err != nil {
+		return err
+	}
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		buf := make([]byte, frameSize+MaxDatagram)
 		for {
-			n, err := udp.Read(buf[frameSize:])
-			if errors.Is(err, net.ErrClosed) {
-				return
+			p, n, err := b.read(raw, Overhead)
+			if p == nil {
+				return // closed
 			}
-			if err != nil { // nobody listens: the sender is not told, as with any lost datagram
-				continue
+			var broken error
+			if err == nil { // else nobody listens: the sender is not told, as with any lost datagram
+				binary.LittleEndian.PutUint16(*p, uint16(n))
+				_, broken = c.Write((*p)[:Overhead+n])
 			}
-			binary.LittleEndian.PutUint16(buf, uint16(n))
-			if _, err := c.Write(buf[:frameSize+n]); err != nil {
+			b.put(p)
+			if broken != nil {
 				return
 			}
 		}
 	}()
-	buf := make([]byte, MaxDatagram)
-	var err error
+	var datagram []byte
 	for {
-		var datagram []byte
-		if datagram, err = ReadDatagram(c, buf); err != nil {
+		if datagram, err = ReadDatagram(c, datagram[:0]); err != nil {
 			break
 		}
 		udp.Write(datagram) //nolint:errcheck // UDP promises nothing

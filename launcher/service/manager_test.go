@@ -177,6 +177,8 @@ func (m *memMachine) MountDisk(ctx context.Context, r wire.MountDisk) (string, e
 	return "/mnt/wsl/" + r.Name, nil
 }
 
+func (m *memMachine) WatchPorts() error { return nil }
+
 func (m *memMachine) ReleaseDisk(ctx context.Context, slot int) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
