@@ -199,7 +199,7 @@ var knownNames = []string{
 	"wsl2.vmIdleTimeout", "wsl2.kernelBootTimeout", "wsl2.distributionStartTimeout", "wsl2.memory", "wsl2.processors",
 	"wsl2.kernel", "wsl2.kernelCommandLine", "wsl2.accel", "wsl2.defaultVhdSize",
 	"interop.enabled", "interop.hostPrograms", "interop.sshAgent", "wsl2.safeMode",
-	"wsl2.localhostForwarding", "ports.ignore", "ports.privileged", "ports.publish",
+	"wsl2.localhostForwarding", "ports.ignore", "ports.privileged", "ports.publish", "experimental.ignoredPorts",
 }
 
 // settings maps "section.key" to what stores the value; the result is a
@@ -309,11 +309,11 @@ var settings = map[string]func(s *Settings, value string, h Host) string{
 	"ports.ignore":              ignorePorts,
 	"experimental.ignoredports": ignorePorts, // WSL's name
 	"ports.publish": func(s *Settings, v string, _ Host) string {
-		r, err := ports.ParseLine(v)
+		rules, err := ports.ParseRules(v)
 		if err != nil {
 			return fmt.Sprintf("Not published (%v):", err)
 		}
-		s.Ports.Rules = append(s.Ports.Rules, r)
+		s.Ports.Rules = rules
 		return ""
 	},
 	"wsl2.defaultvhdsize": func(s *Settings, v string, _ Host) string {

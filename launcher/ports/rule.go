@@ -88,31 +88,35 @@ func (r *Rule) Restrict(address string, allow []string) (err error) {
 	return nil
 }
 
-// ParseLine reads a rule of wslconfig: DISTRO:PORT[:HOSTPORT][/udp] [address=ADDR] [allow=CIDR,...].
-func ParseLine(text string) (Rule, error) {
-	words := strings.Fields(text)
-	if len(words) == 0 {
-		return Rule{}, errRule
-	}
-	r, err := ParseRule(words[0])
-	if err != nil {
-		return r, err
-	}
-	for _, w := range words[1:] {
-		key, value, _ := strings.Cut(w, "=")
-		switch {
-		case key == "address" && value != "":
-			err = r.Restrict(value, nil)
-		case key == "allow" && value != "":
-			err = r.Restrict("", strings.Split(value, ","))
-		default:
-			err = fmt.Errorf("want address=ADDR or allow=CIDR,..., not %q", w)
+// ParseRules reads those of wslconfig, separated by semicolons:
+// DISTRO:PORT[:HOSTPORT][/udp] [address=ADDR] [allow=CIDR,...].
+func ParseRules(text string) (list []Rule, err error) {
+	for _, one := range strings.Split(text, ";") {
+		words := strings.Fields(one)
+		if len(words) == 0 {
+			continue
 		}
+		r, err := ParseRule(words[0])
 		if err != nil {
-			return r, err
+			return nil, err
 		}
+		for _, w := range words[1:] {
+			key, value, _ := strings.Cut(w, "=")
+			switch {
+			case key == "address" && value != "":
+				err = r.Restrict(value, nil)
+			case key == "allow" && value != "":
+				err = r.Restrict("", strings.Split(value, ","))
+			default:
+				err = fmt.Errorf("want address=ADDR or allow=CIDR,..., not %q", w)
+			}
+			if err != nil {
+				return nil, err
+			}
+		}
+		list = append(list, r)
 	}
-	return r, nil
+	return list, nil
 }
 
 // Same tells whether the rules publish the same port of the same distro.
