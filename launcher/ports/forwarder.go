@@ -47,8 +47,10 @@ type Forwarder struct {
 	dial func(port uint32, hello wire.Hello) (*guestconn.Conn, error)
 	// unprivileged is the first port that needs no permission.
 	unprivileged uint16
-	buffers      forward.Buffers
-	wg           sync.WaitGroup // of all goroutines
+	// isHost tells whether a peer is the host itself: netip.Addr.IsLoopback but for tests.
+	isHost  func(netip.Addr) bool
+	buffers forward.Buffers
+	wg      sync.WaitGroup // of all goroutines
 
 	entries map[key]*entry // owned by who calls Apply
 
@@ -77,7 +79,7 @@ func NewForwarder(vsockPath string) *Forwarder {
 		dial: func(port uint32, hello wire.Hello) (*guestconn.Conn, error) {
 			return guestconn.Dial(vsockPath, port, hello, nil)
 		},
-		unprivileged: unprivilegedStart(), entries: map[key]*entry{}, conns: map[io.Closer]struct{}{},
+		unprivileged: unprivilegedStart(), isHost: netip.Addr.IsLoopback, entries: map[key]*entry{}, conns: map[io.Closer]struct{}{},
 	}
 }
 
@@ -286,7 +288,7 @@ func (f *Forwarder) accept(l *net.TCPListener, spec Forward, v6 bool, r Rule) {
 			continue
 		}
 		peer, ok := c.RemoteAddr().(*net.TCPAddr)
-		if !ok || !r.allows(peer.AddrPort().Addr()) || !f.enter(c) {
+		if !ok || !f.may(peer.AddrPort().Addr(), r) || !f.enter(c) {
 			forward.Abort(c)
 			continue
 		}
@@ -295,6 +297,11 @@ func (f *Forwarder) accept(l *net.TCPListener, spec Forward, v6 bool, r Rule) {
 			f.serveTCP(c, spec, v6)
 		})
 	}
+}
+
+// may tells whether a peer may connect to what a rule publishes.
+func (f *Forwarder) may(peer netip.Addr, r Rule) bool {
+	return r.allows(peer) || f.isHost(peer.Unmap())
 }
 
 // enter notes a connection, unless there are too many.

@@ -136,12 +136,12 @@ func (r Rule) String() string {
 	return s
 }
 
-// allows tells whether a peer may connect.
+// allows tells whether a peer that is not the host itself may connect.
 func (r Rule) allows(peer netip.Addr) bool {
-	peer = peer.Unmap().WithZone("")
-	if len(r.Allow) == 0 || peer.IsLoopback() {
+	if len(r.Allow) == 0 {
 		return true
 	}
+	peer = peer.Unmap().WithZone("")
 	return slices.ContainsFunc(r.Allow, func(p netip.Prefix) bool { return p.Contains(peer) })
 }
 

@@ -51,7 +51,7 @@ func (u *udpListener) serve() {
 		if errors.Is(err, net.ErrClosed) {
 			break
 		}
-		if err != nil || !u.rule.allows(peer.Addr()) {
+		if err != nil || !u.f.may(peer.Addr(), u.rule) {
 			continue
 		}
 		if f := u.flow(peer); f != nil {
