@@ -18,6 +18,14 @@ func (s *Server) port(c conn) {
 		return
 	}
 	defer c.Close()
+	s.mu.Lock()
+	s.ports[c] = struct{}{}
+	s.mu.Unlock()
+	defer func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		delete(s.ports, c)
+	}()
 	c.SetReadDeadline(time.Time{})                     //nolint:errcheck // a dead connection shows at the next read
 	c.SetWriteDeadline(time.Now().Add(controlTimeout)) //nolint:errcheck // Write tells
 	to, err := dialLoopback(dial)

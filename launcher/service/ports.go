@@ -290,7 +290,7 @@ func (s *Service) ports(p *peer, reg *registry.Registry, c api.Call) (any, error
 }
 
 func (s *Service) listPorts() (result api.Ports, settled bool) {
-	result = api.Ports{Ports: []ports.Bound{}, Rules: s.m.book.all()}
+	result = api.Ports{Ports: []ports.Bound{}, Rules: append([]ports.Rule{}, s.m.book.all()...)}
 	settled = true
 	for _, m := range s.managers() {
 		list, all := m.boundPorts()
