@@ -1,9 +1,6 @@
-// Command serve serves ports in a distro, for tests: one for each argument MODE,NETWORK,ADDRESS
-// (echo,tcp4,0.0.0.0:80), until its standard input ends. It says "ready" when all are open.
-//
-//	echo   sends back what it gets, and ends when its peer has
-//	reset  resets the connection when the first byte has come
-package main
+// Package serve is the server in a distro that system tests need. A test's binary becomes it
+// there, so that nothing has to be built for it.
+package serve
 
 import (
 	"fmt"
@@ -13,8 +10,13 @@ import (
 	"strings"
 )
 
-func main() {
-	for _, arg := range os.Args[1:] {
+// Main serves one port for each argument MODE,NETWORK,ADDRESS (echo,tcp4,0.0.0.0:80) until its
+// standard input ends. It says "ready" when all are open.
+//
+//	echo   sends back what it gets, and ends when its peer has
+//	reset  resets the connection when the first byte has come
+func Main(args []string) {
+	for _, arg := range args {
 		if err := serve(arg); err != nil {
 			fmt.Println(err)
 			os.Exit(1)
