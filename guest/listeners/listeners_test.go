@@ -1,12 +1,16 @@
 package listeners
 
 import (
+	"context"
 	"encoding/binary"
+	"errors"
 	"maps"
+	"net"
 	"net/netip"
 	"reflect"
 	"slices"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -150,5 +154,36 @@ func TestJumps(t *testing.T) {
 	}
 	if got := p.bytes(); !reflect.DeepEqual(got, want) {
 		t.Errorf("%x\nwant %x", got, want)
+	}
+}
+
+// TestPoll: what this machine's kernel says of its sockets, with neither rights nor events.
+func TestPoll(t *testing.T) {
+	l, err := net.Listen("tcp", "[::]:0") // IPv4, too
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	port := l.Addr().(*net.TCPAddr).AddrPort().Port()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	there := false
+	err = Poll(ctx, func(list []Listener) {
+		i := slices.IndexFunc(list, func(l Listener) bool { return l.Port == port && !l.UDP })
+		switch {
+		case i < 0 && there:
+			cancel() // as it should be
+		case i < 0:
+			t.Errorf("port %d is not among %+v", port, list)
+			cancel()
+		default:
+			if there = true; !list[i].V4 || !list[i].V6 || list[i].Cgroup == 0 {
+				t.Errorf("%+v", list[i])
+			}
+			l.Close()
+		}
+	})
+	if !errors.Is(err, context.Canceled) {
+		t.Errorf("%v: its end is not seen", err)
 	}
 }

@@ -1,14 +1,13 @@
 package pid1
 
 import (
-	"cmp"
 	"context"
 	"encoding/binary"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"runtime/debug"
-	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -26,12 +25,20 @@ func (v *vm) watchPorts() {
 		}
 	}()
 	v.setUp()
-	var last []wire.Port
+	var last map[wire.Port]bool
 	tell := func(list []listeners.Listener) {
-		if now := v.ports(list); !slices.Equal(now, last) {
-			last = now
-			v.send(&wire.PortsOpen{Ports: now})
+		now := v.ports(list)
+		if maps.Equal(now, last) {
+			return
 		}
+		last = now
+		m := &wire.PortsOpen{}
+		for p := range now {
+			if len(m.Ports) < wire.MaxPorts {
+				m.Ports = append(m.Ports, p)
+			}
+		}
+		v.send(m)
 	}
 	w, err := listeners.New(cgroupRoot)
 	if err == nil {
@@ -46,9 +53,9 @@ func (v *vm) watchPorts() {
 
 // ports are the listeners by distro, those of the VM itself left out. Two sockets on one
 // port, for IPv4 and for IPv6 say, are one.
-func (v *vm) ports(list []listeners.Listener) []wire.Port {
+func (v *vm) ports(list []listeners.Listener) map[wire.Port]bool {
 	owners := map[uint64]string{}
-	merged := map[wire.Port]*wire.Port{}
+	merged := map[wire.Port]wire.Port{}
 	for _, l := range list {
 		name, ok := owners[l.Cgroup]
 		if !ok {
@@ -62,26 +69,18 @@ func (v *vm) ports(list []listeners.Listener) []wire.Port {
 			continue
 		}
 		key := wire.Port{Distro: name, UDP: l.UDP, Number: l.Port}
-		if merged[key] == nil {
-			merged[key] = &wire.Port{Distro: name, UDP: l.UDP, Number: l.Port}
+		p, ok := merged[key]
+		if !ok {
+			p = key
 		}
-		merged[key].V4 = merged[key].V4 || l.V4
-		merged[key].V6 = merged[key].V6 || l.V6
+		p.V4, p.V6 = p.V4 || l.V4, p.V6 || l.V6
+		merged[key] = p
 	}
-	all := make([]wire.Port, 0, len(merged))
+	all := make(map[wire.Port]bool, len(merged))
 	for _, p := range merged {
-		all = append(all, *p)
+		all[p] = true
 	}
-	slices.SortFunc(all, func(a, b wire.Port) int {
-		udp := func(p wire.Port) int {
-			if p.UDP {
-				return 1
-			}
-			return 0
-		}
-		return cmp.Or(cmp.Compare(a.Distro, b.Distro), cmp.Compare(a.Number, b.Number), cmp.Compare(udp(a), udp(b)))
-	})
-	return all[:min(len(all), wire.MaxPorts)]
+	return all
 }
 
 // fileIDKernfs is the type of handles of cgroups (linux/exportfs.h, FILEID_KERNFS): their ID.
