@@ -92,17 +92,42 @@ func (b *portBook) set(r ports.Rule, publish bool) (had bool, err error) {
 	if publish {
 		rules = append(rules, r)
 	}
+	return had, b.saveLocked(rules)
+}
+
+// rename lets the rules of a distro be those of another name, or with "" of none: a distro
+// that gets the name later must not find its ports published.
+func (b *portBook) rename(name, to string) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	rules := []ports.Rule{}
+	for _, r := range b.rules {
+		if strings.EqualFold(r.Distro, name) {
+			r.Distro = to
+		}
+		if r.Distro != "" {
+			rules = append(rules, r)
+		}
+	}
+	if slices.EqualFunc(rules, b.rules, func(x, y ports.Rule) bool { return x.Distro == y.Distro }) {
+		return nil
+	}
+	return b.saveLocked(rules)
+}
+
+// saveLocked writes the rules down and takes them over. Preconditions: b.mu is held.
+func (b *portBook) saveLocked(rules []ports.Rule) error {
 	if b.file != "" {
 		text, err := json.MarshalIndent(rules, "", "  ")
 		if err == nil {
 			err = registry.WriteFile(b.file, text)
 		}
 		if err != nil {
-			return had, fmt.Errorf("remember what is published: %w", err)
+			return fmt.Errorf("remember what is published: %w", err)
 		}
 	}
 	b.rules = rules
-	return had, nil
+	return nil
 }
 
 // changed wakes those who wait.

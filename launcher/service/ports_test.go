@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"reflect"
 	"slices"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -160,6 +161,22 @@ func TestPublishRules(t *testing.T) {
 	})
 	if book, err = newPortBook(file); err != nil || !reflect.DeepEqual(book.all(), []ports.Rule{{Distro: "debian", Port: 81, HostPort: 81}}) {
 		t.Errorf("%+v, %v", book.all(), err)
+	}
+	for _, step := range []struct{ from, to, left string }{{"alpine", "x", "debian:81"}, {"Debian", "new", "new:81"}, {"new", "", ""}} {
+		if err := book.rename(step.from, step.to); err != nil {
+			t.Fatal(err)
+		}
+		again, err := newPortBook(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var left []string
+		for _, r := range again.all() {
+			left = append(left, r.String())
+		}
+		if got := strings.Join(left, " "); got != step.left {
+			t.Errorf("%s renamed to %q: %q, want %q", step.from, step.to, got, step.left)
+		}
 	}
 	if err := os.WriteFile(file, []byte("{"), 0o600); err != nil {
 		t.Fatal(err)
