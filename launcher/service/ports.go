@@ -24,6 +24,9 @@ import (
 // watchDelay keeps what the guest loads to see its listeners off the way of a VM's first command.
 const watchDelay = 250 * time.Millisecond
 
+// maxPortWarnings bounds what a guest can make us log.
+const maxPortWarnings = 100
+
 // settleTimeout bounds the wait of --publish for the process.
 const settleTimeout = 30 * time.Second
 
@@ -49,6 +52,8 @@ type vmPorts struct {
 	kick    chan struct{}   // holds one token when plan has changed; nil while there is no process
 	bound   []ports.Bound   // what the process has made of a plan
 	settled bool            // of the last one
+
+	warnings int // logged so far
 }
 
 // portBook is what the Managers of a user have in common: the rules of `wsl2 ports --publish`,
@@ -235,7 +240,8 @@ func (m *Manager) runPorts(v *vm, kick <-chan struct{}) error {
 		}
 		m.mu.Lock()
 		for _, b := range bound {
-			if b.Note != "" && !slices.ContainsFunc(v.ports.bound, func(o ports.Bound) bool { return reflect.DeepEqual(o, b) }) {
+			if b.Note != "" && v.ports.warnings < maxPortWarnings && !slices.ContainsFunc(v.ports.bound, func(o ports.Bound) bool { return reflect.DeepEqual(o, b) }) {
+				v.ports.warnings++
 				m.log.Warn("port", "distro", b.Distro, "proto", b.Proto, "port", b.Port, "note", b.Note)
 			}
 		}
