@@ -11,7 +11,7 @@ import (
 )
 
 // This file is as much of bpf(2) as three programs of thirty instructions need. A library
-// would add a quarter to /init, which every boot loads.
+// would add two fifths to /init, which every boot loads.
 
 // instruction is struct bpf_insn.
 type instruction struct {
