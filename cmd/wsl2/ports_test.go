@@ -174,7 +174,7 @@ func echo(t *testing.T, c net.Conn, data []byte) {
 	c.Close()
 }
 
-// ping sends a datagram until it comes back: on its way the first may be lost, as any.
+// ping sends a datagram and wants it back.
 func ping(t *testing.T, c net.Conn, data []byte) {
 	t.Helper()
 	buf := make([]byte, 1<<16)
