@@ -43,7 +43,7 @@ const (
 
 // Forwarder listens on the host for the ports of one VM.
 type Forwarder struct {
-	// Dial connects to a distro's session port.
+	// dial connects to a distro's session port.
 	dial func(port uint32, hello wire.Hello) (*guestconn.Conn, error)
 	// unprivileged is the first port that needs no permission.
 	unprivileged uint16
