@@ -41,6 +41,7 @@ var actions = map[string]func(*command) error{
 	"--manage":          manage,
 	"--update":          update,
 	"--uninstall":       uninstall,
+	"ports":             listPorts,
 	"tools":             packTools,
 }
 

@@ -55,7 +55,8 @@ type vm struct {
 	writeMu sync.Mutex // serialises frames on control
 	control *vsock.Conn
 
-	setup sync.Once // the part of the root that only distros need
+	setup    sync.Once // the part of the root that only distros need
+	watching sync.Once // of ports
 
 	sharedMu sync.Mutex     // serialises what is done with shared disks
 	shared   map[int32]bool // slots of disks that MountDisk has taken; guarded by sharedMu
@@ -168,6 +169,8 @@ func (v *vm) serve(r io.Reader) error {
 			v.request(m.ID, func() *wire.Reply { return v.releaseDisk(m.Slot) })
 		case *wire.SwapOn:
 			v.request(m.ID, func() *wire.Reply { return swapOn(m.Slot) })
+		case *wire.WatchPorts:
+			v.watching.Do(func() { go v.watchPorts() })
 		case *wire.Shutdown:
 			v.stopAll(time.Duration(m.GraceMillis) * time.Millisecond)
 			v.powerOff()

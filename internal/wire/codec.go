@@ -49,6 +49,10 @@ const (
 	TypeHostExec     Type = 54
 	TypeMountShare   Type = 55
 	TypeSwapOn       Type = 60
+
+	TypeWatchPorts Type = 70
+	TypePortsOpen  Type = 71
+	TypeDialPort   Type = 72
 )
 
 // newMessage returns an empty message of type t, or nil.
@@ -100,6 +104,12 @@ func newMessage(t Type) Message {
 		return new(MountShare)
 	case TypeSwapOn:
 		return new(SwapOn)
+	case TypeWatchPorts:
+		return new(WatchPorts)
+	case TypePortsOpen:
+		return new(PortsOpen)
+	case TypeDialPort:
+		return new(DialPort)
 	}
 	return nil
 }

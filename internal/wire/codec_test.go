@@ -41,6 +41,9 @@ func samples() []Message {
 		&Exited{Status: 3, Signal: 9, StdoutBytes: 1 << 33, StderrBytes: 2, PTYBytes: 3},
 		&HostExec{Session: SessionID{1, 2, 15: 3}, Kind: HostAgent, Distro: "debian"},
 		&MountShare{Session: SessionID{1, 2, 15: 3}, Guest: "/mnt/host", UID: 1000, GID: 1001, Distro: "debian"},
+		&WatchPorts{},
+		&PortsOpen{Ports: []Port{{Distro: "debian", UDP: true, V4: true, V6: true, Number: 8080}, {Distro: "a", Number: 1}}},
+		&DialPort{UDP: true, V6: true, Number: 443},
 	}
 }
 

@@ -173,6 +173,8 @@ func (c *control) handle(m wire.Message) error {
 		c.req.HostExec(m.Distro, m.Session)
 	case *wire.MountShare:
 		c.req.MountShare(m)
+	case *wire.PortsOpen:
+		c.req.PortsOpen(m.Ports)
 	default:
 		return fmt.Errorf("unexpected %v", m.Type())
 	}
@@ -277,6 +279,9 @@ func textOf(r *wire.Reply, err error) (string, error) {
 	}
 	return r.Text, nil
 }
+
+// WatchPorts is answered by PortsOpen, from then on.
+func (c *control) WatchPorts() error { return c.send(&wire.WatchPorts{}) }
 
 // Shutdown has no Reply but the VM's end.
 func (c *control) Shutdown(grace time.Duration) error {

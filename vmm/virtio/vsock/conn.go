@@ -337,7 +337,9 @@ func (s *session) watch(c *conn) {
 func (s *session) guestShutdown(c *conn, flags uint32) {
 	if flags&shutdownSend != 0 && !c.guestEnd {
 		c.guestEnd = true
-		if c.backlog.len() == 0 {
+		// Not if all is over: the host would see a half-close for a moment, and not that
+		// the guest has gone.
+		if c.backlog.len() == 0 && flags&shutdownReceive == 0 && !c.noRead {
 			_ = unix.Shutdown(c.fd, unix.SHUT_WR)
 		}
 	}
