@@ -328,6 +328,8 @@ type VM struct {
 	CPUs          int    `json:"cpus"`
 	// BootMillis is the time from the start of the VM's process to /init's readiness.
 	BootMillis int64 `json:"bootMillis"`
+	// KernelMicros is what of it the guest's kernel took until it started /init, by its own clock.
+	KernelMicros int64 `json:"kernelMicros"`
 }
 
 // Ports is the Result of VerbPorts.

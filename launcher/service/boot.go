@@ -112,6 +112,7 @@ func (b *Booter) Boot(ctx context.Context, r BootRequest) (Machine, error) {
 	m := &machine{control: ctl, Process: p, path: paths.VsockPath(), log: b.Log, warnings: warnings, info: api.VM{
 		PID: started.PID, Accel: started.Accel, AccelReason: started.AccelReason, Kernel: kernel, KernelRelease: ctl.ready.KernelRelease,
 		MemoryBytes: c.MemoryBytes, CPUs: c.CPUs, BootMillis: time.Since(began).Milliseconds(),
+		KernelMicros: int64(ctl.ready.BootNanos / 1000),
 	}}
 	go m.guard()
 	return m, nil
