@@ -258,8 +258,8 @@ func handle(ctx context.Context, m Machine, r request) message {
 	return answer
 }
 
-// maxConsoleLog bounds the log of a guest that prints without end; the log
-// before is kept under the name with ".1".
+// maxConsoleLog bounds the log of a guest that prints without end: it begins anew
+// then. The log of the VM before is kept under the name with ".1".
 const maxConsoleLog = 4 << 20
 
 type consoleLog struct {
