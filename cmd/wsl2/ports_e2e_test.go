@@ -51,7 +51,7 @@ func TestPorts(t *testing.T) {
 	if !errors.Is(err, unix.ECONNRESET) && !errors.Is(err, unix.EPIPE) {
 		t.Errorf("a connection that the distro resets: %v", err)
 	}
-	many(t, wild4, 200)
+	many(t, wild4, 1000)
 
 	// What the host uses stays the host's, what is privileged needs permission.
 	for _, x := range list.Ports {
