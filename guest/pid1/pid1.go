@@ -55,7 +55,8 @@ type vm struct {
 	writeMu sync.Mutex // serialises frames on control
 	control *vsock.Conn
 
-	setup sync.Once // the part of the root that only distros need
+	network vmNetwork
+	setup   sync.Once // the part of the root that only distros need
 
 	sharedMu sync.Mutex     // serialises what is done with shared disks
 	shared   map[int32]bool // slots of disks that MountDisk has taken; guarded by sharedMu
@@ -149,6 +150,8 @@ func (v *vm) serve(r io.Reader) error {
 			return err
 		}
 		switch m := m.(type) {
+		case *wire.Network:
+			v.startNetwork(m)
 		case *wire.StartDistro:
 			v.request(m.ID, func() *wire.Reply { return v.startDistro(m) })
 		case *wire.StopDistro:

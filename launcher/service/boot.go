@@ -15,6 +15,7 @@ import (
 
 	"github.com/wsl2/wsl2/launcher/api"
 	"github.com/wsl2/wsl2/launcher/config"
+	"github.com/wsl2/wsl2/launcher/netproc"
 	"github.com/wsl2/wsl2/launcher/vmproc"
 )
 
@@ -75,6 +76,10 @@ func (b *Booter) Boot(ctx context.Context, r BootRequest) (Machine, error) {
 		MemoryBytes: r.Settings.MemoryBytes, CPUs: r.Settings.Processors,
 		DiskSlots: diskSlots, LateSlots: own, GuestCID: guestCID, VsockPath: paths.VsockPath(), ConsoleLog: paths.ConsoleLog(), Verdict: paths.KVMVerdict(),
 	}
+	if n := r.Settings.Network; !n.Off {
+		c.Network = netproc.Default()
+		c.Network.HostLoopback, c.Network.Policy = n.HostLoopback, n.Policy
+	}
 	if r.Disk != "" {
 		c.Disks = []string{r.Disk}
 	}
@@ -90,6 +95,11 @@ func (b *Booter) Boot(ctx context.Context, r BootRequest) (Machine, error) {
 		p.Kill()
 		<-p.Done()
 		return nil, bootFailure(err, r.Settings.Kernel)
+	}
+	if c.Network != nil {
+		if err := ctl.network(c.Network); err != nil {
+			return nil, bootFailure(err, r.Settings.Kernel)
+		}
 	}
 	started := p.Started()
 	m := &machine{control: ctl, Process: p, path: paths.VsockPath(), log: b.Log, info: api.VM{

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/wsl2/wsl2/internal/wire"
+	"github.com/wsl2/wsl2/launcher/netproc"
 )
 
 // errControlLost says that the control channel to the guest's PID 1 is gone.
@@ -276,4 +277,12 @@ func textOf(r *wire.Reply, err error) (string, error) {
 // Shutdown has no Reply but the VM's end.
 func (c *control) Shutdown(grace time.Duration) error {
 	return c.send(&wire.Shutdown{GraceMillis: uint32(grace.Milliseconds())})
+}
+
+// network tells the guest the addresses of its card.
+func (c *control) network(n *netproc.Config) error {
+	return c.send(&wire.Network{
+		Guest4: n.Guest4.String(), Gateway4: n.Gateway4.String(),
+		Guest6: n.Guest6.String(), Gateway6: n.Gateway6.String(),
+	})
 }

@@ -42,6 +42,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/wsl2/wsl2/launcher/netproc"
 )
 
 // Config is what a VM is made of.
@@ -59,6 +61,7 @@ type Config struct {
 	VsockPath   string
 	ConsoleLog  string // file; replaced
 	Verdict     string // file; vmm.Config.Verdict
+	Network     *netproc.Config
 }
 
 // Machine is what this package needs of package vmm.

@@ -1,0 +1,48 @@
+// Command wsl2-net is the network of a VM (package vmm/usernet), an executable of its own
+// so that no command pays for the start of a TCP/IP stack.
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/signal"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/wsl2/wsl2/launcher/netproc"
+	"github.com/wsl2/wsl2/vmm/usernet"
+)
+
+func main() {
+	if err := run(); err != nil {
+		fmt.Fprintf(os.Stderr, "wsl2-net: %v\n", err)
+		os.Exit(125)
+	}
+}
+
+func run() error {
+	// ^C in the terminal whose command started the service is not for the VM.
+	signal.Ignore(unix.SIGHUP, unix.SIGINT)
+	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM)
+	defer stop()
+	c, link, err := netproc.Main()
+	if err != nil {
+		return err
+	}
+	n, err := usernet.New(usernet.Config{
+		GuestMAC: c.GuestMAC, GatewayMAC: c.GatewayMAC, MTU: c.MTU,
+		Guest4: c.Guest4.Addr(), Gateway4: c.Gateway4, Guest6: c.Guest6.Addr(), Gateway6: c.Gateway6,
+		HostLoopback: c.HostLoopback, Policy: c.Policy, Logf: logf,
+	}, link)
+	if err != nil {
+		return err
+	}
+	return n.Serve(ctx)
+}
+
+// logf writes to the service's log.
+func logf(format string, args ...any) {
+	fmt.Fprintf(os.Stderr, "time=%s wsl2-net: %s\n", time.Now().Format(time.RFC3339), fmt.Sprintf(format, args...))
+}
