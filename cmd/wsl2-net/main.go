@@ -5,6 +5,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"net/netip"
 	"os"
 	"os/signal"
 	"time"
@@ -27,15 +28,17 @@ func run() error {
 	signal.Ignore(unix.SIGHUP, unix.SIGINT)
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM)
 	defer stop()
-	c, link, err := netproc.Main()
+	c, err := netproc.Parse(os.Args[1:])
 	if err != nil {
 		return err
 	}
+	unix.CloseOnExec(netproc.Link)
 	n, err := usernet.New(usernet.Config{
-		GuestMAC: c.GuestMAC, GatewayMAC: c.GatewayMAC, MTU: c.MTU,
-		Guest4: c.Guest4.Addr(), Gateway4: c.Gateway4, Guest6: c.Guest6.Addr(), Gateway6: c.Gateway6,
+		GuestMAC: netproc.GuestMAC, GatewayMAC: netproc.GatewayMAC, MTU: netproc.MTU,
+		Guest4: netip.MustParseAddr(netproc.Guest4), Gateway4: netip.MustParseAddr(netproc.Gateway4),
+		Guest6: netip.MustParseAddr(netproc.Guest6), Gateway6: netip.MustParseAddr(netproc.Gateway6),
 		HostLoopback: c.HostLoopback, Policy: c.Policy, Logf: logf,
-	}, link)
+	}, netproc.Link)
 	if err != nil {
 		return err
 	}

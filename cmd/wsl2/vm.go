@@ -25,7 +25,7 @@ func newMachine(c vmproc.Config, console io.Writer, diskError func(slot int, err
 	}
 	if n := c.Network; n != nil {
 		cfg.Network = &vmm.Network{
-			MAC: n.GuestMAC, MTU: n.MTU,
+			MAC: netproc.GuestMAC, MTU: netproc.MTU,
 			Open:    func() (*os.File, error) { return netproc.Start(n) },
 			OnError: func(err error) { fmt.Fprintf(os.Stderr, "wsl2: %v\n", err) },
 		}

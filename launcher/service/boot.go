@@ -77,8 +77,7 @@ func (b *Booter) Boot(ctx context.Context, r BootRequest) (Machine, error) {
 		DiskSlots: diskSlots, LateSlots: own, GuestCID: guestCID, VsockPath: paths.VsockPath(), ConsoleLog: paths.ConsoleLog(), Verdict: paths.KVMVerdict(),
 	}
 	if n := r.Settings.Network; !n.Off {
-		c.Network = netproc.Default()
-		c.Network.HostLoopback, c.Network.Policy = n.HostLoopback, n.Policy
+		c.Network = netproc.Config{HostLoopback: n.HostLoopback, Policy: n.Policy}.Args()
 	}
 	if r.Disk != "" {
 		c.Disks = []string{r.Disk}
@@ -97,9 +96,7 @@ func (b *Booter) Boot(ctx context.Context, r BootRequest) (Machine, error) {
 		return nil, bootFailure(err, r.Settings.Kernel)
 	}
 	if c.Network != nil {
-		if err := ctl.network(c.Network); err != nil {
-			return nil, bootFailure(err, r.Settings.Kernel)
-		}
+		ctl.first = network()
 	}
 	started := p.Started()
 	m := &machine{control: ctl, Process: p, path: paths.VsockPath(), log: b.Log, info: api.VM{

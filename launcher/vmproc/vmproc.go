@@ -42,8 +42,6 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
-
-	"github.com/wsl2/wsl2/launcher/netproc"
 )
 
 // Config is what a VM is made of.
@@ -59,9 +57,9 @@ type Config struct {
 	LateSlots   bool
 	GuestCID    uint64
 	VsockPath   string
-	ConsoleLog  string // file; replaced
-	Verdict     string // file; vmm.Config.Verdict
-	Network     *netproc.Config
+	ConsoleLog  string   // file; replaced
+	Verdict     string   // file; vmm.Config.Verdict
+	Network     []string // arguments of the network's process (netproc.Config.Args); nil without a network
 }
 
 // Machine is what this package needs of package vmm.

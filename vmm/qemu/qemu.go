@@ -185,7 +185,7 @@ type process struct {
 	mu       sync.Mutex
 	backends []*vhostuser.Backend // guarded by mu while a door is open
 	released bool                 // guarded by mu
-	parts    sync.WaitGroup // output, monitor, backends
+	parts    sync.WaitGroup       // output, monitor, backends
 }
 
 // launch starts QEMU and the goroutines that serve it. On an error nothing is

@@ -1,6 +1,7 @@
 package usernet
 
 import (
+	"cmp"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -19,8 +20,7 @@ import (
 const (
 	dnsPort = 53
 
-	// Domain is where the names are that only the guest knows; hostName is the host, and
-	// the names of Config.DNS.Names are the guest itself.
+	// Domain is where the names are that only the guest knows; hostName is the host.
 	Domain   = "wsl2.internal"
 	hostName = "host." + Domain
 
@@ -41,8 +41,8 @@ type DNSConfig struct {
 	// ResolvConf and Hosts are the host's files, if not those of /etc. They are read
 	// again when they have changed.
 	ResolvConf, Hosts string
-	// Names are the guest's own ones, below Domain.
-	Names []string
+	// Port is where servers listen, if not at 53.
+	Port uint16
 }
 
 // resolver answers the guest's questions as the host's own resolver would: from
@@ -62,6 +62,7 @@ func newResolver(n *Network) *resolver {
 	if c.Hosts != "" {
 		r.hosts.path = c.Hosts
 	}
+	r.conf.port = cmp.Or(c.Port, dnsPort)
 	if c.ResolvConf != "" {
 		r.conf.path = c.ResolvConf
 	}
@@ -209,13 +210,9 @@ func (r *resolver) local(name string, typ dnsmessage.Type) (addrs []netip.Addr, 
 	c := r.n.cfg
 	switch {
 	case name == hostName:
-		return []netip.Addr{c.Gateway4, c.Gateway6}, nil, true
+		// Not the other one: UDP servers would have to listen on both loopback addresses.
+		return []netip.Addr{c.Gateway4}, nil, true
 	case inDomain(name):
-		for _, own := range c.DNS.Names {
-			if name == strings.ToLower(own)+"."+Domain {
-				return []netip.Addr{c.Guest4, c.Guest6}, nil, true
-			}
-		}
 		return nil, nil, false
 	}
 	if typ == dnsmessage.TypePTR {

@@ -5,6 +5,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -27,7 +28,8 @@ type resolvConf struct {
 	search  []string
 }
 
-func parseResolvConf(text string) resolvConf {
+func parseResolvConf(text string, port uint16) resolvConf {
+	at := strconv.Itoa(int(port))
 	var c resolvConf
 	for line := range strings.Lines(text) {
 		f := strings.Fields(line)
@@ -38,7 +40,7 @@ func parseResolvConf(text string) resolvConf {
 		case "nameserver":
 			// Link-local servers have a zone.
 			if a, err := netip.ParseAddr(f[1]); err == nil && len(c.servers) < maxServers {
-				c.servers = append(c.servers, net.JoinHostPort(a.String(), "53"))
+				c.servers = append(c.servers, net.JoinHostPort(a.String(), at))
 			}
 		case "search", "domain":
 			c.search = nil
@@ -50,7 +52,7 @@ func parseResolvConf(text string) resolvConf {
 		}
 	}
 	if len(c.servers) == 0 { // as resolv.conf(5) says
-		c.servers = []string{"127.0.0.1:53"}
+		c.servers = []string{net.JoinHostPort("127.0.0.1", at)}
 	}
 	return c
 }
@@ -125,9 +127,14 @@ func (w *watchedFile[T]) load(parse func(string) T) T {
 	return w.value
 }
 
-type resolvFile struct{ watchedFile[resolvConf] }
+type resolvFile struct {
+	watchedFile[resolvConf]
+	port uint16
+}
 
-func (f *resolvFile) load() resolvConf { return f.watchedFile.load(parseResolvConf) }
+func (f *resolvFile) load() resolvConf {
+	return f.watchedFile.load(func(text string) resolvConf { return parseResolvConf(text, f.port) })
+}
 
 type hostsFile struct{ watchedFile[hosts] }
 

@@ -164,7 +164,7 @@ func (g *guestConn) wait(ctx context.Context, events waiter.EventMask, f func() 
 	if _, again := err.(*tcpip.ErrWouldBlock); !again {
 		return endpointError(err)
 	}
-	entry, ready := waiter.NewChannelEntry(events)
+	entry, ready := waiter.NewChannelEntry(events | waiter.EventErr | waiter.EventHUp)
 	g.queue.EventRegister(&entry)
 	defer g.queue.EventUnregister(&entry)
 	for {

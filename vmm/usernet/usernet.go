@@ -63,8 +63,9 @@ type Network struct {
 	dns    *resolver
 	log    limitedLog
 
-	ctx   context.Context // ends with Serve
-	tasks sync.WaitGroup  // everything that Serve waits for
+	ctx    context.Context // ends with Serve
+	cancel context.CancelFunc
+	tasks  sync.WaitGroup // everything that Serve waits for
 
 	syns syns
 }
@@ -80,6 +81,7 @@ func New(cfg Config, fd int) (*Network, error) {
 	}
 	n := &Network{cfg: cfg, limits: newLimits()}
 	n.log.logf = cfg.Logf
+	n.ctx, n.cancel = context.WithCancel(context.Background())
 	n.dns = newResolver(n)
 	n.link = newLink(fd, cfg)
 	n.stack = stack.New(stack.Options{
@@ -87,6 +89,7 @@ func New(cfg Config, fd int) (*Network, error) {
 		TransportProtocols: []stack.TransportProtocolFactory{tcp.NewProtocol, udp.NewProtocol, icmp.NewProtocol4, icmp.NewProtocol6},
 	})
 	if err := n.configure(); err != nil {
+		n.cancel()
 		n.stack.Destroy()
 		return nil, err
 	}
@@ -127,9 +130,11 @@ func (n *Network) configure() error {
 	if err := s.SetSpoofing(nic, true); err != nil {
 		return stackError("open the card", err)
 	}
+	// Half a minute for a guest that asks for a connection and does not go on.
+	retries := tcpip.TCPSynRetriesOption(4)
 	sack, moderate := tcpip.TCPSACKEnabled(true), tcpip.TCPModerateReceiveBufferOption(true)
 	for _, o := range []tcpip.SettableTransportProtocolOption{
-		&sack, &moderate,
+		&sack, &moderate, &retries,
 		&tcpip.TCPReceiveBufferSizeRangeOption{Min: minBuffer, Default: defaultBuffer, Max: maxBuffer},
 		&tcpip.TCPSendBufferSizeRangeOption{Min: minBuffer, Default: defaultBuffer, Max: maxBuffer},
 	} {
@@ -150,13 +155,10 @@ func stackError(what string, err tcpip.Error) error { return fmt.Errorf("usernet
 // Serve moves packets until ctx ends or the guest's card has gone, both of which
 // return nil. The descriptor given to New is closed when it returns.
 func (n *Network) Serve(ctx context.Context) error {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	n.ctx = ctx
 	stop := context.AfterFunc(ctx, n.link.shutdown)
 	err := n.link.serve()
 	stop()
-	cancel()
+	n.cancel()
 	n.link.shutdown()
 	// Ends every connection with the guest, and with that what waits for one.
 	n.stack.Destroy()

@@ -21,9 +21,9 @@ func (p Policy) Empty() bool { return !p.Restricted && len(p.Deny) == 0 }
 
 // Rule names peers: addresses, or names as the guest asks DNS for them.
 type Rule struct {
-	Net  netip.Prefix `json:",omitzero"`  // of addresses; else it is a rule of Name
-	Name string       `json:",omitempty"` // in small letters; *.NAME is all names below NAME; * is everything
-	Port uint16       `json:",omitempty"` // 0 is every port
+	Net  netip.Prefix // of addresses; else it is a rule of Name
+	Name string       // in small letters; *.NAME is all names below NAME; * is everything
+	Port uint16       // 0 is every port
 }
 
 // Parse reads ADDRESS, ADDRESS/BITS, NAME, *.NAME or *, with :PORT behind it
@@ -56,11 +56,27 @@ func Parse(s string) (Rule, error) {
 		r.Net = netip.PrefixFrom(a, a.BitLen())
 		return r, nil
 	}
-	r.Name = strings.ToLower(strings.TrimSuffix(peer, "."))
+	if r.Name = strings.ToLower(peer); r.Name != "*." {
+		r.Name = strings.TrimSuffix(r.Name, ".") // as DNS writes it
+	}
 	if !validPattern(r.Name) {
 		return r, fmt.Errorf("%q is no address, network or name", peer)
 	}
 	return r, nil
+}
+
+// String returns what Parse takes.
+func (r Rule) String() string {
+	peer := r.Name
+	if r.Net.IsValid() {
+		if peer = r.Net.String(); r.Port != 0 && r.Net.Addr().Is6() {
+			peer = "[" + peer + "]"
+		}
+	}
+	if r.Port == 0 {
+		return peer
+	}
+	return peer + ":" + strconv.Itoa(int(r.Port))
 }
 
 func validPattern(name string) bool {

@@ -344,6 +344,23 @@ func TestOpenFails(t *testing.T) {
 	}
 }
 
+// A card that is turned on says so to groups of IPv6: no link is opened for that.
+func TestGroupTalk(t *testing.T) {
+	d, w := newDevice(t)
+	g := virtiotest.Start(t, d, virtiotest.Options{})
+	for _, group := range []byte{2, 0x16} { // routers; RFC 3810
+		g.Ring(queueTX).Do(t, [][]byte{guestFrame(Header{}, append([]byte{0x33, 0x33, 0, 0, 0, group}, frame(60, 0)...))})
+	}
+	// Who asks for a neighbour wants an answer.
+	want := append([]byte{0x33, 0x33, 0xff, 0, 0, 1}, frame(60, 0)...)
+	g.Ring(queueTX).Do(t, [][]byte{guestFrame(Header{}, want)})
+	p := w.peer()
+	p.readFeatures(true)
+	if got := p.read(); !bytes.Equal(got[HeaderLen:], want) {
+		t.Errorf("the first frame is % x", got)
+	}
+}
+
 // A driver that resets the card goes on with the same link.
 func TestRestart(t *testing.T) {
 	d, w := newDevice(t)

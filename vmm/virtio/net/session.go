@@ -264,6 +264,15 @@ func (s *session) serveTX() (more bool, err error) {
 	return true, nil
 }
 
+// groupTalk tells whether a frame says to a group of IPv6 (33:33:00:00:00:xx, RFC 2464) that
+// the guest is there: routers, and those who count a group's members. Every card does that when it is turned
+// on, and nobody is to be started for it.
+func groupTalk(bufs [][]byte) bool {
+	var b [guestHeaderLen + 5]byte
+	virtio.Gather(b[:], bufs)
+	return [5]byte(b[guestHeaderLen:]) == [5]byte{0x33, 0x33}
+}
+
 // send puts a frame on the link and reports whether it is done with: false if the link is
 // full. What the guest got wrong is dropped, as a card does.
 func (s *session) send(bufs [][]byte) bool {
@@ -273,7 +282,7 @@ func (s *session) send(bufs [][]byte) bool {
 		return true
 	}
 	h, err := ParseHeader((*[HeaderLen]byte)(raw[:])).check(n-guestHeaderLen, s.vs.Features)
-	if err != nil || !s.open() {
+	if err != nil || s.d.link < 0 && groupTalk(bufs) || !s.open() {
 		return true
 	}
 	h.Put(&s.header)
