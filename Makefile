@@ -30,7 +30,7 @@ build: kernel initramfs wsl2 ## build everything into out/, out/wsl2 first of al
 .PHONY: wsl2
 wsl2: ## build the executables only, without kernel and initramfs
 	@mkdir -p $(OUT)
-	$(GO) build -trimpath -tags $(TAGS) -ldflags '$(LDFLAGS)' -o $(OUT)/ ./cmd/wsl2 ./cmd/wsl2-verbs ./cmd/wsl2-fetch ./cmd/wsl2-files ./cmd/wsl2-ssh
+	$(GO) build -trimpath -tags $(TAGS) -ldflags '$(LDFLAGS)' -o $(OUT)/ ./cmd/wsl2 ./cmd/wsl2-verbs ./cmd/wsl2-fetch ./cmd/wsl2-files ./cmd/wsl2-ssh ./cmd/wsl2-net
 
 .PHONY: kernel
 kernel: ## build out/vmlinux, the guest kernel (cached by the hash of its inputs)

@@ -162,13 +162,14 @@ func (v *vm) launch(d *distroProc, m *wire.StartDistro) *wire.Reply {
 	if r.Code != wire.CodeOK {
 		<-d.ended // it may have the disk mounted until then
 	}
+	v.network.wait()
 	return r
 }
 
 // setUp makes the part of the root that only distros need.
 func (v *vm) setUp() {
 	v.setup.Do(func() {
-		if err := errors.Join(mounts.All(forDistros), registerMZ()); err != nil {
+		if err := errors.Join(mounts.All(forDistros), mounts.All([]mounts.Item{v.network.resolvConf()}), registerMZ()); err != nil {
 			v.log.Errorf("%v", err)
 		}
 	})

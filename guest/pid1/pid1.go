@@ -55,6 +55,7 @@ type vm struct {
 	writeMu sync.Mutex // serialises frames on control
 	control *vsock.Conn
 
+	network  vmNetwork
 	setup    sync.Once // the part of the root that only distros need
 	watching sync.Once // of ports
 
@@ -153,6 +154,8 @@ func (v *vm) serve(r io.Reader) error {
 			return err
 		}
 		switch m := m.(type) {
+		case *wire.Network:
+			v.startNetwork(m)
 		case *wire.StartDistro:
 			v.request(m.ID, func() *wire.Reply { return v.startDistro(m) })
 		case *wire.StopDistro:

@@ -389,6 +389,22 @@ func (s *WindowSize) read(d *decoder) {
 	s.Cols = d.u16()
 }
 
+func (*Network) Type() Type { return TypeNetwork }
+
+func (m *Network) appendBody(b []byte) []byte {
+	b = appendString(b, m.Guest4)
+	b = appendString(b, m.Gateway4)
+	b = appendString(b, m.Guest6)
+	return appendString(b, m.Gateway6)
+}
+
+func (m *Network) readBody(d *decoder) {
+	m.Guest4 = d.string()
+	m.Gateway4 = d.string()
+	m.Guest6 = d.string()
+	m.Gateway6 = d.string()
+}
+
 func (t Type) String() string {
 	switch t {
 	case TypeHello:
@@ -421,6 +437,8 @@ func (t Type) String() string {
 		return "DistroExited"
 	case TypeDistroIdle:
 		return "DistroIdle"
+	case TypeNetwork:
+		return "Network"
 	case TypeStart:
 		return "Start"
 	case TypeStarted:

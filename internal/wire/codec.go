@@ -40,6 +40,7 @@ const (
 	TypeImportReady  Type = 32
 	TypeDistroExited Type = 33
 	TypeDistroIdle   Type = 34
+	TypeNetwork      Type = 40
 	TypeStart        Type = 48
 	TypeStarted      Type = 49
 	TypeFailed       Type = 50
@@ -86,6 +87,8 @@ func newMessage(t Type) Message {
 		return new(DistroExited)
 	case TypeDistroIdle:
 		return new(DistroIdle)
+	case TypeNetwork:
+		return new(Network)
 	case TypeStart:
 		return new(Start)
 	case TypeStarted:

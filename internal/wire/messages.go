@@ -92,6 +92,14 @@ const (
 	RootSlot   = -2
 )
 
+// Network gives the VM's network card its addresses (with the network's size, as
+// "10.0.0.2/24") and tells who routes, and answers DNS. It comes before the first StartDistro, if the VM has
+// a card. There is no Reply: the Reply to a StartDistro waits until the network is up.
+type Network struct {
+	Guest4, Gateway4 string
+	Guest6, Gateway6 string
+}
+
 // StopDistro ends a distro: SIGTERM to its processes, SIGKILL after the grace
 // time, unmount, sync. The Reply means its disk may be detached. With IfIdle
 // nothing is done and the Reply is CodeBusy while the distro has any process

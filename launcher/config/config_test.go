@@ -13,6 +13,7 @@ import (
 
 	"github.com/wsl2/wsl2/internal/wire"
 	"github.com/wsl2/wsl2/launcher/ports"
+	"github.com/wsl2/wsl2/vmm/usernet/policy"
 )
 
 func env(m map[string]string) func(string) string { return func(k string) string { return m[k] } }
@@ -98,6 +99,7 @@ func TestSettings(t *testing.T) {
 		"[interop]", "hostPrograms = xdg-open, git /usr/bin/code", "sshAgent=false",
 		"[distro.Debian-12.1]", "memory = 512MB", "cpus = 1.5", "[distro.small]", "pids = 100", "[wsl2]", "safeMode = true", "swap = 4GB", "swapFile = /srv/swap", "guiApplications = false",
 		"localhostForwarding = false", "[ports]", "ignore = 5432, 6000-6010", "privileged = true", "publish = debian:80:8080 allow=10.0.0.0/8; debian:53/udp address=192.168.1.5", "[experimental]", "ignoredPorts = 7000",
+		"networkingMode = none", "[network]", "hostLoopback = false", "allow = *.example.org:443, 192.0.2.0/24", "deny = [2001:db8::1]:25",
 	}, "\n")
 	s := Defaults(host)
 	if w := s.parse(text, "f", host); len(w) != 0 {
@@ -112,7 +114,12 @@ func TestSettings(t *testing.T) {
 			Rules: []ports.Rule{
 				{Distro: "debian", Port: 80, HostPort: 8080, Allow: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}},
 				{Distro: "debian", UDP: true, Port: 53, HostPort: 53, Address: netip.MustParseAddr("192.168.1.5")},
-			}}}
+			}},
+		Network: Network{Off: true, Policy: policy.Policy{
+			Restricted: true,
+			Allow:      []policy.Rule{{Name: "*.example.org", Port: 443}, {Net: netip.MustParsePrefix("192.0.2.0/24")}},
+			Deny:       []policy.Rule{{Net: netip.MustParsePrefix("2001:db8::1/128"), Port: 25}},
+		}}}
 	if !reflect.DeepEqual(s, want) {
 		t.Fatalf("got %+v\nwant %+v", s, want)
 	}

@@ -15,6 +15,7 @@ import (
 
 	"github.com/wsl2/wsl2/launcher/api"
 	"github.com/wsl2/wsl2/launcher/config"
+	"github.com/wsl2/wsl2/launcher/netproc"
 	"github.com/wsl2/wsl2/launcher/vmproc"
 )
 
@@ -76,6 +77,9 @@ func (b *Booter) Boot(ctx context.Context, r BootRequest) (Machine, error) {
 		MemoryBytes: r.Settings.MemoryBytes, CPUs: r.Settings.Processors,
 		DiskSlots: diskSlots, LateSlots: own, GuestCID: guestCID, VsockPath: paths.VsockPath(), ConsoleLog: paths.ConsoleLog(), Verdict: paths.KVMVerdict(),
 	}
+	if n := r.Settings.Network; !n.Off {
+		c.Network = netproc.Config{HostLoopback: n.HostLoopback, Policy: n.Policy}.Args()
+	}
 	if r.Disk != "" {
 		c.Disks = []string{r.Disk}
 	}
@@ -107,6 +111,9 @@ func (b *Booter) Boot(ctx context.Context, r BootRequest) (Machine, error) {
 		if err := ctl.swapOn(ctx, swap); err != nil {
 			warnings = append(warnings, fmt.Sprintf("the VM has no swap (wsl2.swap in wslconfig): %v", err))
 		}
+	}
+	if c.Network != nil {
+		ctl.first = network()
 	}
 	started := p.Started()
 	m := &machine{control: ctl, Process: p, path: paths.VsockPath(), log: b.Log, warnings: warnings, info: api.VM{

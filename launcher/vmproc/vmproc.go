@@ -58,8 +58,9 @@ type Config struct {
 	LateSlots   bool
 	GuestCID    uint64
 	VsockPath   string
-	ConsoleLog  string // file; replaced
-	Verdict     string // file; vmm.Config.Verdict
+	ConsoleLog  string   // file; replaced
+	Verdict     string   // file; vmm.Config.Verdict
+	Network     []string // arguments of the network's process (netproc.Config.Args); nil without a network
 }
 
 // Machine is what this package needs of package vmm.
