@@ -183,7 +183,7 @@ func (m *Manager) portsOpen(v *vm, list []wire.Port) {
 
 // planPorts brings the host into line with guest, distros and rules. Preconditions: m.mu is held.
 func (m *Manager) planPorts(v *vm) {
-	if v == nil || v.machine == nil {
+	if v == nil || v.machine == nil || m.vm != v { // not up yet, or gone
 		return
 	}
 	sessions := map[string]uint32{}
