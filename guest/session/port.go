@@ -1,9 +1,12 @@
 package session
 
 import (
+	"context"
 	"fmt"
-	"net"
 	"time"
+
+	"github.com/mdlayher/socket"
+	"golang.org/x/sys/unix"
 
 	"github.com/wsl2/wsl2/internal/forward"
 	"github.com/wsl2/wsl2/internal/wire"
@@ -39,29 +42,44 @@ func (s *Server) port(c conn) {
 	}
 	c.SetWriteDeadline(time.Time{}) //nolint:errcheck // a dead connection shows at the next write
 	// How it ends is its peers' business.
-	if udp, ok := to.(*net.UDPConn); ok {
-		s.buffers.RelayDatagrams(udp, c) //nolint:errcheck // see above
-		return
-	}
 	from, ok := c.(forward.Conn)
-	tcp, isTCP := to.(*net.TCPConn)
-	if !ok || !isTCP {
+	switch {
+	case dial.UDP:
+		s.buffers.RelayDatagrams(to, c) //nolint:errcheck // see above
+	case ok:
+		s.buffers.Relay(from, to) //nolint:errcheck // see above
+	default:
 		to.Close()
 		s.cfg.Logf("BUG: a port's connection of type %T cannot be relayed", c)
-		return
 	}
-	s.buffers.Relay(from, tcp) //nolint:errcheck // see above
 }
 
-// dialLoopback does not use net.Dialer: /init would link a resolver. Only a full backlog takes
-// time here, which the kernel bounds (tcp_syn_retries).
-func dialLoopback(m *wire.DialPort) (net.Conn, error) {
-	ip := net.IP{127, 0, 0, 1}
+// dialTimeout bounds a connection over loopback, where only a full backlog takes time.
+const dialTimeout = 2 * time.Minute
+
+// dialLoopback does not use package net, of which /init would have to link TCP, UDP and a
+// resolver.
+func dialLoopback(m *wire.DialPort) (*socket.Conn, error) {
+	family, to := unix.AF_INET, unix.Sockaddr(&unix.SockaddrInet4{Port: int(m.Number), Addr: [4]byte{127, 0, 0, 1}})
 	if m.V6 {
-		ip = net.IPv6loopback
+		family, to = unix.AF_INET6, &unix.SockaddrInet6{Port: int(m.Number), Addr: [16]byte{15: 1}}
 	}
+	kind, name := unix.SOCK_STREAM, "tcp"
 	if m.UDP {
-		return net.DialUDP("udp", nil, &net.UDPAddr{IP: ip, Port: int(m.Number)})
+		kind, name = unix.SOCK_DGRAM, "udp"
 	}
-	return net.DialTCP("tcp", nil, &net.TCPAddr{IP: ip, Port: int(m.Number)})
+	c, err := socket.Socket(family, kind, 0, name, nil)
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), dialTimeout)
+	defer cancel()
+	if _, err = c.Connect(ctx, to); err == nil && !m.UDP {
+		err = c.SetsockoptInt(unix.IPPROTO_TCP, unix.TCP_NODELAY, 1)
+	}
+	if err != nil {
+		c.Close()
+		return nil, err
+	}
+	return c, nil
 }

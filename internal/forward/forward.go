@@ -19,7 +19,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"io"
-	"net"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -27,9 +26,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Conn is what TCP, unix and vsock connections have in common.
+// Conn is what TCP, unix and vsock connections have in common. It is no net.Conn: the guest's
+// sockets need no addresses.
 type Conn interface {
-	net.Conn
+	io.ReadWriteCloser
 	syscall.Conn
 	CloseWrite() error
 }
@@ -147,9 +147,12 @@ func gone(c Conn) bool {
 }
 
 // Abort closes a connection so that the other side sees it break.
-func Abort(c net.Conn) {
-	if tcp, ok := c.(*net.TCPConn); ok {
-		tcp.SetLinger(0) //nolint:errcheck // closed without a reset it is closed as well
+func Abort(c Conn) {
+	if raw, err := c.SyscallConn(); err == nil {
+		// Closed without a reset it is closed as well.
+		raw.Control(func(fd uintptr) { //nolint:errcheck // see above
+			unix.SetsockoptLinger(int(fd), unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1}) //nolint:errcheck // see above
+		})
 	}
 	c.Close()
 }
@@ -188,9 +191,15 @@ func ReadDatagram(r io.Reader, buf []byte) ([]byte, error) {
 	return buf[:n], nil
 }
 
+// Datagrams is a UDP socket that is connected.
+type Datagrams interface {
+	io.ReadWriteCloser
+	syscall.Conn
+}
+
 // RelayDatagrams passes datagrams between a connected UDP socket and a connection that
 // carries them framed, until the connection ends, and closes both.
-func (b *Buffers) RelayDatagrams(udp *net.UDPConn, c net.Conn) error {
+func (b *Buffers) RelayDatagrams(udp Datagrams, c io.ReadWriteCloser) error {
 	raw, err := udp.SyscallConn()
 	if err != nil {
 		return err
