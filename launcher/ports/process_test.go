@@ -37,6 +37,9 @@ func TestProcess(t *testing.T) {
 	echoes(t, "tcp", at("127.0.0.1", port))
 	echoes(t, "tcp", at("::1", port+1))
 	standing := dial(t, "tcp", at("127.0.0.1", port))
+	standing.Write([]byte("x"))
+	_, err = standing.Read(make([]byte, 1))
+	must(t, err)
 	p.Close()
 	refused(t, at("127.0.0.1", port))
 	if _, err := standing.Read(make([]byte, 1)); err == nil {
