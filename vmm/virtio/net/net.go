@@ -57,8 +57,9 @@ const (
 	queueTX
 )
 
-// queueSize: of Linux's rx buffers, 1.5 to 4 KiB each, 256 hold several of the largest frames.
-const queueSize = 256
+// queueSize: of Linux's rx buffers, 1.5 to 4 KiB each, 128 hold several of the largest frames.
+// It fills the queue when the card is turned on, which is on the way of a cold start.
+const queueSize = 128
 
 // MTU bounds: what IPv6 needs at least, and what IPv4's length field can say.
 const (
