@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/wsl2/wsl2/guest/distro"
+	"github.com/wsl2/wsl2/guest/mounts"
 	"github.com/wsl2/wsl2/internal/wire"
 )
 
@@ -22,6 +23,10 @@ const Card = "eth0"
 // all of them: a distro's start waits for it.
 func Up(m *wire.Network) error {
 	if err := distro.Plug("/sys/class/net/" + Card); err != nil {
+		return fmt.Errorf("bring up %s: %w", Card, err)
+	}
+	// Nor is there anybody who advertises himself as a router.
+	if err := (mounts.Value{Path: "/proc/sys/net/ipv6/conf/" + Card + "/accept_ra", Value: "0"}).Make(); err != nil && !errors.Is(err, unix.ENOENT) {
 		return fmt.Errorf("bring up %s: %w", Card, err)
 	}
 	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_ROUTE)
@@ -60,7 +65,10 @@ func requests(m *wire.Network, index uint32) (b []byte, names []string, err erro
 		b = appendMessage(b, typ, flags, uint32(len(names)), header, attrs)
 		names = append(names, name)
 	}
-	info := unix.IfInfomsg{Family: unix.AF_UNSPEC, Index: int32(index), Flags: unix.IFF_UP, Change: unix.IFF_UP}
+	// The other end of the wire takes every frame: nobody has to be asked for an address, and
+	// no group has to be joined to be asked. What that costs is on the way of a cold start.
+	const flags = unix.IFF_UP | unix.IFF_NOARP
+	info := unix.IfInfomsg{Family: unix.AF_UNSPEC, Index: int32(index), Flags: flags, Change: flags}
 	add("turn on "+Card, unix.RTM_NEWLINK, 0, bytesOf(&info))
 	for _, f := range []struct {
 		family         uint8

@@ -28,7 +28,8 @@ const smallFrame = 2 << 10
 type link struct {
 	fd       int
 	mtu      uint32
-	mac      tcpip.LinkAddress
+	mac      tcpip.LinkAddress // ours
+	guest    tcpip.LinkAddress
 	offloads atomic.Bool // the guest takes frames with work left to do
 
 	mu         sync.RWMutex
@@ -41,7 +42,7 @@ const sendTimeout = 1 // second
 func newLink(fd int, c Config) *link {
 	tv := unix.Timeval{Sec: sendTimeout}
 	_ = unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &tv)
-	return &link{fd: fd, mtu: uint32(c.MTU), mac: tcpip.LinkAddress(c.GatewayMAC[:])}
+	return &link{fd: fd, mtu: uint32(c.MTU), mac: tcpip.LinkAddress(c.GatewayMAC[:]), guest: tcpip.LinkAddress(c.GuestMAC[:])}
 }
 
 // serve reads frames until the other end closes. A guest's frames are handled
@@ -106,7 +107,8 @@ func (l *link) deliver(frame buffer.Buffer) {
 		return
 	}
 	eth := header.Ethernet(pkt.LinkHeader().Slice())
-	if dst := eth.DestinationAddress(); dst != l.mac && !header.IsMulticastEthernetAddress(dst) && dst != header.EthernetBroadcastAddress {
+	// A card without ARP sends to itself what is for anybody (guest/network).
+	if dst := eth.DestinationAddress(); dst != l.mac && dst != l.guest && !header.IsMulticastEthernetAddress(dst) && dst != header.EthernetBroadcastAddress {
 		return // of those behind a bridge of the guest's to each other
 	}
 	l.mu.RLock()
