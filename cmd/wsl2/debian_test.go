@@ -38,7 +38,7 @@ func newDebian(t *testing.T) *testsys.Host {
 	t.Helper()
 	debian.once.Do(func() {
 		h := testsys.New(t)
-		h.Config("[wsl2]", "defaultVhdSize=4GB")
+		h.Config("[wsl2]", "defaultVhdSize=4GB", "kernelCommandLine="+os.Getenv("WSL2_RIG_CMDLINE")) // see processors
 		path := bootstrap(t, h)
 		h.Want(h.Run("--import", "one", path), 0)
 		inside(h, "one", "cat >/etc/wsl.conf <<'END'\n"+systemdConf+"END\ncat >/etc/systemd/system/witness.service <<'END'\n"+witness+"END\nsystemctl enable witness")
