@@ -476,6 +476,17 @@ func (n *inode) RenameAt(oldName string, newDir p9.Node, newName string) error {
 	return unix.Renameat(n.fd, oldName, newDir.(*inode).fd, newName)
 }
 
+// RenameAt2 is RenameAt with flags of renameat2(2), but for what makes a device.
+func (n *inode) RenameAt2(oldName string, newDir p9.Node, newName string, flags uint32) error {
+	if err := n.writable(); err != nil {
+		return err
+	}
+	if flags&^(unix.RENAME_NOREPLACE|unix.RENAME_EXCHANGE) != 0 {
+		return unix.EINVAL
+	}
+	return unix.Renameat2(n.fd, oldName, newDir.(*inode).fd, newName, uint(flags))
+}
+
 func (n *inode) UnlinkAt(name string, flags uint32) error {
 	if err := n.writable(); err != nil {
 		return err
@@ -652,6 +663,23 @@ func (h *handle) Truncate(size int64) error {
 	return unix.Ftruncate(h.fd, size)
 }
 
+// SeekData finds data and holes: lseek(2) with SEEK_DATA or SEEK_HOLE. Nothing else uses the file's position.
+func (h *handle) SeekData(offset int64, whence int) (int64, error) {
+	if h.n.mode&unix.S_IFMT != unix.S_IFREG {
+		return 0, unix.EINVAL
+	}
+	return unix.Seek(h.fd, offset, whence)
+}
+
+// Allocate is fallocate(2).
+func (h *handle) Allocate(mode uint32, offset, size int64) error {
+	for {
+		if err := unix.Fallocate(h.fd, mode, offset, size); err != unix.EINTR {
+			return err
+		}
+	}
+}
+
 func (h *handle) Fsync(datasync bool) error {
 	if datasync {
 		return unix.Fdatasync(h.fd)
@@ -723,27 +751,39 @@ func (h *handle) Readdir(b []byte, offset uint64) ([]byte, error) {
 // of its own has it, and other programs of this machine see it. v9fs does not tell flock(2) from
 // a lock of the whole file, so that is both here.
 func (h *handle) Lock(l p9.Lock) (p9.LockStatus, error) {
+	if l.Start != 0 || l.Length != 0 {
+		return h.LockOnly(l, false)
+	}
+	st, err := h.LockOnly(l, true)
+	if err != nil || st != p9.LockSuccess {
+		return st, err
+	}
+	st, err = h.LockOnly(l, false)
+	if err == unix.EBADF { // of a file that is not open for it; the client's kernel has seen to that: it is flock(2)'s
+		return p9.LockSuccess, nil
+	}
+	if err != nil || st != p9.LockSuccess {
+		unix.Flock(h.fd, unix.LOCK_UN)
+	}
+	return st, err
+}
+
+// LockOnly takes a lock of flock(2), or one of fcntl(2).
+func (h *handle) LockOnly(l p9.Lock, flock bool) (p9.LockStatus, error) {
 	fl, err := toFlock(l)
 	if err != nil {
 		return p9.LockError, err
 	}
-	whole := l.Start == 0 && l.Length == 0
-	if whole {
+	if flock {
 		how := map[uint8]int{p9.LockRead: unix.LOCK_SH, p9.LockWrite: unix.LOCK_EX, p9.LockUnlock: unix.LOCK_UN}[l.Type]
-		if err := unix.Flock(h.fd, how|unix.LOCK_NB); err == unix.EWOULDBLOCK {
-			return p9.LockBlocked, nil
-		} else if err != nil {
-			return p9.LockError, err
-		}
+		err = unix.Flock(h.fd, how|unix.LOCK_NB)
+	} else {
+		err = unix.FcntlFlock(uintptr(h.fd), unix.F_OFD_SETLK, &fl)
 	}
-	err = unix.FcntlFlock(uintptr(h.fd), unix.F_OFD_SETLK, &fl)
-	if err == nil {
+	switch err {
+	case nil:
 		return p9.LockSuccess, nil
-	}
-	if whole {
-		unix.Flock(h.fd, unix.LOCK_UN)
-	}
-	if err == unix.EAGAIN || err == unix.EACCES {
+	case unix.EAGAIN, unix.EACCES:
 		return p9.LockBlocked, nil
 	}
 	return p9.LockError, err
