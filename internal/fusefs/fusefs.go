@@ -38,7 +38,9 @@ type Config struct {
 	Timeout time.Duration
 	// Root, if set, is where the tree is mounted: links with absolute targets point there.
 	Root string
-	// Access, if set, answers access(2); without it the kernel does, by owner and mode.
+	// Owner, if set, maps owners for the kernel.
+	Owner *p9.Owner
+	// Access, if set, answers access(2), by attributes that are not mapped; without it the kernel does, by owner and mode.
 	Access func(a p9.Attr, mask uint32) error
 	// MaxNodes and MaxHandles bound what the kernel may hold; 0 means no bound.
 	MaxNodes, MaxHandles int
@@ -170,7 +172,7 @@ func (fs *FS) entry(n p9.Node, out *fuse.EntryOut) fuse.Status {
 	out.NodeId, out.Generation = id, 1
 	out.SetEntryTimeout(fs.cfg.Timeout)
 	out.SetAttrTimeout(fs.cfg.Timeout)
-	attr(&a, &out.Attr)
+	fs.attr(&a, &out.Attr)
 	return fuse.OK
 }
 
@@ -191,7 +193,10 @@ func (fs *FS) Forget(id, lookups uint64) {
 	n.Close()
 }
 
-func attr(a *p9.Attr, out *fuse.Attr) {
+func (fs *FS) attr(a *p9.Attr, out *fuse.Attr) {
+	if fs.cfg.Owner != nil {
+		fs.cfg.Owner.Attr(a)
+	}
 	*out = fuse.Attr{Ino: a.QID.Path, Size: a.Size, Blocks: a.Blocks, Mode: a.Mode, Nlink: uint32(a.Nlink),
 		Owner: fuse.Owner{Uid: a.UID, Gid: a.GID}, Rdev: uint32(a.Rdev), Blksize: uint32(a.Blksize),
 		Atime: uint64(a.Atime.Sec), Mtime: uint64(a.Mtime.Sec), Ctime: uint64(a.Ctime.Sec),
@@ -234,7 +239,7 @@ func (fs *FS) lookup(dir uint64, name string, out *fuse.EntryOut) fuse.Status {
 func (fs *FS) attrOf(n p9.Node, out *fuse.AttrOut) error {
 	a, err := n.GetAttr(p9.AttrBasic)
 	if err == nil {
-		attr(&a, &out.Attr)
+		fs.attr(&a, &out.Attr)
 		out.SetTimeout(fs.cfg.Timeout)
 	}
 	return err
@@ -261,6 +266,11 @@ func (fs *FS) SetAttr(_ <-chan struct{}, in *fuse.SetAttrIn, out *fuse.AttrOut) 
 	}
 	if int64(a.Size) < 0 || a.Atime.Nsec >= 1e9 || a.Mtime.Nsec >= 1e9 {
 		return fuse.EINVAL
+	}
+	if a.Valid&(p9.SetUID|p9.SetGID) != 0 && fs.cfg.Owner != nil {
+		if err := fs.cfg.Owner.SetAttr(&a); err != nil {
+			return status(err)
+		}
 	}
 	return fs.with(in.NodeId, func(n p9.Node) error {
 		// ftruncate(2) works where the file's mode has been taken away since it was opened.

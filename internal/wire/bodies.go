@@ -329,6 +329,24 @@ func (m *MountShare) readBody(d *decoder) {
 	m.Distro = d.string()
 }
 
+func (*Serving) Type() Type { return TypeServing }
+
+func (m *Serving) appendBody(b []byte) []byte {
+	b = appendU32(appendU32(appendU32(b, m.UID), m.GID), uint32(len(m.Groups)))
+	for _, g := range m.Groups {
+		b = appendU32(b, g)
+	}
+	return b
+}
+
+func (m *Serving) readBody(d *decoder) {
+	m.UID = d.u32()
+	m.GID = d.u32()
+	for range d.length(4) {
+		m.Groups = append(m.Groups, d.u32())
+	}
+}
+
 func (s WindowSize) append(b []byte) []byte { return appendU16(appendU16(b, s.Rows), s.Cols) }
 
 func (s *WindowSize) read(d *decoder) {
@@ -382,6 +400,8 @@ func (t Type) String() string {
 		return "HostExec"
 	case TypeMountShare:
 		return "MountShare"
+	case TypeServing:
+		return "Serving"
 	}
 	return fmt.Sprintf("Type(%d)", uint8(t))
 }

@@ -40,6 +40,7 @@ func samples() []Message {
 		&Exited{Status: 3, Signal: 9, StdoutBytes: 1 << 33, StderrBytes: 2, PTYBytes: 3},
 		&HostExec{Session: SessionID{1, 2, 15: 3}, Kind: HostAgent, Distro: "debian"},
 		&MountShare{Session: SessionID{1, 2, 15: 3}, Guest: "/mnt/host", UID: 1000, GID: 1001, Distro: "debian"},
+		&Serving{UID: 1000, GID: 1001, Groups: []uint32{27, 1 << 31}},
 	}
 }
 

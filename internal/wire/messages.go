@@ -22,7 +22,7 @@ const (
 	RoleHost
 	// RoleShare carries 9P2000.L for a MountShare: the launcher is the server.
 	RoleShare
-	// RoleFiles is followed by a Start, of which only User counts, and answered with Started
+	// RoleFiles is followed by a Start, of which only User counts, and answered with Serving
 	// or Failed; then it carries 9P2000.L: the distro is the server, with the user's rights.
 	RoleFiles
 )
@@ -339,3 +339,9 @@ const (
 	// CodeUnchecked: errors are noted in the disk's file system, which has not been checked since.
 	CodeUnchecked
 )
+
+// Serving answers the Start of RoleFiles: who the server is in the distro.
+type Serving struct {
+	UID, GID uint32
+	Groups   []uint32 // the others
+}

@@ -35,18 +35,11 @@ type Config struct {
 	ReadOnly bool
 	// Owner, if set, is the one owner that the client and this machine know each
 	// other's files by.
-	Owner *Owner
+	Owner *p9.Owner
 	// Untrusted clients make no devices and no setuid or setgid files, and see and set
 	// no extended attributes but those of users: nothing of theirs takes effect here.
 	Untrusted bool
 }
-
-// Owner maps one user and group of this machine to one of the client's. The
-// client sees every other as nobody, and can give files to no other.
-type Owner struct{ UID, GID, ClientUID, ClientGID uint32 }
-
-// nobody is the overflow UID of user namespaces.
-const nobody = 65534
 
 // FS serves one directory.
 type FS struct {
@@ -215,13 +208,7 @@ func (n *inode) GetAttr(p9.AttrMask) (p9.Attr, error) {
 	}
 	a.UID, a.GID = st.Uid, st.Gid
 	if o := n.fs.cfg.Owner; o != nil {
-		a.UID, a.GID = nobody, nobody
-		if st.Uid == o.UID {
-			a.UID = o.ClientUID
-		}
-		if st.Gid == o.GID {
-			a.GID = o.ClientGID
-		}
+		o.Attr(&a)
 	}
 	return a, nil
 }
@@ -296,24 +283,17 @@ func toTimespec(valid, set, to p9.SetMask, t p9.Time) unix.Timespec {
 }
 
 func (n *inode) chown(a p9.SetAttr) error {
+	if o := n.fs.cfg.Owner; o != nil {
+		if err := o.SetAttr(&a); err != nil {
+			return err
+		}
+	}
 	uid, gid := -1, -1
 	if a.Valid&p9.SetUID != 0 {
 		uid = int(a.UID)
 	}
 	if a.Valid&p9.SetGID != 0 {
 		gid = int(a.GID)
-	}
-	if o := n.fs.cfg.Owner; o != nil {
-		switch {
-		case uid >= 0 && a.UID != o.ClientUID, gid >= 0 && a.GID != o.ClientGID:
-			return unix.EPERM
-		}
-		if uid >= 0 {
-			uid = int(o.UID)
-		}
-		if gid >= 0 {
-			gid = int(o.GID)
-		}
 	}
 	return unix.Fchownat(n.fd, "", uid, gid, unix.AT_EMPTY_PATH|unix.AT_SYMLINK_NOFOLLOW)
 }

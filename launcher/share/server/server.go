@@ -28,7 +28,7 @@ func Serve(ctx context.Context, s share.Spec, logf func(format string, args ...a
 		return err
 	}
 	defer conn.Close()
-	fs, err := localfs.New(s.Dir, localfs.Config{ReadOnly: s.ReadOnly, Untrusted: true, Owner: &localfs.Owner{
+	fs, err := localfs.New(s.Dir, localfs.Config{ReadOnly: s.ReadOnly, Untrusted: true, Owner: &p9.Owner{
 		UID: uint32(os.Geteuid()), GID: uint32(os.Getegid()), ClientUID: s.UID, ClientGID: s.GID,
 	}})
 	if err != nil {
