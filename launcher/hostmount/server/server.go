@@ -26,7 +26,7 @@ import (
 func Run(ctx context.Context, s hostmount.Spec, control *os.File) error {
 	ended, err := mount(ctx, s)
 	if err != nil {
-		text := strings.ReplaceAll(err.Error(), "\n", "; ")
+		text := strings.ReplaceAll(strings.TrimSpace(err.Error()), "\n", "; ")
 		io.WriteString(control, text+"\n") //nolint:errcheck // the service may be gone
 		return err
 	}
