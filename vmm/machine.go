@@ -23,6 +23,7 @@ import (
 	"github.com/wsl2/wsl2/vmm/microvm"
 	"github.com/wsl2/wsl2/vmm/qemu"
 	"github.com/wsl2/wsl2/vmm/virtio"
+	"github.com/wsl2/wsl2/vmm/virtio/fs"
 	"github.com/wsl2/wsl2/vmm/virtio/blk"
 	"github.com/wsl2/wsl2/vmm/virtio/rng"
 	"github.com/wsl2/wsl2/vmm/virtio/vsock"
@@ -57,6 +58,7 @@ type Machine struct {
 	accel  Accel
 	reason string // why not KVM
 	slots  []*slot
+	fs     []*fsSlot
 }
 
 type state int
@@ -174,7 +176,7 @@ func (m *Machine) start(ctx context.Context) (parts *parts, err error) {
 	}
 	late := 0
 	if m.cfg.LateSlots {
-		late = m.DiskSlots() - len(m.cfg.Disks)
+		late = m.DiskSlots() - len(m.cfg.Disks) + len(parts.fs)
 	}
 	spec := engine.Spec{
 		Kernel: kernel, Initramfs: initramfs, Cmdline: cmdline,
@@ -239,6 +241,7 @@ func (m *Machine) choose(ctx context.Context) error {
 // parts are the devices of a machine, in the guest's order.
 type parts struct {
 	devices []virtio.Device
+	fs      []*fs.Device // the last of devices
 	closers []func() error
 }
 
@@ -267,9 +270,10 @@ func (m *Machine) build(ctx context.Context) (*parts, error) {
 		p.devices = append(p.devices, v)
 	}
 	p.devices = append(p.devices, rng.New())
-	n := m.cfg.DiskSlots
+	n, fsSlots := m.cfg.DiskSlots, m.cfg.FSSlots
 	if accel, _ := m.Accel(); accel == AccelTCG {
-		if n = min(n, qemu.MaxDevices-len(p.devices)); n < len(m.cfg.Disks) {
+		fsSlots = min(fsSlots, 1) // a place that disks would have
+		if n = min(n, qemu.MaxDevices-len(p.devices)-fsSlots); n < len(m.cfg.Disks) {
 			return p, fmt.Errorf("vmm: %d disks: without KVM a VM has room for %d", len(m.cfg.Disks), n)
 		}
 	}
@@ -284,6 +288,14 @@ func (m *Machine) build(ctx context.Context) (*parts, error) {
 		m.slots = append(m.slots, s)
 		m.mu.Unlock()
 	}
+	for i := range fsSlots {
+		d := fs.New(fmt.Sprintf("wsl2fs%d", i))
+		p.closers = append(p.closers, d.Close)
+		p.fs, p.devices = append(p.fs, d), append(p.devices, d)
+	}
+	m.mu.Lock()
+	m.fs = newFSSlots(p.fs, len(p.devices)-len(p.fs))
+	m.mu.Unlock()
 	return p, nil
 }
 

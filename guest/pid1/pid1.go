@@ -27,6 +27,7 @@ import (
 	"github.com/mdlayher/vsock"
 	"golang.org/x/sys/unix"
 
+	"github.com/wsl2/wsl2/guest/distro"
 	"github.com/wsl2/wsl2/guest/exporter"
 	"github.com/wsl2/wsl2/guest/importer"
 	"github.com/wsl2/wsl2/guest/kmsg"
@@ -163,6 +164,13 @@ func (v *vm) serve(r io.Reader) error {
 			v.request(m.ID, func() *wire.Reply { return v.mountDisk(m) })
 		case *wire.ReleaseDisk:
 			v.request(m.ID, func() *wire.Reply { return v.releaseDisk(m.Slot) })
+		case *wire.RegisterDevice:
+			v.request(m.ID, func() *wire.Reply {
+				if err := distro.RegisterDevice(m.Device); err != nil {
+					return refused("%v", err)
+				}
+				return &wire.Reply{}
+			})
 		case *wire.Shutdown:
 			v.stopAll(time.Duration(m.GraceMillis) * time.Millisecond)
 			v.powerOff()

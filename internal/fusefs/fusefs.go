@@ -42,6 +42,9 @@ type Config struct {
 	Owner *p9.Owner
 	// Access, if set, answers access(2), by attributes that are not mapped; without it the kernel does, by owner and mode.
 	Access func(a p9.Attr, mask uint32) error
+	// LockWait, if set, is how long a lock is waited for before the answer is EINTR: for a kernel that
+	// does not tell of signals.
+	LockWait time.Duration
 	// MaxNodes and MaxHandles bound what the kernel may hold; 0 means no bound.
 	MaxNodes, MaxHandles int
 }

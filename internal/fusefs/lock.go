@@ -141,8 +141,12 @@ const (
 )
 
 func (fs *FS) SetLkw(cancel <-chan struct{}, in *fuse.LkIn) fuse.Status {
+	began := time.Now()
 	for wait := firstRetry; ; wait = min(2*wait, lastRetry) {
 		err := fs.lock(in)
+		if err == unix.EAGAIN && fs.cfg.LockWait > 0 && time.Since(began) > fs.cfg.LockWait {
+			return fuse.EINTR
+		}
 		if err != unix.EAGAIN {
 			return status(err)
 		}

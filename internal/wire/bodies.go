@@ -15,7 +15,7 @@ func (m *Hello) appendBody(b []byte) []byte {
 
 func (m *Hello) readBody(d *decoder) {
 	m.Version = d.checkVersion(true)
-	if m.Role = Role(d.atMost(d.u8(), uint8(RoleFiles), "role")); m.Role == 0 {
+	if m.Role = Role(d.atMost(d.u8(), uint8(RoleShareDevice), "role")); m.Role == 0 {
 		d.fail("unknown role 0")
 	}
 	m.Session = d.session()
@@ -47,7 +47,7 @@ func (m *StartDistro) appendBody(b []byte) []byte {
 	b = appendBool(appendBool(b, m.Checked), m.ReadOnly)
 	b = appendU32(b, uint32(len(m.Shares)))
 	for _, s := range m.Shares {
-		b = appendBool(appendString(appendString(b, s.Host), s.Guest), s.ReadOnly)
+		b = append(appendBool(appendString(appendString(b, s.Host), s.Guest), s.ReadOnly), byte(s.Transport))
 	}
 	b = appendString(b, m.User)
 	b = appendString(b, m.Timezone)
@@ -64,8 +64,8 @@ func (m *StartDistro) readBody(d *decoder) {
 	m.Hostname = d.string()
 	m.Checked = d.bool()
 	m.ReadOnly = d.bool()
-	for range d.length(9) {
-		m.Shares = append(m.Shares, Share{d.string(), d.string(), d.bool()})
+	for range d.length(10) {
+		m.Shares = append(m.Shares, Share{d.string(), d.string(), d.bool(), Transport(d.atMost(d.u8(), uint8(Transport9P), "transport"))})
 	}
 	m.User = d.string()
 	m.Timezone = d.string()
@@ -318,7 +318,7 @@ func (*MountShare) Type() Type { return TypeMountShare }
 
 func (m *MountShare) appendBody(b []byte) []byte {
 	b = appendString(append(b, m.Session[:]...), m.Guest)
-	return appendString(appendU32(appendU32(b, m.UID), m.GID), m.Distro)
+	return appendBool(appendString(appendU32(appendU32(b, m.UID), m.GID), m.Distro), m.Stream)
 }
 
 func (m *MountShare) readBody(d *decoder) {
@@ -327,6 +327,7 @@ func (m *MountShare) readBody(d *decoder) {
 	m.UID = d.u32()
 	m.GID = d.u32()
 	m.Distro = d.string()
+	m.Stream = d.bool()
 }
 
 func (*Serving) Type() Type { return TypeServing }
@@ -346,6 +347,23 @@ func (m *Serving) readBody(d *decoder) {
 		m.Groups = append(m.Groups, d.u32())
 	}
 }
+
+func (*RegisterDevice) Type() Type { return TypeRegisterDevice }
+
+func (m *RegisterDevice) appendBody(b []byte) []byte {
+	return appendString(appendU32(b, m.ID), m.Device)
+}
+
+func (m *RegisterDevice) readBody(d *decoder) {
+	m.ID = d.u32()
+	m.Device = d.string()
+}
+
+func (*ShareDevice) Type() Type { return TypeShareDevice }
+
+func (m *ShareDevice) appendBody(b []byte) []byte { return appendString(b, m.Tag) }
+
+func (m *ShareDevice) readBody(d *decoder) { m.Tag = d.string() }
 
 func (s WindowSize) append(b []byte) []byte { return appendU16(appendU16(b, s.Rows), s.Cols) }
 
@@ -402,6 +420,10 @@ func (t Type) String() string {
 		return "MountShare"
 	case TypeServing:
 		return "Serving"
+	case TypeRegisterDevice:
+		return "RegisterDevice"
+	case TypeShareDevice:
+		return "ShareDevice"
 	}
 	return fmt.Sprintf("Type(%d)", uint8(t))
 }

@@ -26,29 +26,31 @@ type Type uint8
 
 // Types. Numbers are never reused.
 const (
-	TypeHello        Type = 1
-	TypeReady        Type = 2
-	TypeReply        Type = 3
-	TypeStartDistro  Type = 16
-	TypeStopDistro   Type = 17
-	TypeImport       Type = 18
-	TypeShutdown     Type = 19
-	TypeExport       Type = 20
-	TypeMaintain     Type = 21
-	TypeMountDisk    Type = 24
-	TypeReleaseDisk  Type = 25
-	TypeImportReady  Type = 32
-	TypeDistroExited Type = 33
-	TypeDistroIdle   Type = 34
-	TypeStart        Type = 48
-	TypeStarted      Type = 49
-	TypeFailed       Type = 50
-	TypeResize       Type = 51
-	TypeSignal       Type = 52
-	TypeExited       Type = 53
-	TypeHostExec     Type = 54
-	TypeMountShare   Type = 55
-	TypeServing      Type = 56
+	TypeHello          Type = 1
+	TypeReady          Type = 2
+	TypeReply          Type = 3
+	TypeStartDistro    Type = 16
+	TypeStopDistro     Type = 17
+	TypeImport         Type = 18
+	TypeShutdown       Type = 19
+	TypeExport         Type = 20
+	TypeMaintain       Type = 21
+	TypeMountDisk      Type = 24
+	TypeReleaseDisk    Type = 25
+	TypeImportReady    Type = 32
+	TypeDistroExited   Type = 33
+	TypeDistroIdle     Type = 34
+	TypeStart          Type = 48
+	TypeStarted        Type = 49
+	TypeFailed         Type = 50
+	TypeResize         Type = 51
+	TypeSignal         Type = 52
+	TypeExited         Type = 53
+	TypeHostExec       Type = 54
+	TypeMountShare     Type = 55
+	TypeServing        Type = 56
+	TypeRegisterDevice Type = 57
+	TypeShareDevice    Type = 58
 )
 
 // newMessage returns an empty message of type t, or nil.
@@ -100,6 +102,10 @@ func newMessage(t Type) Message {
 		return new(MountShare)
 	case TypeServing:
 		return new(Serving)
+	case TypeRegisterDevice:
+		return new(RegisterDevice)
+	case TypeShareDevice:
+		return new(ShareDevice)
 	}
 	return nil
 }

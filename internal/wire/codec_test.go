@@ -18,7 +18,7 @@ func samples() []Message {
 		&Hello{Version: Version, Role: RolePTY, Session: id},
 		&Ready{Version: Version, KernelRelease: "6.12.117", BootNanos: 1 << 40, InitNanos: 1<<40 + 7},
 		&StartDistro{ID: 7, Name: "debian", Slot: SystemSlot, Hostname: "host", Checked: true, ReadOnly: true, User: "me",
-			Shares:   []Share{{Host: "/home/me", Guest: "/mnt/host"}, {Host: "/srv", Guest: "/mnt/srv", ReadOnly: true}},
+			Shares:   []Share{{Host: "/home/me", Guest: "/mnt/host"}, {Host: "/srv", Guest: "/mnt/srv", ReadOnly: true, Transport: Transport9P}},
 			Timezone: "Etc/UTC", SafeMode: true, Limits: Limits{MemoryBytes: 1 << 40, MilliCPUs: 1500, PIDs: 9}},
 		&StopDistro{ID: 8, Name: "debian", IfIdle: true, GraceMillis: 5000},
 		&Import{ID: 9, Slot: 3, Archive: id},
@@ -39,7 +39,9 @@ func samples() []Message {
 		&Signal{Number: 15},
 		&Exited{Status: 3, Signal: 9, StdoutBytes: 1 << 33, StderrBytes: 2, PTYBytes: 3},
 		&HostExec{Session: SessionID{1, 2, 15: 3}, Kind: HostAgent, Distro: "debian"},
-		&MountShare{Session: SessionID{1, 2, 15: 3}, Guest: "/mnt/host", UID: 1000, GID: 1001, Distro: "debian"},
+		&MountShare{Session: SessionID{1, 2, 15: 3}, Guest: "/mnt/host", UID: 1000, GID: 1001, Distro: "debian", Stream: true},
+		&RegisterDevice{ID: 17, Device: "4K@0xd0001000:5"},
+		&ShareDevice{Tag: "wsl2fs0"},
 		&Serving{UID: 1000, GID: 1001, Groups: []uint32{27, 1 << 31}},
 	}
 }

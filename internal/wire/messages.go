@@ -25,6 +25,9 @@ const (
 	// RoleFiles is followed by a Start, of which only User counts, and answered with Serving
 	// or Failed; then it carries 9P2000.L: the distro is the server, with the user's rights.
 	RoleFiles
+	// RoleShareDevice answers a MountShare with a virtio-fs device instead: a ShareDevice
+	// follows, and nothing else.
+	RoleShareDevice
 )
 
 // Hello is the first message on every connection to a guest port.
@@ -80,7 +83,17 @@ type Limits struct {
 type Share struct {
 	Host, Guest string
 	ReadOnly    bool
+	Transport   Transport
 }
+
+// Transport is how a share comes to the guest.
+type Transport uint8
+
+// Transports.
+const (
+	TransportAny Transport = iota // a virtio-fs device if there is one, else 9P
+	Transport9P
+)
 
 // StartDistro.Slot of the system distro, and of the VM's own root.
 const (
@@ -313,6 +326,8 @@ type MountShare struct {
 	Guest    string
 	UID, GID uint32
 	Distro   string // on the control channel
+	// Stream: only a connection will do; the guest cannot mount a device.
+	Stream bool
 }
 
 // Code is why something failed; the launcher maps it to an exit status and
@@ -344,4 +359,16 @@ const (
 type Serving struct {
 	UID, GID uint32
 	Groups   []uint32 // the others
+}
+
+// RegisterDevice has PID 1 tell its kernel of a device, in virtio_mmio.device='s terms. It is no
+// error if the kernel knows it.
+type RegisterDevice struct {
+	ID     uint32
+	Device string
+}
+
+// ShareDevice names the virtio-fs device of a share.
+type ShareDevice struct {
+	Tag string
 }

@@ -15,7 +15,7 @@ import (
 //	[shares]
 //	isolated = false       # true: nothing, whatever else is said
 //	host = ~               # at /mnt/host: the default
-//	data = /srv/data, ro   # at /mnt/data, read-only
+//	data = /srv/data, ro   # at /mnt/data, read-only; also transport=9p
 //	[shares.untrusted]
 //	isolated = true
 const sharesSection = "shares"
@@ -74,8 +74,12 @@ func (s *Shares) set(distro string, e ini.Entry, home string) string {
 	}
 	r := shareRule{distro: distro, name: key, share: wire.Share{Guest: shareParent + "/" + key}}
 	path := e.Value
-	if before, option, ok := cutLast(path, ","); ok && (option == "ro" || option == "rw") {
-		path, r.share.ReadOnly = before, option == "ro"
+	for {
+		before, option, ok := cutLast(path, ",")
+		if !ok || !setOption(&r.share, option) {
+			break
+		}
+		path = before
 	}
 	if rest, ok := strings.CutPrefix(path, "~"); ok && (rest == "" || rest[0] == '/') {
 		path = home + rest
@@ -87,6 +91,21 @@ func (s *Shares) set(distro string, e ini.Entry, home string) string {
 	r.share.Host = filepath.Clean(path)
 	s.rules = append(s.rules, r)
 	return ""
+}
+
+// setOption sets what stands behind a share's path; false if it is part of the path.
+func setOption(s *wire.Share, option string) bool {
+	switch option {
+	case "ro", "rw":
+		s.ReadOnly = option == "ro"
+	case "transport=9p":
+		s.Transport = wire.Transport9P
+	case "transport=virtiofs":
+		s.Transport = wire.TransportAny
+	default:
+		return false
+	}
+	return true
 }
 
 // cutLast splits s around the last sep, and trims both.

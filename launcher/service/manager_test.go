@@ -32,6 +32,7 @@ type memMachine struct {
 	busy         map[string]bool
 	mounted      map[string]string // disk by path in the distros
 	attachErr    error
+	devices      bool // there is a virtio-fs device
 	starts       int
 	startFn      func(name string) error
 	startRequest func(r wire.StartDistro) error // instead of startFn
@@ -175,6 +176,13 @@ func (m *memMachine) MountDisk(ctx context.Context, r wire.MountDisk) (string, e
 	}
 	m.mounted["/mnt/wsl/"+r.Name] = disk
 	return "/mnt/wsl/" + r.Name, nil
+}
+
+func (m *memMachine) ShareDevice(context.Context) (tag, socket string, err error) {
+	if !m.devices {
+		return "", "", errors.New("no device")
+	}
+	return "tag", "/socket", nil
 }
 
 func (m *memMachine) ReleaseDisk(ctx context.Context, slot int) error {
