@@ -7,7 +7,6 @@ import (
 	"context"
 	"crypto/sha256"
 	"fmt"
-	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -172,23 +171,6 @@ func TestShareSettings(t *testing.T) {
 	h.Want(r, 1)
 	if !strings.HasPrefix(r.Stdout, "/root\n") || strings.Contains(r.Stdout, "autofs") || strings.Contains(r.Stdout, " 9p ") {
 		t.Errorf("an isolated distro: %v", r)
-	}
-}
-
-// TestShareServerDies: a share whose server is killed fails, says so, and is there
-// again for the next command.
-func TestShareServerDies(t *testing.T) {
-	h := newHost(t)
-	home := h.Path("home")
-	testsys.Must(t, os.WriteFile(home+"/f", []byte("x\n"), 0o644))
-	live := h.Start("-d", "small", "--cd", "/", "-e", "sh", "-c", "cat /mnt/host/f; read line; cat /mnt/host/f; echo $?")
-	live.Expect("x\n")
-	h.Process("share").Kill(t)
-	io.WriteString(live.Stdin, "go on\n")
-	live.Expect("1\n")
-	live.Wait()
-	if r := in(h, home, "-e", "cat", "f"); r.Stdout != "x\n" {
-		t.Errorf("afterwards: %v", r)
 	}
 }
 

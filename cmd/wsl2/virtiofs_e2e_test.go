@@ -63,8 +63,9 @@ func TestShareTransports(t *testing.T) {
 	}
 }
 
-// TestShareDeviceDies: a device whose server is killed fails, and is there again, as long as there are more.
-func TestShareDeviceDies(t *testing.T) {
+// TestShareServerDies: a share whose server is killed fails, and is there again for the next
+// command, also where the old one is still in use.
+func TestShareServerDies(t *testing.T) {
 	h := newHost(t)
 	home := h.Path("home")
 	testsys.Must(t, os.WriteFile(home+"/f", []byte("x\n"), 0o644))
