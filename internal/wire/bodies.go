@@ -47,7 +47,7 @@ func (m *StartDistro) appendBody(b []byte) []byte {
 	b = appendBool(appendBool(b, m.Checked), m.ReadOnly)
 	b = appendU32(b, uint32(len(m.Shares)))
 	for _, s := range m.Shares {
-		b = append(appendBool(appendString(appendString(b, s.Host), s.Guest), s.ReadOnly), byte(s.Transport))
+		b = appendBool(appendString(appendString(b, s.Host), s.Guest), s.ReadOnly)
 	}
 	b = appendString(b, m.User)
 	b = appendString(b, m.Timezone)
@@ -64,8 +64,8 @@ func (m *StartDistro) readBody(d *decoder) {
 	m.Hostname = d.string()
 	m.Checked = d.bool()
 	m.ReadOnly = d.bool()
-	for range d.length(10) {
-		m.Shares = append(m.Shares, Share{d.string(), d.string(), d.bool(), Transport(d.atMost(d.u8(), uint8(Transport9P), "transport"))})
+	for range d.length(9) {
+		m.Shares = append(m.Shares, Share{d.string(), d.string(), d.bool()})
 	}
 	m.User = d.string()
 	m.Timezone = d.string()

@@ -18,7 +18,7 @@ func samples() []Message {
 		&Hello{Version: Version, Role: RolePTY, Session: id},
 		&Ready{Version: Version, KernelRelease: "6.12.117", BootNanos: 1 << 40, InitNanos: 1<<40 + 7},
 		&StartDistro{ID: 7, Name: "debian", Slot: SystemSlot, Hostname: "host", Checked: true, ReadOnly: true, User: "me",
-			Shares:   []Share{{Host: "/home/me", Guest: "/mnt/host"}, {Host: "/srv", Guest: "/mnt/srv", ReadOnly: true, Transport: Transport9P}},
+			Shares:   []Share{{Host: "/home/me", Guest: "/mnt/host"}, {Host: "/srv", Guest: "/mnt/srv", ReadOnly: true}},
 			Timezone: "Etc/UTC", SafeMode: true, Limits: Limits{MemoryBytes: 1 << 40, MilliCPUs: 1500, PIDs: 9}},
 		&StopDistro{ID: 8, Name: "debian", IfIdle: true, GraceMillis: 5000},
 		&Import{ID: 9, Slot: 3, Archive: id},

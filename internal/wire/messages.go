@@ -83,17 +83,7 @@ type Limits struct {
 type Share struct {
 	Host, Guest string
 	ReadOnly    bool
-	Transport   Transport
 }
-
-// Transport is how a share comes to the guest.
-type Transport uint8
-
-// Transports.
-const (
-	TransportAny Transport = iota // a virtio-fs device if there is one, else 9P
-	Transport9P
-)
 
 // StartDistro.Slot of the system distro, and of the VM's own root.
 const (

@@ -179,6 +179,8 @@ func (m *memMachine) MountDisk(ctx context.Context, r wire.MountDisk) (string, e
 }
 
 func (m *memMachine) ShareDevice(context.Context) (tag, socket string, err error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
 	if !m.devices {
 		return "", "", errors.New("no device")
 	}

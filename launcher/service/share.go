@@ -8,6 +8,7 @@ import (
 	"github.com/wsl2/wsl2/internal/hostpath"
 	"github.com/wsl2/wsl2/internal/wire"
 	"github.com/wsl2/wsl2/launcher/api"
+	"github.com/wsl2/wsl2/launcher/config"
 	"github.com/wsl2/wsl2/launcher/share"
 )
 
@@ -22,7 +23,7 @@ const (
 )
 
 // shareTable is what a distro's shares are to clients.
-func shareTable(list []wire.Share) hostpath.Table {
+func shareTable(list []config.Share) hostpath.Table {
 	var t hostpath.Table
 	for _, s := range list {
 		t = append(t, hostpath.Share{Host: s.Host, Guest: s.Guest})
@@ -59,8 +60,8 @@ func (m *Manager) mountShare(v *vm, r *wire.MountShare) {
 		}
 		d.shareServers++
 		spec := share.Spec{VsockPath: v.machine.Info().VsockPath, Port: d.port, Session: r.Session,
-			Dir: s.Host, ReadOnly: s.ReadOnly, UID: r.UID, GID: r.GID}
-		device := !r.Stream && s.Transport != wire.Transport9P
+			Dir: s.Host, ReadOnly: s.ReadOnly, UID: r.UID, GID: r.GID, FileMask: s.FileMask, DirMask: s.DirMask, Metadata: s.Metadata}
+		device := !r.Stream && !s.Stream
 		m.wg.Go(func() {
 			if device {
 				var err error

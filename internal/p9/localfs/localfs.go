@@ -39,6 +39,11 @@ type Config struct {
 	// Untrusted clients make no devices and no setuid or setgid files, and see and set
 	// no extended attributes but those of users: nothing of theirs takes effect here.
 	Untrusted bool
+	// FileMask and DirMask are permissions that the client does not see, of directories and of all else.
+	FileMask, DirMask uint32
+	// Metadata keeps what the client sets of owners and modes, of files and directories, in an extended attribute of
+	// theirs, which only the client is shown: metadata.go.
+	Metadata bool
 }
 
 // FS serves one directory.
@@ -210,6 +215,12 @@ func (n *inode) GetAttr(p9.AttrMask) (p9.Attr, error) {
 	if o := n.fs.cfg.Owner; o != nil {
 		o.Attr(&a)
 	}
+	if !n.symlink() {
+		a.Mode &^= n.mask()
+	}
+	if n.hasMetadata() {
+		n.readMetadata(&a)
+	}
 	return a, nil
 }
 
@@ -233,6 +244,12 @@ func (n *inode) filePermissions(mode uint32) uint32 {
 func (n *inode) SetAttr(a p9.SetAttr) error {
 	if err := n.writable(); err != nil {
 		return err
+	}
+	if n.hasMetadata() && a.Valid&(p9.SetUID|p9.SetGID|p9.SetMode) != 0 {
+		if err := n.writeMetadata(a); err != nil {
+			return err
+		}
+		a.Valid &^= p9.SetUID | p9.SetGID | p9.SetMode
 	}
 	if a.Valid&(p9.SetUID|p9.SetGID) != 0 {
 		if err := n.chown(a); err != nil {
@@ -345,9 +362,13 @@ func (n *inode) Create(name string, flags, mode, gid uint32) (p9.Node, p9.Handle
 	for {
 		// Exclusively, so that nothing is opened that is not a file made here.
 		how := uint64(flags&^unix.O_TRUNC) | unix.O_CREAT | unix.O_EXCL | unix.O_NONBLOCK
-		fd, err := n.open(name, how, n.filePermissions(mode))
+		fd, err := n.open(name, how, n.ownable(n.filePermissions(mode), 0o600))
 		if err == nil {
-			return n.created(name, fd)
+			node, h, err := n.created(name, fd)
+			if err == nil {
+				node.(*inode).keepMode(n.filePermissions(mode))
+			}
+			return node, h, err
 		}
 		if err != unix.EEXIST || flags&unix.O_EXCL != 0 {
 			return nil, nil, err
@@ -401,7 +422,14 @@ func (n *inode) Mkdir(name string, mode, gid uint32) (p9.QID, error) {
 	if err := n.writable(); err != nil {
 		return p9.QID{}, err
 	}
-	return n.made(name, unix.Mkdirat(n.fd, name, n.dirPermissions(mode)))
+	q, err := n.made(name, unix.Mkdirat(n.fd, name, n.ownable(n.dirPermissions(mode), 0o700)))
+	if err == nil && n.fs.cfg.Metadata {
+		if made, err := n.Walk(name); err == nil {
+			made.(*inode).keepMode(n.dirPermissions(mode))
+			made.Close()
+		}
+	}
+	return q, err
 }
 
 func (n *inode) Mknod(name string, mode, major, minor, gid uint32) (p9.QID, error) {
@@ -538,6 +566,9 @@ func (n *inode) Remove() error {
 
 // xattrAllowed tells whether the client may see and set an attribute.
 func (n *inode) xattrAllowed(name string) bool {
+	if strings.HasPrefix(name, metadataPrefix) && n.fs.cfg.Metadata {
+		return false
+	}
 	return !n.fs.cfg.Untrusted || strings.HasPrefix(name, "user.")
 }
 
@@ -570,7 +601,7 @@ func (n *inode) Xattr(name string) ([]byte, error) {
 		b = b[:c]
 		break
 	}
-	if name != "" || !n.fs.cfg.Untrusted {
+	if name != "" || !n.fs.cfg.Untrusted && !n.fs.cfg.Metadata {
 		return b, nil
 	}
 	var list []byte

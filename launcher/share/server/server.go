@@ -45,7 +45,7 @@ func Serve(ctx context.Context, s share.Spec, logf func(format string, args ...a
 
 // open opens the directory, for a guest.
 func open(s share.Spec) (*localfs.FS, error) {
-	return localfs.New(s.Dir, localfs.Config{ReadOnly: s.ReadOnly, Untrusted: true, Owner: &p9.Owner{
+	return localfs.New(s.Dir, localfs.Config{ReadOnly: s.ReadOnly, Untrusted: true, FileMask: s.FileMask, DirMask: s.DirMask, Metadata: s.Metadata, Owner: &p9.Owner{
 		UID: uint32(os.Geteuid()), GID: uint32(os.Getegid()), ClientUID: s.UID, ClientGID: s.GID,
 	}})
 }
