@@ -172,6 +172,33 @@ func TestShareSettings(t *testing.T) {
 	if !strings.HasPrefix(r.Stdout, "/root\n") || strings.Contains(r.Stdout, "autofs") || strings.Contains(r.Stdout, " 9p ") {
 		t.Errorf("an isolated distro: %v", r)
 	}
+	// Owners and modes of the distro's own, and modes that it does not see.
+	config("[shares]", "host = none", "data = "+data+", metadata, fmask=022")
+	testsys.Must(t, os.WriteFile(data+"/open", nil, 0o666))
+	testsys.Must(t, os.Chmod(data+"/open", 0o666))
+	r = in(h, data, "-e", "sh", "-c", "chown alice f && chmod 4750 f && stat -c '%U %a' f open")
+	h.Want(r, 0)
+	if r.Stdout != "alice 4750\nroot 644\n" {
+		t.Errorf("metadata: %v", r)
+	}
+	var st unix.Stat_t
+	testsys.Must(t, unix.Stat(data+"/f", &st))
+	if st.Uid != uint32(os.Geteuid()) || st.Mode&0o7777 != 0o644 {
+		t.Errorf("on the host it is %d's, mode %o", st.Uid, st.Mode)
+	}
+	// The distro's own file makes less of it, and not more.
+	h.OK("-d", "small", "-e", "sh", "-c", `printf '[shares]\ndata = ro\nhost = rw\n' >/etc/wsl.conf`)
+	h.OK("--terminate", "small")
+	r = in(h, data, "-e", "sh", "-c", "cat f; echo x >f; ls /mnt")
+	h.Want(r, 0, "Read-only file system")
+	if r.Stdout != "data\ndata\nwsl\n" {
+		t.Errorf("narrowed: %v", r)
+	}
+	h.OK("-d", "small", "-e", "sh", "-c", `printf '[automount]\nenabled = false\n' >/etc/wsl.conf`)
+	h.OK("--terminate", "small")
+	if r = in(h, data, "-e", "sh", "-c", "grep autofs /proc/mounts; ls /mnt/data"); r.Stdout != "" {
+		t.Errorf("without automount: %v", r)
+	}
 }
 
 // TestCopy is `wsl2 cp`, with the rights of the user it is for.
