@@ -74,6 +74,8 @@ type FS struct {
 	ids        map[uint64]uint64     // node IDs by QID.Path; guarded by mu
 	handles    map[uint64]*handle    // guarded by mu
 	locks      map[lockOwner]*handle // guarded by mu
+	prune      chan struct{}         // holds a token while there are more nodes than Prune wants; nil without it
+	keep       int                   // nodes that Prune wants at most; guarded by mu
 	lastNode   uint64                // guarded by mu
 	lastHandle uint64                // guarded by mu
 }
@@ -81,6 +83,8 @@ type FS struct {
 type node struct {
 	p9.Node
 	lookups uint64 // guarded by FS.mu
+	dir     uint64 // where it was looked up last, by name; guarded by FS.mu
+	name    string // guarded by FS.mu
 }
 
 type handle struct {
@@ -145,8 +149,8 @@ func (fs *FS) get(id uint64) (p9.Node, error) {
 	return n.Clone(), nil
 }
 
-// entry gives a node, which it takes, to the kernel.
-func (fs *FS) entry(n p9.Node, out *fuse.EntryOut) fuse.Status {
+// entry gives a node, which it takes, to the kernel: as name of dir.
+func (fs *FS) entry(n p9.Node, dir uint64, name string, out *fuse.EntryOut) fuse.Status {
 	a, err := n.GetAttr(p9.AttrBasic)
 	if err != nil {
 		n.Close()
@@ -159,15 +163,17 @@ func (fs *FS) entry(n p9.Node, out *fuse.EntryOut) fuse.Status {
 	switch {
 	case known != nil:
 		known.lookups++
+		known.dir, known.name = dir, name
 	case fs.cfg.MaxNodes > 0 && len(fs.nodes) >= fs.cfg.MaxNodes:
 		fs.mu.Unlock()
 		n.Close()
-		return fuse.Status(unix.ENFILE)
+		return fuse.Status(unix.EMFILE)
 	default:
 		fs.lastNode++
 		id = fs.lastNode
-		fs.nodes[id], fs.ids[path] = &node{Node: n, lookups: 1}, id
+		fs.nodes[id], fs.ids[path] = &node{Node: n, lookups: 1, dir: dir, name: name}, id
 	}
+	fs.isFull()
 	fs.mu.Unlock()
 	if known != nil {
 		n.Close()
@@ -236,7 +242,7 @@ func (fs *FS) lookup(dir uint64, name string, out *fuse.EntryOut) fuse.Status {
 	if s != fuse.OK {
 		return s
 	}
-	return fs.entry(child, out)
+	return fs.entry(child, dir, name, out)
 }
 
 func (fs *FS) attrOf(n p9.Node, out *fuse.AttrOut) error {

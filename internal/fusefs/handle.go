@@ -103,7 +103,7 @@ func (fs *FS) Create(_ <-chan struct{}, in *fuse.CreateIn, name string, out *fus
 		node.Close()
 		return status(err)
 	}
-	if s = fs.entry(node, &out.EntryOut); s != fuse.OK {
+	if s = fs.entry(node, in.NodeId, name, &out.EntryOut); s != fuse.OK {
 		fs.release(out.Fh)
 	}
 	return s

@@ -158,7 +158,7 @@ func TestNodes(t *testing.T) {
 	k.lookup(t, "c")
 	k.lookup(t, "d")
 	k.lookup(t, "e")
-	if errno, _ := k.do(t, opLookup, 1, []byte("a\x00")); errno != unix.ENFILE {
+	if errno, _ := k.do(t, opLookup, 1, []byte("a\x00")); errno != unix.EMFILE {
 		t.Errorf("one node too many: %v", errno)
 	}
 	for _, name := range []string{"", ".", "..", "a/b", "../a"} {

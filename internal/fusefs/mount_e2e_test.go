@@ -4,6 +4,7 @@ package fusefs_test
 
 import (
 	"context"
+	"fmt"
 	"net"
 	"os"
 	"os/exec"
@@ -87,4 +88,76 @@ func over9P(t *testing.T, fs *localfs.FS) p9.Node {
 		<-served
 	})
 	return remote.Root(context.Background(), root)
+}
+
+// TestPrune: a kernel that has seen many files forgets the oldest, and finds them again.
+func TestPrune(t *testing.T) {
+	tree, dir := t.TempDir(), t.TempDir()
+	const files, keep = 1000, 100
+	for i := range files {
+		sub := fmt.Sprintf("%s/%d", tree, i%10)
+		check(t, os.MkdirAll(sub, 0o755))
+		check(t, os.WriteFile(fmt.Sprintf("%s/%d", sub, i), nil, 0o644))
+	}
+	local, err := localfs.New(tree, localfs.Config{})
+	check(t, err)
+	defer local.Close()
+	served := fusefs.New(direct(t, local), fusefs.Config{Timeout: time.Hour})
+	o := fusefs.Options()
+	o.DirectMount, o.FsName, o.Name = true, "test", "wsl2"
+	forgotten := make(chan struct{}, 1)
+	server, err := fuse.NewServer(forgetful{served, forgotten}, dir, o)
+	check(t, err)
+	ended := make(chan struct{})
+	go func() { server.Serve(); close(ended) }()
+	check(t, server.WaitMount())
+	ctx, cancel := context.WithCancel(context.Background())
+	pruned := make(chan struct{})
+	go func() {
+		served.Prune(ctx, server, keep)
+		close(pruned)
+	}()
+	defer func() {
+		cancel()
+		<-pruned
+		check(t, unix.Unmount(dir, unix.MNT_DETACH))
+		<-ended
+		served.Close()
+	}()
+	before := descriptors(t)
+	for range 3 {
+		for i := range files {
+			if _, err := os.Stat(fmt.Sprintf("%s/%d/%d", dir, i%10, i)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	for descriptors(t)-before > files/2 {
+		select {
+		case <-forgotten:
+		case <-time.After(time.Minute):
+			t.Fatalf("%d files are known, want about %d", descriptors(t)-before, keep)
+		}
+	}
+}
+
+// forgetful tells of each file that the kernel has forgotten.
+type forgetful struct {
+	*fusefs.FS
+	told chan struct{}
+}
+
+func (f forgetful) Forget(id, lookups uint64) {
+	f.FS.Forget(id, lookups)
+	select {
+	case f.told <- struct{}{}:
+	default:
+	}
+}
+
+func descriptors(t *testing.T) int {
+	t.Helper()
+	entries, err := os.ReadDir("/proc/self/fd")
+	check(t, err)
+	return len(entries)
 }

@@ -47,6 +47,10 @@ func Run(ctx context.Context, s hostmount.Spec, control *os.File) error {
 	return nil
 }
 
+// maxNodes is about how many files the host's kernel may know, each of which the distro's server has
+// open: half of what it may have (p9.Config.MaxFIDs).
+const maxNodes = 1 << 15
+
 // mount returns a channel that is closed when there is nothing more to serve.
 func mount(ctx context.Context, s hostmount.Spec) (<-chan struct{}, error) {
 	conn, who, err := guestconn.DialFiles(s.VsockPath, s.Port, s.User)
@@ -85,8 +89,11 @@ func mount(ctx context.Context, s hostmount.Spec) (<-chan struct{}, error) {
 		hostmount.Detach(s.Dir) //nolint:errcheck // it may not be there
 		return nil, fmt.Errorf("mount %s: %w", s.Dir, err)
 	}
+	pruning, stop := context.WithCancel(ctx)
+	go fs.Prune(pruning, served, maxNodes)
 	go func() {
 		<-client.Done()
+		stop()
 		close(ended)
 	}()
 	return ended, nil
