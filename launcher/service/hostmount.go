@@ -44,13 +44,13 @@ func (s *Service) hostMount(p *peer, c api.Call) (any, error) {
 	for {
 		s.mounts.mu.Lock()
 		h := s.mounts.byName[spec.key()]
+		s.mounts.mu.Unlock()
 		if h == nil {
-			h = &hostMount{dir: filepath.Join(s.paths.HostMounts(), spec.Name), up: make(chan struct{}), gone: make(chan struct{})}
-			h.ended, h.end = context.WithCancel(context.Background())
-			s.mounts.byName[spec.key()] = h
+			if h = s.newMount(filepath.Join(s.paths.HostMounts(), spec.Name), spec.key()); h == nil {
+				continue // another client was first
+			}
 			go s.serveMount(h, m, spec, hostmount.Spec{Distro: spec.Name, User: d.DefaultUser, Dir: h.dir}, c.VM, p.notice)
 		}
-		s.mounts.mu.Unlock()
 		wait := h.up
 		if h.ended.Err() != nil {
 			wait = h.gone
@@ -68,6 +68,20 @@ func (s *Service) hostMount(p *peer, c api.Call) (any, error) {
 			return api.HostMount{Dir: h.dir}, nil
 		}
 	}
+}
+
+// newMount notes a mount that is about to begin; nil if there is one.
+func (s *Service) newMount(dir, key string) *hostMount {
+	h := &hostMount{dir: dir, up: make(chan struct{}), gone: make(chan struct{})}
+	h.ended, h.end = context.WithCancel(context.Background())
+	s.mounts.mu.Lock()
+	defer s.mounts.mu.Unlock()
+	if s.mounts.byName[key] != nil {
+		h.end()
+		return nil
+	}
+	s.mounts.byName[key] = h
+	return h
 }
 
 // serveMount is a mount's life. It owns h until it closes h.gone.
