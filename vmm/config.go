@@ -102,10 +102,14 @@ type Config struct {
 	// DiskSlots is how many disks can be attached at a time, at least
 	// len(Disks). A machine may have room for fewer: see Machine.DiskSlots.
 	DiskSlots int
+	// FSSlots is how many file systems the host can serve at a time (Machine.AttachFS). Without
+	// KVM there may be fewer.
+	FSSlots int
 	// LateSlots leaves slots without a disk out of the kernel command line on
 	// KVM: each takes half a millisecond of the boot. The guest registers them by
 	// itself when it hears of a disk, one after the other behind the last
-	// device that it knows, with the next page of addresses and the same interrupt.
+	// device that it knows, with the next page of addresses and the same interrupt. Those of
+	// file systems are left out as well.
 	// That takes a kernel with a writable virtio_mmio.device (kernelcfg/patches).
 	LateSlots bool
 

@@ -24,6 +24,7 @@ import (
 	"github.com/wsl2/wsl2/vmm/qemu"
 	"github.com/wsl2/wsl2/vmm/virtio"
 	"github.com/wsl2/wsl2/vmm/virtio/blk"
+	"github.com/wsl2/wsl2/vmm/virtio/fs"
 	"github.com/wsl2/wsl2/vmm/virtio/net"
 	"github.com/wsl2/wsl2/vmm/virtio/rng"
 	"github.com/wsl2/wsl2/vmm/virtio/vsock"
@@ -58,6 +59,7 @@ type Machine struct {
 	accel  Accel
 	reason string // why not KVM
 	slots  []*slot
+	fs     []*fsSlot
 }
 
 type state int
@@ -175,7 +177,7 @@ func (m *Machine) start(ctx context.Context) (parts *parts, err error) {
 	}
 	late := 0
 	if m.cfg.LateSlots {
-		late = m.DiskSlots() - len(m.cfg.Disks)
+		late = m.DiskSlots() - len(m.cfg.Disks) + len(parts.fs)
 		if m.cfg.Network != nil {
 			late++
 		}
@@ -243,6 +245,7 @@ func (m *Machine) choose(ctx context.Context) error {
 // parts are the devices of a machine, in the guest's order.
 type parts struct {
 	devices []virtio.Device
+	fs      []*fs.Device // the last of devices
 	closers []func() error
 }
 
@@ -271,12 +274,13 @@ func (m *Machine) build(ctx context.Context) (*parts, error) {
 		p.devices = append(p.devices, v)
 	}
 	p.devices = append(p.devices, rng.New())
-	n, cards := m.cfg.DiskSlots, 0
+	n, cards, fsSlots := m.cfg.DiskSlots, 0, m.cfg.FSSlots
 	if m.cfg.Network != nil {
 		cards = 1
 	}
 	if accel, _ := m.Accel(); accel == AccelTCG {
-		if n = min(n, qemu.MaxDevices-len(p.devices)-cards); n < len(m.cfg.Disks) {
+		fsSlots = min(fsSlots, 1) // a place that disks would have
+		if n = min(n, qemu.MaxDevices-len(p.devices)-cards-fsSlots); n < len(m.cfg.Disks) {
 			return p, fmt.Errorf("vmm: %d disks: without KVM a VM has room for %d", len(m.cfg.Disks), n)
 		}
 	}
@@ -298,8 +302,18 @@ func (m *Machine) build(ctx context.Context) (*parts, error) {
 		m.mu.Unlock()
 	}
 	if cards > 0 {
-		return p, m.addCard(p)
+		if err := m.addCard(p); err != nil {
+			return p, err
+		}
 	}
+	for i := range fsSlots {
+		d := fs.New(fmt.Sprintf("wsl2fs%d", i))
+		p.closers = append(p.closers, d.Close)
+		p.fs, p.devices = append(p.fs, d), append(p.devices, d)
+	}
+	m.mu.Lock()
+	m.fs = newFSSlots(p.fs, len(p.devices)-len(p.fs))
+	m.mu.Unlock()
 	return p, nil
 }
 

@@ -2,6 +2,7 @@
 // of its own so that no command pays for the protocol.
 //
 //	wsl2-files share ...   serves a directory of the host to a distro (package share/server)
+//	wsl2-files mount ...   mounts a distro's tree on the host (package hostmount/server)
 package main
 
 import (
@@ -12,6 +13,8 @@ import (
 	"os/signal"
 	"syscall"
 
+	"github.com/wsl2/wsl2/launcher/hostmount"
+	mountserver "github.com/wsl2/wsl2/launcher/hostmount/server"
 	"github.com/wsl2/wsl2/launcher/share"
 	"github.com/wsl2/wsl2/launcher/share/server"
 )
@@ -24,15 +27,22 @@ func main() {
 }
 
 func run(args []string) error {
-	if len(args) > 0 && args[0] == "share" {
+	// ^C in the terminal whose command started the service is not for what it serves.
+	signal.Ignore(syscall.SIGHUP, syscall.SIGINT)
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
+	defer stop()
+	switch {
+	case len(args) > 0 && args[0] == "mount":
+		spec, err := hostmount.Parse(args[1:])
+		if err != nil {
+			return err
+		}
+		return mountserver.Run(ctx, spec, os.NewFile(hostmount.ControlFD, "control"))
+	case len(args) > 0 && args[0] == "share":
 		spec, err := share.Parse(args[1:])
 		if err != nil {
 			return err
 		}
-		// ^C in the terminal whose command started the service is not for what it serves.
-		signal.Ignore(syscall.SIGHUP, syscall.SIGINT)
-		ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
-		defer stop()
 		return server.Serve(ctx, spec, func(format string, args ...any) { fmt.Fprintf(os.Stderr, "wsl2-files: "+format+"\n", args...) })
 	}
 	return errors.New("this is a part of wsl2; see `wsl2 --help`")

@@ -28,6 +28,7 @@ var actions = map[string]func(*command) error{
 	"--mount":           mountDisk,
 	"--unmount":         unmountDisk,
 	"cp":                copyFiles,
+	"--fs-path":         fsPath,
 	"doctor":            doctor,
 	"ssh-config":        sshConfig,
 	"ssh-proxy":         sshProxy,

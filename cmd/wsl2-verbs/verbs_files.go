@@ -34,6 +34,24 @@ func parsePlace(arg string) (place, error) {
 	return place{distro, path}, nil
 }
 
+// fsPath is `wsl2 --fs-path`.
+func fsPath(c *command) error {
+	distro, path, below := strings.Cut(c.Args().First(), ":")
+	if below && !strings.HasPrefix(path, "/") {
+		return cmdline.Usagef("%s: a path in a distro is absolute, as in %s:/etc", c.Args().First(), distro)
+	}
+	cl, err := c.app.client()
+	if err != nil {
+		return err
+	}
+	var m api.HostMount
+	if err := cl.Call(api.Call{Verb: api.VerbHostMount, Name: distro, VM: c.vm}, &m, true); err != nil {
+		return err
+	}
+	_, err = fmt.Fprintln(c.app.out, filepath.Join(m.Dir, filepath.Clean("/"+path)))
+	return err
+}
+
 // copyFiles is `wsl2 cp`.
 func copyFiles(c *command) error {
 	var places []place

@@ -77,7 +77,7 @@ func TestPorts(t *testing.T) {
 	h.Refused(h.Run("ports", "--publish", fmt.Sprintf("small:%d:%d", both, taken), "--address", "127.0.0.1"), "in use")
 	h.OK("ports", "--unpublish", fmt.Sprintf("small:%d", both))
 	h.OK("ports", "--unpublish", fmt.Sprintf("small:%d", wild4))
-	closedPort(t, "127.0.0.1", later)
+	wantClosed(t, "127.0.0.1", later)
 	h.Refused(h.Run("ports", "--unpublish", fmt.Sprintf("small:%d", wild4)), "not published")
 	h.Refused(h.Run("ports", "--publish", "nosuch:80"), "no distro")
 
@@ -85,8 +85,8 @@ func TestPorts(t *testing.T) {
 	l.Stdin.Close()
 	h.Want(l.Wait(), 0)
 	events.until("no port", func(p portList) bool { return len(p.Ports) == 0 })
-	closedPort(t, "127.0.0.1", wild4)
-	closedPort(t, "::1", loop6)
+	wantClosed(t, "127.0.0.1", wild4)
+	wantClosed(t, "::1", loop6)
 	serving(h, fmt.Sprintf("echo,tcp4,0.0.0.0:%d", later))
 	events.until("a port that is opened later", func(p portList) bool { return p.has(later) })
 	idle := connect(t, "tcp", "127.0.0.1", later)
@@ -95,7 +95,7 @@ func TestPorts(t *testing.T) {
 	testsys.Must(t, err)
 	h.OK("--terminate", "small")
 	events.until("the end of the distro", func(p portList) bool { return len(p.Ports) == 0 })
-	closedPort(t, "127.0.0.1", later)
+	wantClosed(t, "127.0.0.1", later)
 	if n, err := idle.Read(make([]byte, 1)); err == nil {
 		t.Errorf("a connection outlives the distro: %d bytes", n)
 	}

@@ -22,5 +22,5 @@ func TestKVMPorts(t *testing.T) {
 	l.Stdin.Close()
 	h.Want(l.Wait(), 0)
 	events.until("no port", func(p portList) bool { return len(p.Ports) == 0 })
-	closedPort(t, "127.0.0.1", port)
+	wantClosed(t, "127.0.0.1", port)
 }

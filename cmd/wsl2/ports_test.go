@@ -145,7 +145,7 @@ func connect(t *testing.T, network, address string, port int) net.Conn {
 }
 
 // closedPort fails the test unless nobody listens.
-func closedPort(t *testing.T, address string, port int) {
+func wantClosed(t *testing.T, address string, port int) {
 	t.Helper()
 	c, err := net.DialTimeout("tcp", net.JoinHostPort(address, fmt.Sprint(port)), testsys.Deadline)
 	if !errors.Is(err, unix.ECONNREFUSED) {

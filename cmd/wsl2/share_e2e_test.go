@@ -7,7 +7,6 @@ import (
 	"context"
 	"crypto/sha256"
 	"fmt"
-	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -173,22 +172,32 @@ func TestShareSettings(t *testing.T) {
 	if !strings.HasPrefix(r.Stdout, "/root\n") || strings.Contains(r.Stdout, "autofs") || strings.Contains(r.Stdout, " 9p ") {
 		t.Errorf("an isolated distro: %v", r)
 	}
-}
-
-// TestShareServerDies: a share whose server is killed fails, says so, and is there
-// again for the next command.
-func TestShareServerDies(t *testing.T) {
-	h := newHost(t)
-	home := h.Path("home")
-	testsys.Must(t, os.WriteFile(home+"/f", []byte("x\n"), 0o644))
-	live := h.Start("-d", "small", "--cd", "/", "-e", "sh", "-c", "cat /mnt/host/f; read line; cat /mnt/host/f; echo $?")
-	live.Expect("x\n")
-	h.Process("share").Kill(t)
-	io.WriteString(live.Stdin, "go on\n")
-	live.Expect("1\n")
-	live.Wait()
-	if r := in(h, home, "-e", "cat", "f"); r.Stdout != "x\n" {
-		t.Errorf("afterwards: %v", r)
+	// Owners and modes of the distro's own, and modes that it does not see.
+	config("[shares]", "host = none", "data = "+data+", metadata, fmask=022")
+	testsys.Must(t, os.WriteFile(data+"/open", nil, 0o666))
+	testsys.Must(t, os.Chmod(data+"/open", 0o666))
+	r = in(h, data, "-e", "sh", "-c", "chown alice f && chmod 4750 f && stat -c '%U %a' f open")
+	h.Want(r, 0)
+	if r.Stdout != "alice 4750\nroot 644\n" {
+		t.Errorf("metadata: %v", r)
+	}
+	var st unix.Stat_t
+	testsys.Must(t, unix.Stat(data+"/f", &st))
+	if st.Uid != uint32(os.Geteuid()) || st.Mode&0o7777 != 0o644 {
+		t.Errorf("on the host it is %d's, mode %o", st.Uid, st.Mode)
+	}
+	// The distro's own file makes less of it, and not more.
+	h.OK("-d", "small", "-e", "sh", "-c", `printf '[shares]\ndata = ro\nhost = rw\n' >/etc/wsl.conf`)
+	h.OK("--terminate", "small")
+	r = in(h, data, "-e", "sh", "-c", "cat f; echo x >f; grep -c autofs /proc/mounts")
+	h.Want(r, 0, "Read-only file system")
+	if r.Stdout != "data\n1\n" {
+		t.Errorf("narrowed: %v", r)
+	}
+	h.OK("-d", "small", "-e", "sh", "-c", `printf '[automount]\nenabled = false\n' >/etc/wsl.conf`)
+	h.OK("--terminate", "small")
+	if r = in(h, data, "-e", "sh", "-c", "grep autofs /proc/mounts; ls /mnt/data"); r.Stdout != "" {
+		t.Errorf("without automount: %v", r)
 	}
 }
 

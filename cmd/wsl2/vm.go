@@ -20,7 +20,7 @@ func newMachine(c vmproc.Config, console io.Writer, diskError func(slot int, err
 	}
 	cfg := vmm.Config{
 		Accel: accel, Verdict: c.Verdict, Kernel: c.Kernel, Initramfs: c.Initramfs, Cmdline: c.Cmdline,
-		MemoryBytes: c.MemoryBytes, CPUs: c.CPUs, DiskSlots: c.DiskSlots, LateSlots: c.LateSlots,
+		MemoryBytes: c.MemoryBytes, CPUs: c.CPUs, DiskSlots: c.DiskSlots, FSSlots: c.FSSlots, LateSlots: c.LateSlots,
 		GuestCID: c.GuestCID, VsockPath: c.VsockPath, ConsoleLog: console, OnDiskError: diskError,
 	}
 	if n := c.Network; n != nil {
@@ -53,6 +53,11 @@ func (m machine) Wait(ctx context.Context) error {
 
 func (m machine) AttachDisk(ctx context.Context, path string) (int, error) {
 	return m.Machine.AttachDisk(ctx, vmm.Disk{Path: path})
+}
+
+func (m machine) AttachFS(ctx context.Context) (vmproc.FS, error) {
+	fs, err := m.Machine.AttachFS(ctx)
+	return vmproc.FS(fs), err
 }
 
 func (m machine) Accel() (name, reason string) {

@@ -1,10 +1,12 @@
 package distro
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -95,21 +97,73 @@ func plug(device string) error {
 	return fmt.Errorf("%s: %w", device, errNoSlot)
 }
 
-// nextDevice returns the virtio_mmio.device= of what stands on the bus behind the
-// last of the known ones, which are lines "SIZE@ADDRESS:IRQ:ID". It shares that one's
-// interrupt.
+// nextDevice returns the virtio_mmio.device= of the first page behind the first of
+// the known ones that no device has: they are lines "SIZE@ADDRESS:IRQ:ID", disks one behind
+// the other, and file systems behind the places of all disks. It shares the interrupt of the one before it.
 func nextDevice(known string) (string, error) {
-	lines := strings.Fields(strings.TrimRight(known, "\x00")) // which the kernel counts
-	if len(lines) == 0 {
-		return "", errors.New("it names no device")
+	devices, err := parseDevices(known)
+	if err != nil {
+		return "", err
 	}
-	last := lines[len(lines)-1]
-	var size, address uint64
-	var irq, id int
-	if _, err := fmt.Sscanf(last, "0x%x@0x%x:%d:%d", &size, &address, &irq, &id); err != nil {
-		return "", fmt.Errorf("%q: %w", last, err)
+	last := devices[0]
+	for _, d := range devices[1:] {
+		if d.address == last.address+last.size {
+			last = d
+		}
 	}
-	return fmt.Sprintf("%#x@%#x:%d", size, address+size, irq), nil
+	return fmt.Sprintf("%#x@%#x:%d", last.size, last.address+last.size, last.irq), nil
+}
+
+// mmioDevice is one on the bus.
+type mmioDevice struct {
+	size, address uint64
+	irq           int
+}
+
+// parseDevices reads what mmioDevices says, in the order of addresses.
+func parseDevices(known string) (list []mmioDevice, err error) {
+	for _, line := range strings.Fields(strings.TrimRight(known, "\x00")) { // which the kernel counts
+		var d mmioDevice
+		var id int
+		if _, err := fmt.Sscanf(line, "0x%x@0x%x:%d:%d", &d.size, &d.address, &d.irq, &id); err != nil {
+			return nil, fmt.Errorf("%q: %w", line, err)
+		}
+		list = append(list, d)
+	}
+	if len(list) == 0 {
+		return nil, errors.New("it names no device")
+	}
+	slices.SortFunc(list, func(a, b mmioDevice) int { return cmp.Compare(a.address, b.address) })
+	return list, nil
+}
+
+// RegisterDevice tells the kernel of a device that the command line did not name, in
+// virtio_mmio.device='s terms, unless it knows one of that address.
+func RegisterDevice(device string) error {
+	unlock, err := lockDisks()
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	var address uint64
+	if _, rest, ok := strings.Cut(device, "@"); ok {
+		fmt.Sscanf(rest, "0x%x:", &address) //nolint:errcheck // 0 is none of them
+	}
+	known, err := os.ReadFile(mmioDevices)
+	if err != nil {
+		return fmt.Errorf("register %s: %w", device, err)
+	}
+	devices, err := parseDevices(string(known))
+	if err != nil {
+		return fmt.Errorf("register %s: %s: %w", device, mmioDevices, err)
+	}
+	if slices.ContainsFunc(devices, func(d mmioDevice) bool { return d.address == address }) {
+		return nil
+	}
+	if err := os.WriteFile(mmioDevices, []byte(device), 0); err != nil {
+		return fmt.Errorf("register %s: %w", device, err)
+	}
+	return nil
 }
 
 func exists(path string) bool {

@@ -20,6 +20,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"path"
 	"runtime"
 	"strconv"
 	"strings"
@@ -334,7 +335,7 @@ func spareThreads(n int) {
 // share makes the host's directories ready to be mounted.
 func (d *distro) share(m *wire.StartDistro) {
 	d.shares = shares.Start(shares.Config{
-		Shares: m.Shares,
+		Shares: narrowed(m.Shares, &d.conf),
 		Ask:    func(m *wire.MountShare) { d.send(m) },
 		Owner: func() (uid, gid uint32, err error) {
 			// Whom sessions run as without -u (session.Config.DefaultUser).
@@ -349,6 +350,19 @@ func (d *distro) share(m *wire.StartDistro) {
 		},
 		Logf: d.log.Errorf,
 	})
+}
+
+// narrowed are the host's directories that a distro wants of those it may have, its wsl.conf being what it is.
+func narrowed(list []wire.Share, conf *wslconf.Config) (wanted []wire.Share) {
+	for _, s := range list {
+		how := conf.Shares[strings.ToLower(path.Base(s.Guest))]
+		if !conf.Automount || how == wslconf.None {
+			continue
+		}
+		s.ReadOnly = s.ReadOnly || how == wslconf.ReadOnly
+		wanted = append(wanted, s)
+	}
+	return wanted
 }
 
 // idle tells whether there is neither process nor session, the same that

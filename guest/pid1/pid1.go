@@ -27,6 +27,7 @@ import (
 	"github.com/mdlayher/vsock"
 	"golang.org/x/sys/unix"
 
+	"github.com/wsl2/wsl2/guest/distro"
 	"github.com/wsl2/wsl2/guest/exporter"
 	"github.com/wsl2/wsl2/guest/importer"
 	"github.com/wsl2/wsl2/guest/kmsg"
@@ -174,6 +175,13 @@ func (v *vm) serve(r io.Reader) error {
 			v.request(m.ID, func() *wire.Reply { return swapOn(m.Slot) })
 		case *wire.WatchPorts:
 			v.watching.Do(func() { go v.watchPorts() })
+		case *wire.RegisterDevice:
+			v.request(m.ID, func() *wire.Reply {
+				if err := distro.RegisterDevice(m.Device); err != nil {
+					return refused("%v", err)
+				}
+				return &wire.Reply{}
+			})
 		case *wire.Shutdown:
 			v.stopAll(time.Duration(m.GraceMillis) * time.Millisecond)
 			v.powerOff()

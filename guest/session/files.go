@@ -23,31 +23,32 @@ func (s *Server) files(c conn) {
 	}
 	defer c.Close()                                    // the process has a descriptor of its own
 	c.SetWriteDeadline(time.Now().Add(controlTimeout)) //nolint:errcheck // Write tells
-	if err := s.startFiles(c, start); err != nil {
+	who, err := s.startFiles(c, start)
+	if err != nil {
 		wire.Write(c, toFailed(err)) //nolint:errcheck // the client may be gone
 		return
 	}
-	wire.Write(c, &wire.Started{}) //nolint:errcheck // the client may be gone
+	wire.Write(c, who) //nolint:errcheck // the client may be gone
 }
 
-func (s *Server) startFiles(c conn, start *wire.Start) error {
+func (s *Server) startFiles(c conn, start *wire.Start) (*wire.Serving, error) {
 	p, err := newProgram(&s.cfg, &wire.Start{User: start.User, Shell: wire.ShellStandard})
 	if err != nil {
-		return err
+		return nil, err
 	}
 	p.reach("/") // the shares' traps are set: what is served may be behind them
 	null, err := unix.Open(os.DevNull, unix.O_RDWR|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return fmt.Errorf("open %s: %w", os.DevNull, err)
+		return nil, fmt.Errorf("open %s: %w", os.DevNull, err)
 	}
 	defer unix.Close(null)
 	raw, ok := c.(syscall.Conn)
 	if !ok {
-		return fmt.Errorf("a connection of type %T has no descriptor", c)
+		return nil, fmt.Errorf("a connection of type %T has no descriptor", c)
 	}
 	rc, err := raw.SyscallConn()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	cerr := rc.Control(func(fd uintptr) {
 		_, err = s.cfg.Reaper.Start("/proc/self/exe", []string{files.Argv0}, &syscall.ProcAttr{
@@ -59,7 +60,7 @@ func (s *Server) startFiles(c conn, start *wire.Start) error {
 		})
 	})
 	if err = errors.Join(cerr, err); err != nil {
-		return fmt.Errorf("start a server of files: %w", err)
+		return nil, fmt.Errorf("start a server of files: %w", err)
 	}
-	return nil
+	return &wire.Serving{UID: p.user.UID, GID: p.user.GID, Groups: p.user.Groups}, nil
 }

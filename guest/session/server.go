@@ -73,6 +73,8 @@ type Config struct {
 type Shares interface {
 	// Deliver takes a RoleShare connection; false if nobody asked for it.
 	Deliver(net.Conn, wire.SessionID) bool
+	// DeliverDevice is Deliver for what a RoleShareDevice connection names.
+	DeliverDevice(tag string, id wire.SessionID) bool
 	// Reach is told of a path before init looks at it for somebody.
 	Reach(path string)
 }
@@ -272,6 +274,18 @@ func (s *Server) handle(c conn) {
 		if s.cfg.Shares == nil || !s.cfg.Shares.Deliver(c, hello.Session) {
 			s.refuse(c, errors.New("nobody waits for this share"))
 		}
+	case wire.RoleShareDevice:
+		m, err := wire.Read(c)
+		device, ok := m.(*wire.ShareDevice)
+		if err != nil || !ok {
+			s.refuse(c, fmt.Errorf("%w: no ShareDevice behind Hello (%v)", wire.ErrMalformed, err))
+			return
+		}
+		if s.cfg.Shares == nil || !s.cfg.Shares.DeliverDevice(device.Tag, hello.Session) {
+			s.refuse(c, errors.New("nobody waits for this share"))
+			return
+		}
+		c.Close()
 	case wire.RoleFiles:
 		s.files(c)
 	case wire.RolePort:

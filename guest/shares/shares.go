@@ -3,8 +3,8 @@
 // A share costs a distro's start no more than a trap: a mount of the kernel's autofs,
 // direct, on the share's mount point. Whoever first looks behind it is made to wait by
 // the kernel, which writes to the trap's pipe; then the launcher is asked for the
-// connection (wire.MountShare), and v9fs is mounted on it, over the trap. Nobody finds an
-// empty directory, and who does not look pays nothing.
+// share (wire.MountShare), and what comes is mounted over the trap: a virtio-fs device, or
+// v9fs on a connection. Nobody finds an empty directory, and who does not look pays nothing.
 //
 // The distro's init itself, the trap's daemon, is not made to wait by the kernel: it
 // calls Reach before it looks at a path for somebody.
@@ -47,7 +47,13 @@ type Mounter struct {
 	traps []*trap       // immutable once set is closed
 
 	mu      sync.Mutex
-	waiting map[wire.SessionID]chan<- net.Conn // guarded by mu
+	waiting map[wire.SessionID]chan<- arrival // guarded by mu
+}
+
+// arrival is what the launcher answers: a device, or a connection.
+type arrival struct {
+	tag  string // of the device
+	conn net.Conn
 }
 
 // trap is the autofs mount of one share.
@@ -62,7 +68,7 @@ type trap struct {
 // Start sets the traps, and tells the distro's tools of the shares (hostpath.SharesFile),
 // in the time that a client takes to come with its first session: Reach waits for it.
 func Start(cfg Config) *Mounter {
-	m := &Mounter{cfg: cfg, set: make(chan struct{}), waiting: map[wire.SessionID]chan<- net.Conn{}}
+	m := &Mounter{cfg: cfg, set: make(chan struct{}), waiting: map[wire.SessionID]chan<- arrival{}}
 	if len(cfg.Shares) == 0 {
 		close(m.set)
 	} else {
@@ -185,7 +191,7 @@ func (m *Mounter) mount(t *trap) error {
 	defer t.mu.Unlock()
 	var st unix.Statfs_t
 	switch err := unix.Statfs(t.share.Guest, &st); {
-	case err == unix.EIO: // its server has ended: it would stay so
+	case err == unix.EIO, err == unix.ENOTCONN: // its server has ended: it would stay so
 		unix.Unmount(t.share.Guest, unix.MNT_DETACH) //nolint:errcheck // the mount below tells
 	case err != nil:
 		return err
@@ -196,20 +202,30 @@ func (m *Mounter) mount(t *trap) error {
 	if err != nil {
 		return err
 	}
-	conn, err := m.connect(t.share.Guest, uid, gid)
-	if err != nil {
-		return err
-	}
-	defer conn.Close() // the mount has a descriptor of its own
-	fd, err := descriptor(conn)
-	if err != nil {
-		return err
-	}
-	defer unix.Close(fd)
 	flags := uintptr(unix.MS_NOSUID | unix.MS_NODEV)
 	if t.share.ReadOnly {
 		flags |= unix.MS_RDONLY
 	}
+	came, err := m.ask(&wire.MountShare{Guest: t.share.Guest, UID: uid, GID: gid, Stream: !hasVirtioFS()})
+	if err == nil && came.tag != "" {
+		if err = unix.Mount(came.tag, t.share.Guest, "virtiofs", flags, ""); err == nil {
+			return nil
+		}
+		m.cfg.Logf("share %s: mount %s as virtiofs: %v; it will be 9P", t.share.Guest, came.tag, err)
+		came, err = m.ask(&wire.MountShare{Guest: t.share.Guest, UID: uid, GID: gid, Stream: true})
+	}
+	if err != nil {
+		return err
+	}
+	if came.conn == nil {
+		return errors.New("the host answered with a device where only a connection will do")
+	}
+	defer came.conn.Close() // the mount has a descriptor of its own
+	fd, err := descriptor(came.conn)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
 	// access=any: one session for all users, whom the guest's kernel checks by owner and
 	// mode. cache=none: what the host changes is seen, and appending is the server's work. With
 	// cache=mmap v9fs keeps O_APPEND to itself, and writers lose what others append meanwhile; the
@@ -238,14 +254,19 @@ func descriptor(c net.Conn) (fd int, err error) {
 	return fd, errors.Join(cerr, err)
 }
 
-// connect asks for a share's connection and waits for it.
-func (m *Mounter) connect(guest string, uid, gid uint32) (net.Conn, error) {
-	ask := &wire.MountShare{Guest: guest, UID: uid, GID: gid}
+// hasVirtioFS tells whether the kernel has it: one of the user's may not.
+func hasVirtioFS() bool {
+	list, err := os.ReadFile("/proc/filesystems")
+	return err == nil && strings.Contains(string(list), "\tvirtiofs\n")
+}
+
+// ask asks for a share and waits for it.
+func (m *Mounter) ask(ask *wire.MountShare) (arrival, error) {
 	// Not crypto/rand: its self-tests would cost every start of /init.
 	if _, err := unix.Getrandom(ask.Session[:], 0); err != nil {
-		return nil, err
+		return arrival{}, err
 	}
-	came := make(chan net.Conn, 1)
+	came := make(chan arrival, 1)
 	m.mu.Lock()
 	m.waiting[ask.Session] = came
 	m.mu.Unlock()
@@ -264,12 +285,21 @@ func (m *Mounter) connect(guest string, uid, gid uint32) (net.Conn, error) {
 	case c := <-came: // at the last moment
 		return c, nil
 	default:
-		return nil, fmt.Errorf("the host has not opened it within %v; the service's log there says why", mountTimeout)
+		return arrival{}, fmt.Errorf("the host has not opened it within %v; the service's log there says why", mountTimeout)
 	}
 }
 
 // Deliver hands over the connection of a MountShare; false if nobody waits for it.
 func (m *Mounter) Deliver(c net.Conn, id wire.SessionID) bool {
+	return m.deliver(arrival{conn: c}, id)
+}
+
+// DeliverDevice is Deliver for a virtio-fs device.
+func (m *Mounter) DeliverDevice(tag string, id wire.SessionID) bool {
+	return m.deliver(arrival{tag: tag}, id)
+}
+
+func (m *Mounter) deliver(a arrival, id wire.SessionID) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	came := m.waiting[id]
@@ -277,6 +307,6 @@ func (m *Mounter) Deliver(c net.Conn, id wire.SessionID) bool {
 		return false
 	}
 	delete(m.waiting, id)
-	came <- c // has room for one
+	came <- a // has room for one
 	return true
 }

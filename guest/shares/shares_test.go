@@ -16,14 +16,14 @@ func TestConnect(t *testing.T) {
 	asked := make(chan *wire.MountShare, 2)
 	m := Start(Config{Ask: func(r *wire.MountShare) { asked <- r }, Logf: t.Logf})
 	type result struct {
-		c   net.Conn
+		a   arrival
 		err error
 	}
 	got := map[string]chan result{"/mnt/a": make(chan result, 1), "/mnt/b": make(chan result, 1)}
 	for guest, ch := range got {
 		go func() {
-			c, err := m.connect(guest, 1000, 1001)
-			ch <- result{c, err}
+			a, err := m.ask(&wire.MountShare{Guest: guest, UID: 1000, GID: 1001})
+			ch <- result{a, err}
 		}()
 	}
 	first, second := <-asked, <-asked
@@ -37,14 +37,18 @@ func TestConnect(t *testing.T) {
 		t.Error("a session that nobody asked for was taken")
 	}
 	for _, r := range []*wire.MountShare{second, first} {
-		if !m.Deliver(theirs, r.Session) {
+		deliver, want := func() bool { return m.Deliver(theirs, r.Session) }, arrival{conn: theirs}
+		if r == first {
+			deliver, want = func() bool { return m.DeliverDevice("tag", r.Session) }, arrival{tag: "tag"}
+		}
+		if !deliver() {
 			t.Errorf("%s: not taken", r.Guest)
 		}
 		if m.Deliver(theirs, r.Session) {
 			t.Errorf("%s: taken twice", r.Guest)
 		}
-		if res := <-got[r.Guest]; res.err != nil || res.c != theirs {
-			t.Errorf("%s: %v, %v", r.Guest, res.c, res.err)
+		if res := <-got[r.Guest]; res.err != nil || res.a != want {
+			t.Errorf("%s: %v, %v", r.Guest, res.a, res.err)
 		}
 	}
 }

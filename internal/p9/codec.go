@@ -177,8 +177,8 @@ type Dirent struct {
 	Name   string
 }
 
-// decodeDirents decodes Rreaddir's data.
-func decodeDirents(b []byte) ([]Dirent, error) {
+// DecodeDirents decodes Rreaddir's data.
+func DecodeDirents(b []byte) ([]Dirent, error) {
 	list := make([]Dirent, 0, len(b)/32)
 	d := decoder{b: b}
 	for len(d.b) > 0 {

@@ -123,7 +123,7 @@ func FuzzDecode(f *testing.F) {
 func FuzzDirents(f *testing.F) {
 	f.Add(AppendDirent(AppendDirent(nil, QID{1, 2, 3}, 4, 8, "name"), QID{}, 5, 4, ""))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		list, err := decodeDirents(b)
+		list, err := DecodeDirents(b)
 		if err != nil {
 			return
 		}

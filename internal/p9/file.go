@@ -198,7 +198,7 @@ func (f *File) Readdir(ctx context.Context, offset uint64) ([]Dirent, error) {
 	if err != nil {
 		return nil, err
 	}
-	return decodeDirents(r.Data)
+	return DecodeDirents(r.Data)
 }
 
 // Fsync writes the file back to its disk; with datasync without what reading does not need.

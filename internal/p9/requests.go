@@ -5,8 +5,8 @@ import (
 	"syscall"
 )
 
-// validName refuses what is no name of a directory's entry.
-func validName(name string) error {
+// CheckName refuses what is no name of a directory's entry.
+func CheckName(name string) error {
 	switch {
 	case len(name) > MaxName:
 		return syscall.ENAMETOOLONG
@@ -86,14 +86,14 @@ func (s *server) handle(m Message) (Message, error) {
 	case *Trename:
 		return s.entry(TRename, t.Dir, t.FID, t.Name, func(dir, f Node) error { return f.Rename(dir, t.Name) })
 	case *Trenameat:
-		if err := validName(t.OldName); err != nil {
+		if err := CheckName(t.OldName); err != nil {
 			return nil, err
 		}
 		return s.entry(TRenameat, t.NewDir, t.OldDir, t.NewName, func(newDir, oldDir Node) error {
 			return oldDir.RenameAt(t.OldName, newDir, t.NewName)
 		})
 	case *Tunlinkat:
-		if err := validName(t.Name); err != nil {
+		if err := CheckName(t.Name); err != nil {
 			return nil, err
 		}
 		return &Rok{Kind: TUnlinkat + 1}, s.with(t.Dir, func(f *fid) error { return f.node.UnlinkAt(t.Name, t.Flags) })
@@ -147,7 +147,7 @@ func closeAll(list []Node) {
 
 // make serves what makes an entry of a directory.
 func (s *server) make(dir FID, name string, t Type, what func(Node) (QID, error)) (Message, error) {
-	if err := validName(name); err != nil {
+	if err := CheckName(name); err != nil {
 		return nil, err
 	}
 	r := &Rqid{Kind: t + 1}
@@ -159,7 +159,7 @@ func (s *server) make(dir FID, name string, t Type, what func(Node) (QID, error)
 
 // entry serves what gives a directory an entry for a file that is there.
 func (s *server) entry(t Type, dir, file FID, name string, what func(dir, file Node) error) (Message, error) {
-	if err := validName(name); err != nil {
+	if err := CheckName(name); err != nil {
 		return nil, err
 	}
 	list, err := s.nodes(dir, file)
@@ -175,7 +175,7 @@ func (s *server) walk(t *Twalk) (Message, error) {
 		if name == ".." {
 			continue
 		}
-		if err := validName(name); err != nil {
+		if err := CheckName(name); err != nil {
 			return nil, err
 		}
 	}
@@ -239,7 +239,7 @@ func (s *server) open(t *Tlopen) (Message, error) {
 }
 
 func (s *server) create(t *Tlcreate) (Message, error) {
-	if err := validName(t.Name); err != nil {
+	if err := CheckName(t.Name); err != nil {
 		return nil, err
 	}
 	r := &Ropen{Kind: TLcreate + 1}

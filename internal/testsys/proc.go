@@ -29,7 +29,7 @@ func (p Process) Role() string {
 	switch {
 	case len(p.Argv) > 0 && strings.HasPrefix(filepath.Base(p.Argv[0]), "qemu-system"):
 		return "qemu"
-	case len(p.Argv) > 1 && (p.Argv[1] == "service" || p.Argv[1] == "vm" || p.Argv[1] == "net" || p.Argv[1] == "share"):
+	case len(p.Argv) > 1 && (p.Argv[1] == "service" || p.Argv[1] == "vm" || p.Argv[1] == "net" || p.Argv[1] == "share" || p.Argv[1] == "mount"):
 		return p.Argv[1]
 	}
 	return ""

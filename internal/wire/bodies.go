@@ -15,7 +15,7 @@ func (m *Hello) appendBody(b []byte) []byte {
 
 func (m *Hello) readBody(d *decoder) {
 	m.Version = d.checkVersion(true)
-	if m.Role = Role(d.atMost(d.u8(), uint8(RolePort), "role")); m.Role == 0 {
+	if m.Role = Role(d.atMost(d.u8(), uint8(RoleShareDevice), "role")); m.Role == 0 {
 		d.fail("unknown role 0")
 	}
 	m.Session = d.session()
@@ -331,7 +331,7 @@ func (*MountShare) Type() Type { return TypeMountShare }
 
 func (m *MountShare) appendBody(b []byte) []byte {
 	b = appendString(append(b, m.Session[:]...), m.Guest)
-	return appendString(appendU32(appendU32(b, m.UID), m.GID), m.Distro)
+	return appendBool(appendString(appendU32(appendU32(b, m.UID), m.GID), m.Distro), m.Stream)
 }
 
 func (m *MountShare) readBody(d *decoder) {
@@ -340,6 +340,7 @@ func (m *MountShare) readBody(d *decoder) {
 	m.UID = d.u32()
 	m.GID = d.u32()
 	m.Distro = d.string()
+	m.Stream = d.bool()
 }
 
 func (*WatchPorts) Type() Type { return TypeWatchPorts }
@@ -358,6 +359,41 @@ func (m *PortsOpen) appendBody(b []byte) []byte {
 	}
 	return b
 }
+
+func (*Serving) Type() Type { return TypeServing }
+
+func (m *Serving) appendBody(b []byte) []byte {
+	b = appendU32(appendU32(appendU32(b, m.UID), m.GID), uint32(len(m.Groups)))
+	for _, g := range m.Groups {
+		b = appendU32(b, g)
+	}
+	return b
+}
+
+func (m *Serving) readBody(d *decoder) {
+	m.UID = d.u32()
+	m.GID = d.u32()
+	for range d.length(4) {
+		m.Groups = append(m.Groups, d.u32())
+	}
+}
+
+func (*RegisterDevice) Type() Type { return TypeRegisterDevice }
+
+func (m *RegisterDevice) appendBody(b []byte) []byte {
+	return appendString(appendU32(b, m.ID), m.Device)
+}
+
+func (m *RegisterDevice) readBody(d *decoder) {
+	m.ID = d.u32()
+	m.Device = d.string()
+}
+
+func (*ShareDevice) Type() Type { return TypeShareDevice }
+
+func (m *ShareDevice) appendBody(b []byte) []byte { return appendString(b, m.Tag) }
+
+func (m *ShareDevice) readBody(d *decoder) { m.Tag = d.string() }
 
 func (m *PortsOpen) readBody(d *decoder) {
 	n := d.length(9)
@@ -461,6 +497,12 @@ func (t Type) String() string {
 		return "PortsOpen"
 	case TypeDialPort:
 		return "DialPort"
+	case TypeServing:
+		return "Serving"
+	case TypeRegisterDevice:
+		return "RegisterDevice"
+	case TypeShareDevice:
+		return "ShareDevice"
 	}
 	return fmt.Sprintf("Type(%d)", uint8(t))
 }

@@ -26,30 +26,33 @@ type Type uint8
 
 // Types. Numbers are never reused.
 const (
-	TypeHello        Type = 1
-	TypeReady        Type = 2
-	TypeReply        Type = 3
-	TypeStartDistro  Type = 16
-	TypeStopDistro   Type = 17
-	TypeImport       Type = 18
-	TypeShutdown     Type = 19
-	TypeExport       Type = 20
-	TypeMaintain     Type = 21
-	TypeMountDisk    Type = 24
-	TypeReleaseDisk  Type = 25
-	TypeImportReady  Type = 32
-	TypeDistroExited Type = 33
-	TypeDistroIdle   Type = 34
-	TypeNetwork      Type = 40
-	TypeStart        Type = 48
-	TypeStarted      Type = 49
-	TypeFailed       Type = 50
-	TypeResize       Type = 51
-	TypeSignal       Type = 52
-	TypeExited       Type = 53
-	TypeHostExec     Type = 54
-	TypeMountShare   Type = 55
-	TypeSwapOn       Type = 60
+	TypeHello          Type = 1
+	TypeReady          Type = 2
+	TypeReply          Type = 3
+	TypeStartDistro    Type = 16
+	TypeStopDistro     Type = 17
+	TypeImport         Type = 18
+	TypeShutdown       Type = 19
+	TypeExport         Type = 20
+	TypeMaintain       Type = 21
+	TypeMountDisk      Type = 24
+	TypeReleaseDisk    Type = 25
+	TypeImportReady    Type = 32
+	TypeDistroExited   Type = 33
+	TypeDistroIdle     Type = 34
+	TypeNetwork        Type = 40
+	TypeStart          Type = 48
+	TypeStarted        Type = 49
+	TypeFailed         Type = 50
+	TypeResize         Type = 51
+	TypeSignal         Type = 52
+	TypeExited         Type = 53
+	TypeHostExec       Type = 54
+	TypeMountShare     Type = 55
+	TypeServing        Type = 56
+	TypeRegisterDevice Type = 57
+	TypeShareDevice    Type = 58
+	TypeSwapOn         Type = 60
 
 	TypeWatchPorts Type = 70
 	TypePortsOpen  Type = 71
@@ -113,6 +116,12 @@ func newMessage(t Type) Message {
 		return new(PortsOpen)
 	case TypeDialPort:
 		return new(DialPort)
+	case TypeServing:
+		return new(Serving)
+	case TypeRegisterDevice:
+		return new(RegisterDevice)
+	case TypeShareDevice:
+		return new(ShareDevice)
 	}
 	return nil
 }

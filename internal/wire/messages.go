@@ -22,12 +22,15 @@ const (
 	RoleHost
 	// RoleShare carries 9P2000.L for a MountShare: the launcher is the server.
 	RoleShare
-	// RoleFiles is followed by a Start, of which only User counts, and answered with Started
+	// RoleFiles is followed by a Start, of which only User counts, and answered with Serving
 	// or Failed; then it carries 9P2000.L: the distro is the server, with the user's rights.
 	RoleFiles
 	// RolePort is followed by a DialPort and answered with Started or Failed; then it carries what
 	// passes between the port and a peer on the host (package forward).
 	RolePort
+	// RoleShareDevice answers a MountShare with a virtio-fs device instead: a ShareDevice
+	// follows, and nothing else.
+	RoleShareDevice
 )
 
 // Hello is the first message on every connection to a guest port.
@@ -331,6 +334,8 @@ type MountShare struct {
 	Guest    string
 	UID, GID uint32
 	Distro   string // on the control channel
+	// Stream: only a connection will do; the guest cannot mount a device.
+	Stream bool
 }
 
 // WatchPorts asks PID 1 to tell, by PortsOpen, on which ports the VM's processes serve, from
@@ -381,3 +386,21 @@ const (
 	// CodeUnchecked: errors are noted in the disk's file system, which has not been checked since.
 	CodeUnchecked
 )
+
+// Serving answers the Start of RoleFiles: who the server is in the distro.
+type Serving struct {
+	UID, GID uint32
+	Groups   []uint32 // the others
+}
+
+// RegisterDevice has PID 1 tell its kernel of a device, in virtio_mmio.device='s terms. It is no
+// error if the kernel knows it.
+type RegisterDevice struct {
+	ID     uint32
+	Device string
+}
+
+// ShareDevice names the virtio-fs device of a share.
+type ShareDevice struct {
+	Tag string
+}

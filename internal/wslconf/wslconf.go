@@ -41,12 +41,23 @@ type Config struct {
 	HostTimezone                      bool
 
 	Interop bool // programs of the host
+
+	// Automount: what the host shares is mounted. Shares says less of single ones, by their names
+	// in /mnt: ReadOnly or None. Nothing here can say more than the host does.
+	Automount bool
+	Shares    map[string]string
 }
+
+// What Config.Shares says.
+const (
+	ReadOnly = "ro"
+	None     = "none"
+)
 
 // Defaults are those of a distro without the file.
 func Defaults() Config {
 	return Config{Umask: 0o022, InitTimeout: 10 * time.Second, ProtectBinfmt: true,
-		GenerateHosts: true, GenerateResolvConf: true, MountFsTab: true, HostTimezone: true, Interop: true}
+		GenerateHosts: true, GenerateResolvConf: true, MountFsTab: true, HostTimezone: true, Interop: true, Automount: true}
 }
 
 // Read reads the file of the distro whose root is at root.
@@ -94,6 +105,10 @@ func Parse(text string) (c Config, warnings []string) {
 			if msg := set(&c, e.Value); msg != "" {
 				warn(e.Line, fmt.Sprintf("%s '%s' for key '%s'", msg, e.Value, e.Key))
 			}
+		case strings.EqualFold(e.Section, "shares"):
+			if msg := c.narrow(e); msg != "" {
+				warn(e.Line, fmt.Sprintf("%s '%s' for key '%s'", msg, e.Value, e.Key))
+			}
 		case !elsewhere[e.Name()]:
 			warn(e.Line, ini.Unknown(e, names))
 		}
@@ -107,9 +122,25 @@ func Parse(text string) (c Config, warnings []string) {
 	return c, warnings
 }
 
+// narrow applies a line of [shares]. Who writes about a share at all wants less of it.
+func (c *Config) narrow(e ini.Entry) (msg string) {
+	how := strings.ToLower(e.Value)
+	if how == "rw" { // as the host says
+		return ""
+	}
+	if how != ReadOnly && how != None {
+		how, msg = None, "Want ro or none (it is not mounted):"
+	}
+	if c.Shares == nil {
+		c.Shares = map[string]string{}
+	}
+	c.Shares[strings.ToLower(e.Key)] = how
+	return msg
+}
+
 // names are the keys that a slip of the fingers may have missed.
 var names = []string{
-	"automount.mountFsTab", "filesystem.umask", "interop.enabled",
+	"automount.enabled", "automount.mountFsTab", "filesystem.umask", "interop.enabled",
 	"network.hostname", "network.generateHosts", "network.generateResolvConf",
 	"time.useWindowsTimezone", "user.default",
 	"boot.command", "boot.systemd", "boot.initTimeout", "boot.protectBinfmt", "boot.keepAlive",
@@ -118,6 +149,7 @@ var names = []string{
 // keys maps "section.key" to what stores the value; the result is a warning's
 // beginning, empty if the value was good.
 var keys = map[string]func(c *Config, value string) string{
+	"automount.enabled":          func(c *Config, v string) string { return boolean(&c.Automount, v) },
 	"automount.mountfstab":       func(c *Config, v string) string { return boolean(&c.MountFsTab, v) },
 	"network.generatehosts":      func(c *Config, v string) string { return boolean(&c.GenerateHosts, v) },
 	"network.generateresolvconf": func(c *Config, v string) string { return boolean(&c.GenerateResolvConf, v) },
@@ -162,7 +194,7 @@ var keys = map[string]func(c *Config, value string) string{
 // elsewhere are keys of WSL that have no meaning here (docs/settings.md says why), so
 // that a file carried over does not warn about each of them.
 var elsewhere = map[string]bool{
-	"automount.enabled": true, "automount.root": true, "automount.options": true, "automount.ldconfig": true, "automount.cgroups": true,
+	"automount.root": true, "automount.options": true, "automount.ldconfig": true, "automount.cgroups": true,
 	"interop.appendwindowspath": true, "gpu.enabled": true, "gpu.appendlibpath": true, "general.guiapplications": true,
 	"fileserver.enabled": true, "fileserver.logfile": true, "fileserver.loglevel": true, "fileserver.logtruncate": true,
 }

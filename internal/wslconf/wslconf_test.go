@@ -3,6 +3,7 @@ package wslconf
 import (
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"syscall"
 	"testing"
@@ -12,7 +13,7 @@ import (
 func TestParse(t *testing.T) {
 	c, warnings := Parse(`
 [automount]
-enabled = true
+enabled = false
 mountFsTab = false   # none of ours
 [filesystem]
 umask = 077
@@ -33,16 +34,21 @@ useWindowsTimezone = false
 [interop]
 enabled = false
 appendWindowsPath = false
+[shares]
+Host = RO
+data = none
+src = rw
 `)
 	if len(warnings) != 0 {
 		t.Errorf("warnings: %q", warnings)
 	}
 	want := Config{Umask: 0o77, Hostname: "box.example", DefaultUser: "alice", Command: `echo a # b; echo "c"`,
-		Systemd: true, InitTimeout: 5 * time.Minute, KeepAlive: true}
-	if c != want {
+		Systemd: true, InitTimeout: 5 * time.Minute, KeepAlive: true,
+		Shares: map[string]string{"host": ReadOnly, "data": None}}
+	if !reflect.DeepEqual(c, want) {
 		t.Errorf("%+v\nwant %+v", c, want)
 	}
-	if c, warnings := Parse(""); c != Defaults() || len(warnings) != 0 {
+	if c, warnings := Parse(""); !reflect.DeepEqual(c, Defaults()) || len(warnings) != 0 {
 		t.Errorf("nothing: %+v %q", c, warnings)
 	}
 }
@@ -68,9 +74,17 @@ func TestParseWarns(t *testing.T) {
 		if len(warnings) != 1 || !strings.Contains(warnings[0], want) {
 			t.Errorf("%q: %q", text, warnings)
 		}
-		if c != Defaults() {
+		if !reflect.DeepEqual(c, Defaults()) {
 			t.Errorf("%q: %+v", text, c)
 		}
+	}
+}
+
+// TestSharesAreNarrowed: what is not clearly more is less.
+func TestSharesAreNarrowed(t *testing.T) {
+	c, warnings := Parse("[shares]\nhost=/etc\ndata = ro")
+	if want := map[string]string{"host": None, "data": ReadOnly}; !reflect.DeepEqual(c.Shares, want) || len(warnings) != 1 || !strings.Contains(warnings[0], "wsl.conf:2") {
+		t.Errorf("%v, warnings %q", c.Shares, warnings)
 	}
 }
 
@@ -121,7 +135,7 @@ func TestCleanHostname(t *testing.T) {
 
 func TestRead(t *testing.T) {
 	root := t.TempDir()
-	if c, warnings := Read(root); c != Defaults() || len(warnings) != 0 {
+	if c, warnings := Read(root); !reflect.DeepEqual(c, Defaults()) || len(warnings) != 0 {
 		t.Errorf("no file: %+v %q", c, warnings)
 	}
 	file := filepath.Join(root, Path)

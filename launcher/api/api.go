@@ -180,6 +180,7 @@ const (
 	VerbSetUp      = "set-up" // the first run is done; User is the default user from now on
 	VerbMount      = "mount"
 	VerbUnmount    = "unmount"
+	VerbHostMount  = "host-mount" // where the distro's tree is on the host; it is mounted there
 	VerbShutdown   = "shutdown"
 	VerbStatus     = "status"
 	VerbPorts      = "ports"
@@ -225,6 +226,11 @@ type Ready struct {
 // Installed is the Result of an import.
 type Installed struct {
 	Name string `json:"name"`
+}
+
+// HostMount is the Result of VerbHostMount.
+type HostMount struct {
+	Dir string `json:"dir"`
 }
 
 // Mount is one file system of a shared disk, or the disk itself, bare.

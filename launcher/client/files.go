@@ -5,9 +5,7 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"time"
 
-	"github.com/wsl2/wsl2/internal/wire"
 	"github.com/wsl2/wsl2/launcher/api"
 	"github.com/wsl2/wsl2/launcher/internal/guestconn"
 )
@@ -32,32 +30,10 @@ func (c *Client) Files(open api.Open, user string) (*Files, error) {
 	if user == "" {
 		user = opened.DefaultUser
 	}
-	guest, err := dialFiles(opened, user)
+	guest, _, err := guestconn.DialFiles(opened.VsockPath, opened.Port, user)
 	if err != nil {
 		lease.Close()
-		return nil, err
+		return nil, fmt.Errorf("files of %s: %w", opened.Distro, err)
 	}
 	return &Files{guest, guest, lease}, nil
-}
-
-func dialFiles(o api.Opened, user string) (*guestconn.Conn, error) {
-	guest, err := guestconn.Dial(o.VsockPath, o.Port, wire.Hello{Version: wire.Version, Role: wire.RoleFiles}, &wire.Start{User: user})
-	if err != nil {
-		return nil, err
-	}
-	guest.SetReadDeadline(time.Now().Add(time.Minute))
-	m, err := wire.Read(guest)
-	if err == nil {
-		switch m := m.(type) {
-		case *wire.Started:
-			guest.SetReadDeadline(time.Time{})
-			return guest, nil
-		case *wire.Failed:
-			err = errors.New(m.Text)
-		default:
-			err = fmt.Errorf("unexpected %v of the guest", m.Type())
-		}
-	}
-	guest.Close()
-	return nil, fmt.Errorf("files of %s: %w", o.Distro, err)
 }

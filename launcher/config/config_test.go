@@ -261,15 +261,21 @@ func shortDir(t *testing.T) string {
 
 // TestShares: what a distro sees of the host, by wslconfig's lines.
 func TestShares(t *testing.T) {
-	home := wire.Share{Host: "/home/me", Guest: "/mnt/host"}
-	data := wire.Share{Host: "/srv/my, data", Guest: "/mnt/data", ReadOnly: true}
-	for text, want := range map[string][]wire.Share{
+	home := Share{Share: wire.Share{Host: "/home/me", Guest: "/mnt/host"}}
+	data := Share{Share: wire.Share{Host: "/srv/my, data", Guest: "/mnt/data", ReadOnly: true}}
+	src := Share{Share: wire.Share{Host: "/home/me/src", Guest: "/mnt/host"}}
+	with := func(s Share, change func(*Share)) Share { change(&s); return s }
+	for text, want := range map[string][]Share{
 		"":                                 {home},
 		"[shares]\ndata=/srv/my, data, ro": {data, home},
 		"[shares]\nhost=none":              nil,
-		"[shares]\nhost=~/src/,rw":         {{Host: "/home/me/src", Guest: "/mnt/host"}},
-		"[shares]\nhost=~":                 {home},
-		"[Shares]\nhost=~, ro":             {{Host: "/home/me", Guest: "/mnt/host", ReadOnly: true}},
+		"[shares]\nhost=~/src/,rw":         {src},
+		"[shares]\nhost=~, metadata, umask=077, fmask=177":                 {with(home, func(s *Share) { s.Metadata, s.FileMask, s.DirMask = true, 0o177, 0o77 })},
+		"[shares]\nhost=~, dmask=22, transport=9p, rw":                     {with(home, func(s *Share) { s.Stream, s.DirMask = true, 0o22 })},
+		"[shares]\nhost=~/src, transport=virtiofs":                         {src},
+		"[shares]\nhost=/a, umask=99":                                      {with(home, func(s *Share) { s.Host = "/a, umask=99" })},
+		"[shares]\nhost=~":                                                 {home},
+		"[Shares]\nhost=~, ro":                                             {with(home, func(s *Share) { s.ReadOnly = true })},
 		"[shares]\nisolated=true\n[shares.debian]\nisolated=false\nhost=~": nil,
 		"[shares.debian]\nisolated=true":                                   nil,
 		"[shares.other]\nisolated=true\ndata=/x":                           {home},

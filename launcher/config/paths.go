@@ -72,6 +72,9 @@ func (p Paths) SharedDisks() string { return filepath.Join(p.Runtime, "disks.jso
 // PortRules remembers what `wsl2 ports --publish` has published.
 func (p Paths) PortRules() string { return filepath.Join(p.Data, "ports.json") }
 
+// HostMounts is where distros are mounted on the host, each in a directory of its name.
+func (p Paths) HostMounts() string { return filepath.Join(p.Runtime, "fs") }
+
 // VsockPath is the VM's vsock socket; the guest's connections to host port P
 // reach VsockPath_P.
 func (p Paths) VsockPath() string { return p.vmFile(p.Runtime, "vsock") }
@@ -223,6 +226,6 @@ func (p Paths) RemoveAll() error {
 	}
 	remove(p.Swap(""), p.State)
 	errs = append(errs, os.RemoveAll(p.Cache))
-	remove(p.ServiceSocket(), p.StartLock(), p.ServiceLock(), p.VMLock(), p.KVMVerdict(), p.SharedDisks(), p.VsockPath(), p.Runtime)
+	remove(p.ServiceSocket(), p.StartLock(), p.ServiceLock(), p.VMLock(), p.KVMVerdict(), p.SharedDisks(), p.VsockPath(), p.HostMounts(), p.Runtime)
 	return errors.Join(errs...)
 }

@@ -3,6 +3,7 @@ package config
 import (
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/wsl2/wsl2/internal/ini"
@@ -15,7 +16,7 @@ import (
 //	[shares]
 //	isolated = false       # true: nothing, whatever else is said
 //	host = ~               # at /mnt/host: the default
-//	data = /srv/data, ro   # at /mnt/data, read-only
+//	data = /srv/data, ro   # at /mnt/data, read-only; see setOption for the others
 //	[shares.untrusted]
 //	isolated = true
 const sharesSection = "shares"
@@ -23,11 +24,22 @@ const sharesSection = "shares"
 // shareParent is where a distro has its shares.
 const shareParent = "/mnt"
 
+// Share is a directory of the host in a distro, and how it is served.
+type Share struct {
+	wire.Share
+	// Stream: 9P, also where the VM has a virtio-fs device.
+	Stream bool
+	// FileMask and DirMask are permissions that the distro does not see.
+	FileMask, DirMask uint32
+	// Metadata keeps owners and modes of the distro's in extended attributes.
+	Metadata bool
+}
+
 // shareRule is one line of those sections.
 type shareRule struct {
 	distro string // folded; "" for all
 	name   string // in shareParent
-	share  wire.Share
+	share  Share
 	none   bool // not shared
 }
 
@@ -42,7 +54,7 @@ func defaultShares(home string) Shares {
 	if !filepath.IsAbs(home) {
 		return Shares{}
 	}
-	return Shares{rules: []shareRule{{name: "host", share: wire.Share{Host: filepath.Clean(home), Guest: shareParent + "/host"}}}}
+	return Shares{rules: []shareRule{{name: "host", share: Share{Share: wire.Share{Host: filepath.Clean(home), Guest: shareParent + "/host"}}}}}
 }
 
 // isShare tells whether a setting is one of the sections', and of which distro.
@@ -72,10 +84,18 @@ func (s *Shares) set(distro string, e ini.Entry, home string) string {
 	if key == "" || key == "." || key == ".." || strings.ContainsAny(key, "/\x00") {
 		return "Not a directory's name (the share is mounted at " + shareParent + "/NAME):"
 	}
-	r := shareRule{distro: distro, name: key, share: wire.Share{Guest: shareParent + "/" + key}}
+	r := shareRule{distro: distro, name: key, share: Share{Share: wire.Share{Guest: shareParent + "/" + key}}}
 	path := e.Value
-	if before, option, ok := cutLast(path, ","); ok && (option == "ro" || option == "rw") {
-		path, r.share.ReadOnly = before, option == "ro"
+	var options []string // the first is the last; umask=077, fmask=177
+	for {
+		before, option, ok := cutLast(path, ",")
+		if !ok || !setOption(new(Share), option) {
+			break
+		}
+		path, options = before, append(options, option)
+	}
+	for _, option := range slices.Backward(options) {
+		setOption(&r.share, option)
 	}
 	if rest, ok := strings.CutPrefix(path, "~"); ok && (rest == "" || rest[0] == '/') {
 		path = home + rest
@@ -89,6 +109,30 @@ func (s *Shares) set(distro string, e ini.Entry, home string) string {
 	return ""
 }
 
+// setOption sets what stands behind a share's path; false if it is part of the path.
+func setOption(s *Share, option string) bool {
+	key, value, _ := strings.Cut(option, "=")
+	mask, err := strconv.ParseUint(value, 8, 32)
+	isMask := err == nil && mask <= 0o777
+	switch {
+	case option == "ro", option == "rw":
+		s.ReadOnly = option == "ro"
+	case option == "transport=9p", option == "transport=virtiofs":
+		s.Stream = option == "transport=9p"
+	case option == "metadata":
+		s.Metadata = true
+	case key == "umask" && isMask:
+		s.FileMask, s.DirMask = uint32(mask), uint32(mask)
+	case key == "fmask" && isMask:
+		s.FileMask = uint32(mask)
+	case key == "dmask" && isMask:
+		s.DirMask = uint32(mask)
+	default:
+		return false
+	}
+	return true
+}
+
 // cutLast splits s around the last sep, and trims both.
 func cutLast(s, sep string) (before, after string, ok bool) {
 	i := strings.LastIndex(s, sep)
@@ -99,7 +143,7 @@ func cutLast(s, sep string) (before, after string, ok bool) {
 }
 
 // Of returns a distro's shares, in the order of their mount points.
-func (s Shares) Of(distro string) []wire.Share {
+func (s Shares) Of(distro string) []Share {
 	distro = strings.ToLower(distro)
 	isolated, said := s.isolated[distro]
 	if !said || s.isolated[""] {
@@ -116,12 +160,12 @@ func (s Shares) Of(distro string) []wire.Share {
 			}
 		}
 	}
-	var list []wire.Share
+	var list []Share
 	for _, r := range last {
 		if !r.none {
 			list = append(list, r.share)
 		}
 	}
-	slices.SortFunc(list, func(a, b wire.Share) int { return strings.Compare(a.Guest, b.Guest) })
+	slices.SortFunc(list, func(a, b Share) int { return strings.Compare(a.Guest, b.Guest) })
 	return list
 }

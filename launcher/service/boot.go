@@ -26,10 +26,14 @@ const guestCID = 3
 // diskSlots is how many distros can run at once.
 const diskSlots = 16
 
+// fsSlots is how many shares can be virtio-fs at once; others are 9P.
+const fsSlots = 4
+
 // Process is a VM's process (*vmproc.Process, but for tests).
 type Process interface {
 	Attach(ctx context.Context, path string) (slot int, err error)
 	Detach(ctx context.Context, slot int) error
+	AttachFS(ctx context.Context) (vmproc.FS, error)
 	Kill()
 	Terminated() <-chan struct{}
 	Done() <-chan struct{}
@@ -75,7 +79,7 @@ func (b *Booter) Boot(ctx context.Context, r BootRequest) (Machine, error) {
 	c := vmproc.Config{
 		Accel: r.Settings.Accel, Kernel: kernel, Initramfs: initramfs, Cmdline: r.Settings.KernelCommandLine,
 		MemoryBytes: r.Settings.MemoryBytes, CPUs: r.Settings.Processors,
-		DiskSlots: diskSlots, LateSlots: own, GuestCID: guestCID, VsockPath: paths.VsockPath(), ConsoleLog: paths.ConsoleLog(), Verdict: paths.KVMVerdict(),
+		DiskSlots: diskSlots, FSSlots: fsSlots, LateSlots: own, GuestCID: guestCID, VsockPath: paths.VsockPath(), ConsoleLog: paths.ConsoleLog(), Verdict: paths.KVMVerdict(),
 	}
 	if n := r.Settings.Network; !n.Off {
 		c.Network = netproc.Config{HostLoopback: n.HostLoopback, Policy: n.Policy}.Args()
@@ -190,6 +194,15 @@ func (m *machine) endWithin(d time.Duration, why error) {
 		m.Process.Kill()
 		<-m.Process.Done()
 	}
+}
+
+// ShareDevice implements Machine.
+func (m *machine) ShareDevice(ctx context.Context) (tag, socket string, err error) {
+	fs, err := m.Process.AttachFS(ctx)
+	if err == nil && fs.Device != "" {
+		err = m.control.registerDevice(ctx, fs.Device)
+	}
+	return fs.Tag, fs.Socket, err
 }
 
 func (m *machine) Info() MachineInfo {

@@ -289,6 +289,12 @@ func (c *control) swapOn(ctx context.Context, slot int) error {
 	return err
 }
 
+// registerDevice has the guest's kernel find a device that it was not told of at boot.
+func (c *control) registerDevice(ctx context.Context, device string) error {
+	_, err := c.request(ctx, nil, func(id uint32) wire.Message { return &wire.RegisterDevice{ID: id, Device: device} })
+	return err
+}
+
 func textOf(r *wire.Reply, err error) (string, error) {
 	if err != nil {
 		return "", err

@@ -10,6 +10,7 @@ import (
 
 	"github.com/wsl2/wsl2/internal/wire"
 	"github.com/wsl2/wsl2/launcher/api"
+	"github.com/wsl2/wsl2/launcher/config"
 	"github.com/wsl2/wsl2/launcher/hostexec"
 	"github.com/wsl2/wsl2/launcher/registry"
 )
@@ -35,7 +36,7 @@ type distro struct {
 	readOnly string           // why its disk is mounted read-only, told to everybody; immutable once up is closed
 	exited   *string          // how its init ended before the start was over, nil if it did not
 	hosts    *hostexec.Runner // nil until the guest asks
-	shares   []wire.Share     // set before it is up
+	shares   []config.Share   // set before it is up
 	// shareServers are the processes that serve them.
 	shareServers  int
 	shareWarnings int      // logged so far
@@ -174,7 +175,10 @@ func (m *Manager) startOn(d *distro, options api.VMOptions) error {
 	}
 	request := wire.StartDistro{
 		Name: d.spec.Name, Slot: int32(slot), Hostname: hostname(), Hosts: hostEntries("/etc/hosts", hostname()), Timezone: timezone(), SafeMode: settings.SafeMode,
-		Limits: settings.Limits[d.spec.key()], Shares: d.shares, User: d.spec.User,
+		Limits: settings.Limits[d.spec.key()], User: d.spec.User,
+	}
+	for _, s := range d.shares {
+		request.Shares = append(request.Shares, s.Share)
 	}
 	err = d.begin(ctx, v.machine, request)
 	var refused *GuestError

@@ -32,6 +32,7 @@ type memMachine struct {
 	busy         map[string]bool
 	mounted      map[string]string // disk by path in the distros
 	attachErr    error
+	devices      bool // there is a virtio-fs device
 	starts       int
 	startFn      func(name string) error
 	startRequest func(r wire.StartDistro) error // instead of startFn
@@ -183,6 +184,15 @@ func (m *memMachine) WatchPorts() error {
 	defer m.mu.Unlock()
 	m.watched++
 	return nil
+}
+
+func (m *memMachine) ShareDevice(context.Context) (tag, socket string, err error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if !m.devices {
+		return "", "", errors.New("no device")
+	}
+	return "tag", "/socket", nil
 }
 
 func (m *memMachine) ReleaseDisk(ctx context.Context, slot int) error {

@@ -28,6 +28,7 @@ import (
 	"github.com/wsl2/wsl2/images"
 	"github.com/wsl2/wsl2/launcher/api"
 	"github.com/wsl2/wsl2/launcher/config"
+	"github.com/wsl2/wsl2/launcher/hostmount"
 	"github.com/wsl2/wsl2/launcher/registry"
 )
 
@@ -44,12 +45,13 @@ const firstRequest = 10 * time.Second
 
 // Service serves clients. Make it with New, run it with Serve.
 type Service struct {
-	paths config.Paths
-	self  api.Identity
-	log   *slog.Logger
-	m     *Manager // of the VM that distros share
-	own   ownVMs
-	uid   uint32
+	paths  config.Paths
+	self   api.Identity
+	log    *slog.Logger
+	m      *Manager // of the VM that distros share
+	own    ownVMs
+	mounts hostMounts
+	uid    uint32
 
 	linger time.Duration
 	tools  func(ctx context.Context) ([]byte, error)
@@ -89,6 +91,8 @@ func New(c Config) *Service {
 	s.m = NewManager(c.Boot, settings, c.Log, func() { go s.touch() })
 	s.m.tools = c.Tools
 	s.own.byID = map[string]*Manager{}
+	s.mounts = hostMounts{run: hostmount.Run, byName: map[string]*hostMount{}}
+	hostmount.Clean(c.Paths.HostMounts())
 	s.own.make = func(id string) *Manager {
 		boot := func(ctx context.Context, r BootRequest) (Machine, error) {
 			r.Own = id
@@ -172,6 +176,7 @@ func (s *Service) Serve(ctx context.Context, l *net.UnixListener) error {
 	}
 	s.shutdown()
 	s.each((*Manager).Close)
+	s.mounts.wait("")
 	s.conns.Wait()
 	return err
 }
@@ -488,9 +493,12 @@ func (s *Service) call(p *peer, c api.Call) (any, error) {
 		s.each((*Manager).Refuse) // or a command that waits for the end would start all anew
 		s.m.ForgetDisks()
 		s.each(func(m *Manager) { m.Shutdown(c.Force) })
+		s.mounts.wait("")
 		return struct{}{}, nil
 	case api.VerbStatus:
 		return s.status(), nil
+	case api.VerbHostMount:
+		return s.hostMount(p, c)
 	}
 	reg, err := s.registry()
 	if err != nil {
@@ -532,6 +540,7 @@ func (s *Service) terminate(name string) error {
 			return err
 		}
 	}
+	s.mounts.wait(name)
 	return nil
 }
 

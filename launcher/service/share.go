@@ -1,12 +1,14 @@
 package service
 
 import (
+	"context"
 	"strings"
 	"time"
 
 	"github.com/wsl2/wsl2/internal/hostpath"
 	"github.com/wsl2/wsl2/internal/wire"
 	"github.com/wsl2/wsl2/launcher/api"
+	"github.com/wsl2/wsl2/launcher/config"
 	"github.com/wsl2/wsl2/launcher/share"
 )
 
@@ -24,7 +26,7 @@ const (
 )
 
 // shareTable is what a distro's shares are to clients.
-func shareTable(list []wire.Share) hostpath.Table {
+func shareTable(list []config.Share) hostpath.Table {
 	var t hostpath.Table
 	for _, s := range list {
 		t = append(t, hostpath.Share{Host: s.Host, Guest: s.Guest})
@@ -61,8 +63,15 @@ func (m *Manager) mountShare(v *vm, r *wire.MountShare) {
 		}
 		d.shareServers++
 		spec := share.Spec{VsockPath: v.machine.Info().VsockPath, Port: d.port, Session: r.Session,
-			Dir: s.Host, ReadOnly: s.ReadOnly, UID: r.UID, GID: r.GID}
+			Dir: s.Host, ReadOnly: s.ReadOnly, UID: r.UID, GID: r.GID, FileMask: s.FileMask, DirMask: s.DirMask, Metadata: s.Metadata}
+		device := !r.Stream && !s.Stream
 		m.wg.Go(func() {
+			if device {
+				var err error
+				if spec.Tag, spec.Socket, err = shareDevice(v); err != nil {
+					m.log.Debug("share is 9P", "dir", s.Host, "err", err)
+				}
+			}
 			err := m.serveShare(spec)
 			m.mu.Lock()
 			if err != nil {
@@ -80,6 +89,19 @@ func (m *Manager) mountShare(v *vm, r *wire.MountShare) {
 		return
 	}
 	m.shareWarning(d, "share refused: "+refused, "share", r.Guest[:min(len(r.Guest), 200)])
+}
+
+// deviceTimeout bounds the guest's answer to a new device.
+const deviceTimeout = 10 * time.Second
+
+// shareDevice takes a virtio-fs device for a share. Without one a share is 9P.
+func shareDevice(v *vm) (tag, socket string, err error) {
+	ctx, cancel := context.WithTimeout(context.Background(), deviceTimeout)
+	defer cancel()
+	if tag, socket, err = v.machine.ShareDevice(ctx); err != nil {
+		return "", "", err
+	}
+	return tag, socket, nil
 }
 
 // shareWarning logs, up to a number for each start of a distro: what a guest can make

@@ -54,3 +54,38 @@ func TestMountShare(t *testing.T) {
 		t.Errorf("%d servers and %d more, want %d", n, len(served), maxShareServers)
 	}
 }
+
+// TestShareDevice: a share is a device if the VM has one, and neither the guest nor wslconfig wants a connection.
+func TestShareDevice(t *testing.T) {
+	s := newSetup(t)
+	s.settings = config.Defaults(config.Host{MemoryBytes: 8 << 30, CPUs: 2, Home: "/home/me"})
+	served, end := make(chan share.Spec, 10), make(chan struct{})
+	s.m.serveShare = func(spec share.Spec) error {
+		served <- spec
+		<-end
+		return nil
+	}
+	lease, _, err := s.m.Open(t.Context(), debian, api.VMOptions{}, func(error) {})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer lease.Release()
+	defer close(end)
+	for _, c := range []struct{ devices, stream, configured, want bool }{
+		{true, false, false, true},
+		{false, false, false, false},
+		{true, true, false, false},
+		{true, false, true, false},
+	} {
+		s.machine(0).mu.Lock()
+		s.machine(0).devices = c.devices
+		s.machine(0).mu.Unlock()
+		s.m.mu.Lock()
+		lease.d.shares[0].Stream = c.configured
+		s.m.mu.Unlock()
+		s.machine(0).req.MountShare(&wire.MountShare{Guest: "/mnt/host", Distro: "debian", Stream: c.stream})
+		if spec := <-served; (spec.Tag == "tag") != c.want || (spec.Socket == "/socket") != c.want {
+			t.Errorf("%+v: %+v", c, spec)
+		}
+	}
+}

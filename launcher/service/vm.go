@@ -20,6 +20,9 @@ type Machine interface {
 	Attach(ctx context.Context, path string) (slot int, err error)
 	// Detach takes it away; the guest has unmounted it.
 	Detach(ctx context.Context, slot int) error
+	// ShareDevice takes a virtio-fs device that no share has, which the guest mounts by tag and
+	// whose server connects to socket.
+	ShareDevice(ctx context.Context) (tag, socket string, err error)
 	// StartDistro, StopDistro and Import are wire's requests of these names; a
 	// refusal is a *GuestError. Import calls ready with the port that waits
 	// for the archive.

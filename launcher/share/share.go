@@ -25,6 +25,12 @@ type Spec struct {
 	Dir       string
 	ReadOnly  bool
 	UID, GID  uint32 // how the distro calls the owner
+	// Tag is the virtio-fs device that it is, and Socket where its server connects to that; "" for 9P
+	// on a connection to the distro.
+	Tag, Socket string
+	// What the distro does not see of permissions, and whether it has its own (localfs.Config).
+	FileMask, DirMask uint32
+	Metadata          bool
 }
 
 // Run runs the process to its end. What it has to say goes to our stderr, the service's log.
@@ -42,15 +48,16 @@ func Run(s Spec) error {
 
 func (s Spec) args() []string {
 	id := func(n uint32) string { return strconv.FormatUint(uint64(n), 10) }
-	return []string{s.VsockPath, id(s.Port), hex.EncodeToString(s.Session[:]), id(s.UID), id(s.GID), strconv.FormatBool(s.ReadOnly), s.Dir}
+	return []string{s.VsockPath, id(s.Port), hex.EncodeToString(s.Session[:]), id(s.UID), id(s.GID), strconv.FormatBool(s.ReadOnly), s.Dir, s.Tag, s.Socket,
+		id(s.FileMask), id(s.DirMask), strconv.FormatBool(s.Metadata)}
 }
 
 // Parse reads the arguments behind "share".
 func Parse(args []string) (s Spec, err error) {
-	if len(args) != 7 {
+	if len(args) != 12 {
 		return s, errors.New("`wsl2-files share` is run by the service of wsl2, not by hand")
 	}
-	for i, to := range map[int]*uint32{1: &s.Port, 3: &s.UID, 4: &s.GID} {
+	for i, to := range map[int]*uint32{1: &s.Port, 3: &s.UID, 4: &s.GID, 9: &s.FileMask, 10: &s.DirMask} {
 		n, err := strconv.ParseUint(args[i], 10, 32)
 		if err != nil {
 			return s, err
@@ -61,7 +68,9 @@ func Parse(args []string) (s Spec, err error) {
 	if err != nil || len(session) != len(s.Session) {
 		return s, fmt.Errorf("%q is no session", args[2])
 	}
-	s.Session, s.VsockPath, s.Dir = wire.SessionID(session), args[0], args[6]
-	s.ReadOnly, err = strconv.ParseBool(args[5])
+	s.Session, s.VsockPath, s.Dir, s.Tag, s.Socket = wire.SessionID(session), args[0], args[6], args[7], args[8]
+	if s.ReadOnly, err = strconv.ParseBool(args[5]); err == nil {
+		s.Metadata, err = strconv.ParseBool(args[11])
+	}
 	return s, err
 }

@@ -256,6 +256,18 @@ func (p *Process) Detach(ctx context.Context, slot int) error {
 	return err
 }
 
+// AttachFS takes a file system device of the VM's.
+func (p *Process) AttachFS(ctx context.Context) (FS, error) {
+	m, err := p.request(ctx, request{Op: opFS})
+	if err == nil && m.FS == nil {
+		err = ErrEnded
+	}
+	if err != nil {
+		return FS{}, err
+	}
+	return *m.FS, nil
+}
+
 // killWait is what the process gets to end after Kill; freeing a large VM's
 // memory takes part of a second.
 const killWait = 10 * time.Second

@@ -13,6 +13,8 @@
 //	   <--------------- {id, slot | error}
 //	  {id, op: detach, slot} ------>
 //	   <----------------------- {id | error}
+//	  {id, op: attach-fs} --------->
+//	   <------------- {id, fs | error}
 //	  {op: kill} ------------------>
 //	   <-------- {event: disk-error, slot, error}
 //	   <------------------------- {event: term}
@@ -55,6 +57,7 @@ type Config struct {
 	CPUs        int
 	Disks       []string // attached from the start, in slots from 0
 	DiskSlots   int
+	FSSlots     int
 	LateSlots   bool
 	GuestCID    uint64
 	VsockPath   string
@@ -72,10 +75,18 @@ type Machine interface {
 	Kill()
 	AttachDisk(ctx context.Context, path string) (slot int, err error)
 	DetachDisk(ctx context.Context, slot int) error
+	AttachFS(ctx context.Context) (FS, error)
 	// Accel says what runs the guest, kvm or tcg, and if it is tcg because KVM
 	// is unusable, why; valid after Start.
 	Accel() (name, reason string)
 	ConsoleTail() string
+}
+
+// FS is vmm.FS: a file system device that waits for its server.
+type FS struct {
+	Tag    string `json:"tag"`
+	Device string `json:"device,omitempty"`
+	Socket string `json:"socket"`
 }
 
 // NewMachine makes a Machine; console receives what the kernel prints and
@@ -110,6 +121,7 @@ type message struct {
 	Slot   int    `json:"slot"`
 	Error  string `json:"error,omitempty"`
 	Full   bool   `json:"full,omitempty"` // the error is that of a full host (ENOSPC)
+	FS     *FS    `json:"fs,omitempty"`
 	Accel  string `json:"accel,omitempty"`
 	Reason string `json:"reason,omitempty"`
 	Tail   string `json:"tail,omitempty"`
@@ -118,6 +130,7 @@ type message struct {
 const (
 	opAttach = "attach"
 	opDetach = "detach"
+	opFS     = "attach-fs"
 	opKill   = "kill"
 
 	eventStarted   = "started"
@@ -250,6 +263,10 @@ func handle(ctx context.Context, m Machine, r request) message {
 		answer.Slot, err = m.AttachDisk(ctx, r.Path)
 	case opDetach:
 		err = m.DetachDisk(ctx, r.Slot)
+	case opFS:
+		var fs FS
+		fs, err = m.AttachFS(ctx)
+		answer.FS = &fs
 	default:
 		err = fmt.Errorf("unknown operation %q", r.Op)
 	}

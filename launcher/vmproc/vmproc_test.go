@@ -40,6 +40,9 @@ func (m *fakeMachine) AttachDisk(_ context.Context, path string) (int, error) {
 	m.disks = append(m.disks, path)
 	return len(m.disks) - 1, nil
 }
+func (m *fakeMachine) AttachFS(context.Context) (FS, error) {
+	return FS{Tag: "tag", Device: "4K@0xd0001000:5", Socket: "/socket"}, nil
+}
 func (m *fakeMachine) DetachDisk(_ context.Context, slot int) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()

@@ -39,6 +39,9 @@ type Engine interface {
 	// Start creates the machine and lets its vCPUs run. It returns once they
 	// run; ctx bounds only Start itself. On an error nothing is left behind.
 	Start(ctx context.Context) error
+	// Place is what the guest has to tell its kernel of Devices[i], as
+	// virtio_mmio.device= takes it; empty for one that the kernel was told of at boot.
+	Place(i int) string
 	// Wait blocks until the machine has ended and everything it held (threads,
 	// descriptors, mappings, processes) is released. It may be called by many
 	// goroutines and any number of times after Start succeeded.

@@ -170,6 +170,17 @@ func (b *bus) params() string {
 	return s.String()
 }
 
+// Place implements engine.Engine.
+func (m *machine) Place(i int) string {
+	if m.spec.Console != nil {
+		i++
+	}
+	if i < m.bus.named {
+		return ""
+	}
+	return fmt.Sprintf("4K@%#x:%d", deviceAddr(i), m.bus.pin(i))
+}
+
 // devices returns what is on the bus: first the console, if there is one, which
 // writes to log.
 func (m *machine) devices(log io.Writer) []virtio.Device {

@@ -7,6 +7,7 @@ import (
 
 	"github.com/wsl2/wsl2/vmm/engine"
 	"github.com/wsl2/wsl2/vmm/virtio"
+	"github.com/wsl2/wsl2/vmm/virtio/fs"
 )
 
 // Where microvm (QEMU's hw/i386/microvm.c), with its second I/O APIC, has its
@@ -124,6 +125,10 @@ func deviceArg(d virtio.Device) string {
 	case virtio.IDBlock:
 		sizes := d.QueueSizes()
 		return fmt.Sprintf("vhost-user-blk,num-queues=%d,queue-size=%d,iommu_platform=on", len(sizes), sizes[0])
+	case virtio.IDFS:
+		// QEMU has the configuration space; what the server reads goes through the bounce buffer, see cmdline.
+		sizes := d.QueueSizes()
+		return fmt.Sprintf("vhost-user-fs-device,queue-size=%d,tag=%s,iommu_platform=on", sizes[0], d.(*fs.Device).Tag())
 	case virtio.IDVsock:
 		return "vhost-user-vsock-device"
 	case virtio.IDEntropy:
@@ -169,7 +174,7 @@ func cmdline(s engine.Spec, tscKHz uint64) string {
 	bounce := false
 	for i, d := range s.Devices {
 		transport(transports[i])
-		bounce = bounce || d.ID() == virtio.IDBlock
+		bounce = bounce || d.ID() == virtio.IDBlock || d.ID() == virtio.IDFS
 	}
 	transport(transports[MaxDevices])
 	if bounce {

@@ -141,6 +141,9 @@ func (m *machine) Wait() engine.Exit {
 	return m.exit
 }
 
+// Place implements engine.Engine: all devices are named at boot.
+func (m *machine) Place(int) string { return "" }
+
 // Kill implements engine.Engine.
 func (m *machine) Kill() {
 	m.mu.Lock()

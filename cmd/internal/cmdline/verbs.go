@@ -78,6 +78,7 @@ var Verbs = []Verb{
 	{Long: "--uninstall", Help: "delete all distros and what wsl2 keeps\n(asks first)", Options: []Option{
 		{Long: "yes", Short: "y", Help: "do not ask"},
 	}},
+	{Long: "--fs-path", Args: "NAME[:PATH]", Min: 1, Max: 1, Help: "mount a distro's files on this host, and print\nwhere they, or PATH, are"},
 	{Long: "cp", Args: "SRC... DST", Min: 2, Max: math.MaxInt, Help: "copy files and directories to, from and\nbetween distros: debian:/etc/hosts .", Options: []Option{
 		{Long: "user", Short: "u", Value: "USER", Help: "with the rights of USER in the distros"},
 		{Long: "archive", Short: "a", Help: "keep owners, set-id bits and devices (-u root)"},

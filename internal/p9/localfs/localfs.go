@@ -35,18 +35,16 @@ type Config struct {
 	ReadOnly bool
 	// Owner, if set, is the one owner that the client and this machine know each
 	// other's files by.
-	Owner *Owner
+	Owner *p9.Owner
 	// Untrusted clients make no devices and no setuid or setgid files, and see and set
 	// no extended attributes but those of users: nothing of theirs takes effect here.
 	Untrusted bool
+	// FileMask and DirMask are permissions that the client does not see, of directories and of all else.
+	FileMask, DirMask uint32
+	// Metadata keeps what the client sets of owners and modes, of files and directories, in an extended attribute of
+	// theirs, which only the client is shown: metadata.go.
+	Metadata bool
 }
-
-// Owner maps one user and group of this machine to one of the client's. The
-// client sees every other as nobody, and can give files to no other.
-type Owner struct{ UID, GID, ClientUID, ClientGID uint32 }
-
-// nobody is the overflow UID of user namespaces.
-const nobody = 65534
 
 // FS serves one directory.
 type FS struct {
@@ -215,13 +213,13 @@ func (n *inode) GetAttr(p9.AttrMask) (p9.Attr, error) {
 	}
 	a.UID, a.GID = st.Uid, st.Gid
 	if o := n.fs.cfg.Owner; o != nil {
-		a.UID, a.GID = nobody, nobody
-		if st.Uid == o.UID {
-			a.UID = o.ClientUID
-		}
-		if st.Gid == o.GID {
-			a.GID = o.ClientGID
-		}
+		o.Attr(&a)
+	}
+	if !n.symlink() {
+		a.Mode &^= n.mask()
+	}
+	if n.hasMetadata() {
+		n.readMetadata(&a)
 	}
 	return a, nil
 }
@@ -246,6 +244,12 @@ func (n *inode) filePermissions(mode uint32) uint32 {
 func (n *inode) SetAttr(a p9.SetAttr) error {
 	if err := n.writable(); err != nil {
 		return err
+	}
+	if n.hasMetadata() && a.Valid&(p9.SetUID|p9.SetGID|p9.SetMode) != 0 {
+		if err := n.writeMetadata(a); err != nil {
+			return err
+		}
+		a.Valid &^= p9.SetUID | p9.SetGID | p9.SetMode
 	}
 	if a.Valid&(p9.SetUID|p9.SetGID) != 0 {
 		if err := n.chown(a); err != nil {
@@ -296,24 +300,17 @@ func toTimespec(valid, set, to p9.SetMask, t p9.Time) unix.Timespec {
 }
 
 func (n *inode) chown(a p9.SetAttr) error {
+	if o := n.fs.cfg.Owner; o != nil {
+		if err := o.SetAttr(&a); err != nil {
+			return err
+		}
+	}
 	uid, gid := -1, -1
 	if a.Valid&p9.SetUID != 0 {
 		uid = int(a.UID)
 	}
 	if a.Valid&p9.SetGID != 0 {
 		gid = int(a.GID)
-	}
-	if o := n.fs.cfg.Owner; o != nil {
-		switch {
-		case uid >= 0 && a.UID != o.ClientUID, gid >= 0 && a.GID != o.ClientGID:
-			return unix.EPERM
-		}
-		if uid >= 0 {
-			uid = int(o.UID)
-		}
-		if gid >= 0 {
-			gid = int(o.GID)
-		}
 	}
 	return unix.Fchownat(n.fd, "", uid, gid, unix.AT_EMPTY_PATH|unix.AT_SYMLINK_NOFOLLOW)
 }
@@ -365,9 +362,13 @@ func (n *inode) Create(name string, flags, mode, gid uint32) (p9.Node, p9.Handle
 	for {
 		// Exclusively, so that nothing is opened that is not a file made here.
 		how := uint64(flags&^unix.O_TRUNC) | unix.O_CREAT | unix.O_EXCL | unix.O_NONBLOCK
-		fd, err := n.open(name, how, n.filePermissions(mode))
+		fd, err := n.open(name, how, n.ownable(n.filePermissions(mode), 0o600))
 		if err == nil {
-			return n.created(name, fd)
+			node, h, err := n.created(name, fd)
+			if err == nil {
+				node.(*inode).keepMode(n.filePermissions(mode))
+			}
+			return node, h, err
 		}
 		if err != unix.EEXIST || flags&unix.O_EXCL != 0 {
 			return nil, nil, err
@@ -421,7 +422,14 @@ func (n *inode) Mkdir(name string, mode, gid uint32) (p9.QID, error) {
 	if err := n.writable(); err != nil {
 		return p9.QID{}, err
 	}
-	return n.made(name, unix.Mkdirat(n.fd, name, n.dirPermissions(mode)))
+	q, err := n.made(name, unix.Mkdirat(n.fd, name, n.ownable(n.dirPermissions(mode), 0o700)))
+	if err == nil && n.fs.cfg.Metadata {
+		if made, err := n.Walk(name); err == nil {
+			made.(*inode).keepMode(n.dirPermissions(mode))
+			made.Close()
+		}
+	}
+	return q, err
 }
 
 func (n *inode) Mknod(name string, mode, major, minor, gid uint32) (p9.QID, error) {
@@ -474,6 +482,17 @@ func (n *inode) RenameAt(oldName string, newDir p9.Node, newName string) error {
 		return err
 	}
 	return unix.Renameat(n.fd, oldName, newDir.(*inode).fd, newName)
+}
+
+// RenameAt2 is RenameAt with flags of renameat2(2), but for what makes a device.
+func (n *inode) RenameAt2(oldName string, newDir p9.Node, newName string, flags uint32) error {
+	if err := n.writable(); err != nil {
+		return err
+	}
+	if flags&^(unix.RENAME_NOREPLACE|unix.RENAME_EXCHANGE) != 0 {
+		return unix.EINVAL
+	}
+	return unix.Renameat2(n.fd, oldName, newDir.(*inode).fd, newName, uint(flags))
 }
 
 func (n *inode) UnlinkAt(name string, flags uint32) error {
@@ -547,6 +566,9 @@ func (n *inode) Remove() error {
 
 // xattrAllowed tells whether the client may see and set an attribute.
 func (n *inode) xattrAllowed(name string) bool {
+	if strings.HasPrefix(name, metadataPrefix) && n.fs.cfg.Metadata {
+		return false
+	}
 	return !n.fs.cfg.Untrusted || strings.HasPrefix(name, "user.")
 }
 
@@ -579,7 +601,7 @@ func (n *inode) Xattr(name string) ([]byte, error) {
 		b = b[:c]
 		break
 	}
-	if name != "" || !n.fs.cfg.Untrusted {
+	if name != "" || !n.fs.cfg.Untrusted && !n.fs.cfg.Metadata {
 		return b, nil
 	}
 	var list []byte
@@ -650,6 +672,23 @@ func (h *handle) Truncate(size int64) error {
 		return err
 	}
 	return unix.Ftruncate(h.fd, size)
+}
+
+// SeekData finds data and holes: lseek(2) with SEEK_DATA or SEEK_HOLE. Nothing else uses the file's position.
+func (h *handle) SeekData(offset int64, whence int) (int64, error) {
+	if h.n.mode&unix.S_IFMT != unix.S_IFREG {
+		return 0, unix.EINVAL
+	}
+	return unix.Seek(h.fd, offset, whence)
+}
+
+// Allocate is fallocate(2).
+func (h *handle) Allocate(mode uint32, offset, size int64) error {
+	for {
+		if err := unix.Fallocate(h.fd, mode, offset, size); err != unix.EINTR {
+			return err
+		}
+	}
 }
 
 func (h *handle) Fsync(datasync bool) error {
@@ -723,27 +762,39 @@ func (h *handle) Readdir(b []byte, offset uint64) ([]byte, error) {
 // of its own has it, and other programs of this machine see it. v9fs does not tell flock(2) from
 // a lock of the whole file, so that is both here.
 func (h *handle) Lock(l p9.Lock) (p9.LockStatus, error) {
+	if l.Start != 0 || l.Length != 0 {
+		return h.LockOnly(l, false)
+	}
+	st, err := h.LockOnly(l, true)
+	if err != nil || st != p9.LockSuccess {
+		return st, err
+	}
+	st, err = h.LockOnly(l, false)
+	if err == unix.EBADF { // of a file that is not open for it; the client's kernel has seen to that: it is flock(2)'s
+		return p9.LockSuccess, nil
+	}
+	if err != nil || st != p9.LockSuccess {
+		unix.Flock(h.fd, unix.LOCK_UN)
+	}
+	return st, err
+}
+
+// LockOnly takes a lock of flock(2), or one of fcntl(2).
+func (h *handle) LockOnly(l p9.Lock, flock bool) (p9.LockStatus, error) {
 	fl, err := toFlock(l)
 	if err != nil {
 		return p9.LockError, err
 	}
-	whole := l.Start == 0 && l.Length == 0
-	if whole {
+	if flock {
 		how := map[uint8]int{p9.LockRead: unix.LOCK_SH, p9.LockWrite: unix.LOCK_EX, p9.LockUnlock: unix.LOCK_UN}[l.Type]
-		if err := unix.Flock(h.fd, how|unix.LOCK_NB); err == unix.EWOULDBLOCK {
-			return p9.LockBlocked, nil
-		} else if err != nil {
-			return p9.LockError, err
-		}
+		err = unix.Flock(h.fd, how|unix.LOCK_NB)
+	} else {
+		err = unix.FcntlFlock(uintptr(h.fd), unix.F_OFD_SETLK, &fl)
 	}
-	err = unix.FcntlFlock(uintptr(h.fd), unix.F_OFD_SETLK, &fl)
-	if err == nil {
+	switch err {
+	case nil:
 		return p9.LockSuccess, nil
-	}
-	if whole {
-		unix.Flock(h.fd, unix.LOCK_UN)
-	}
-	if err == unix.EAGAIN || err == unix.EACCES {
+	case unix.EAGAIN, unix.EACCES:
 		return p9.LockBlocked, nil
 	}
 	return p9.LockError, err

@@ -52,7 +52,7 @@ func TestAsUser(t *testing.T) {
 	}
 	cmd := exec.Command(dir+"/test", "-test.count=1", "-test.timeout=5m", "-test.skip=TestManyEntries")
 	cmd.Dir, cmd.Env = dir, append(os.Environ(), "TMPDIR="+dir)
-	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody, Gid: nobody}}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
 	out, err := cmd.CombinedOutput()
 	if err != nil || !bytes.Contains(out, []byte("PASS")) {
 		t.Errorf("%v\n%s", err, out)
@@ -572,7 +572,7 @@ func TestReadOnly(t *testing.T) {
 func TestUntrusted(t *testing.T) {
 	ctx := t.Context()
 	uid, gid := uint32(os.Geteuid()), uint32(os.Getegid())
-	root, dir := share(t, Config{Untrusted: true, Owner: &Owner{UID: uid, GID: gid, ClientUID: 1000, ClientGID: 1001}})
+	root, dir := share(t, Config{Untrusted: true, Owner: &p9.Owner{UID: uid, GID: gid, ClientUID: 1000, ClientGID: 1001}})
 	f := must(root.Walk(ctx))(t)
 	check(t, f.Create(ctx, "f", os.O_RDWR, 0o6755, 0))
 	mode := func(name string) uint32 {
@@ -614,7 +614,7 @@ func TestUntrusted(t *testing.T) {
 	}
 	if uid == 0 {
 		check(t, os.Lchown(dir+"/f", 7, 7))
-		if a := must(f.GetAttr(ctx, p9.AttrBasic))(t); a.UID != nobody || a.GID != nobody {
+		if a := must(f.GetAttr(ctx, p9.AttrBasic))(t); a.UID != 65534 || a.GID != 65534 {
 			t.Errorf("somebody else's is %d, %d", a.UID, a.GID)
 		}
 	}

@@ -181,6 +181,11 @@ func (v *VM) Detach(ctx context.Context, slot int) error {
 	return nil
 }
 
+// AttachFS has none.
+func (v *VM) AttachFS(context.Context) (vmproc.FS, error) {
+	return vmproc.FS{}, errors.New("no file system device")
+}
+
 // Disks returns how many disks are attached.
 func (v *VM) Disks() int {
 	v.mu.Lock()

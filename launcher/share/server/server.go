@@ -1,4 +1,4 @@
-// Package server serves a directory of the host to a distro, over 9P.
+// Package server serves a directory of the host to a distro: over 9P, or as a virtio-fs device.
 package server
 
 import (
@@ -22,15 +22,16 @@ const spare = 64
 // Serve connects to the distro and serves it until it unmounts the share or stops.
 func Serve(ctx context.Context, s share.Spec, logf func(format string, args ...any)) error {
 	unix.Umask(0) // the guest has applied its own
+	if s.Tag != "" {
+		return serveDevice(ctx, s, logf)
+	}
 	// The connection first: its end is how the guest learns that there is nothing to mount.
 	conn, err := guestconn.Dial(s.VsockPath, s.Port, wire.Hello{Version: wire.Version, Role: wire.RoleShare, Session: s.Session}, nil)
 	if err != nil {
 		return err
 	}
 	defer conn.Close()
-	fs, err := localfs.New(s.Dir, localfs.Config{ReadOnly: s.ReadOnly, Untrusted: true, Owner: &localfs.Owner{
-		UID: uint32(os.Geteuid()), GID: uint32(os.Getegid()), ClientUID: s.UID, ClientGID: s.GID,
-	}})
+	fs, err := open(s)
 	if err != nil {
 		return err
 	}
@@ -40,6 +41,13 @@ func Serve(ctx context.Context, s share.Spec, logf func(format string, args ...a
 		return nil
 	}
 	return err
+}
+
+// open opens the directory, for a guest.
+func open(s share.Spec) (*localfs.FS, error) {
+	return localfs.New(s.Dir, localfs.Config{ReadOnly: s.ReadOnly, Untrusted: true, FileMask: s.FileMask, DirMask: s.DirMask, Metadata: s.Metadata, Owner: &p9.Owner{
+		UID: uint32(os.Geteuid()), GID: uint32(os.Getegid()), ClientUID: s.UID, ClientGID: s.GID,
+	}})
 }
 
 // maxFIDs are as many as there may be descriptors for: a fid has up to two. (The

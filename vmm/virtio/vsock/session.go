@@ -39,7 +39,7 @@ const (
 	// answer first of all, makes it look at all queues: one of its own would be one
 	// more for most packets. A driver that runs out of descriptors waits, hence
 	// half of the queue is told at once.
-	txDelay = 10 * time.Millisecond
+	txDelay = time.Millisecond
 
 	// acceptRetry is when to try again after running out of descriptors.
 	acceptRetry = time.Second
@@ -69,8 +69,8 @@ type session struct {
 	// stalled: accept failed for want of descriptors or memory; try again.
 	stalled bool
 
-	// unannounced counts the tx packets that were returned to the driver without a
-	// notification; announceBy is when it is due. See txDelay.
+	// unannounced counts the buffers of tx packets that were returned to the driver
+	// without a notification; announceBy is when it is due. See txDelay.
 	unannounced int
 	announceBy  time.Time
 
@@ -79,6 +79,8 @@ type session struct {
 
 	gathered gathered
 	taken    []uint16 // tx chains that are not returned to the driver yet
+	// takenBuffers are theirs; a driver without room counts these, not packets.
+	takenBuffers int
 
 	// Scratch memory, here so that none escapes per packet.
 	txChain virtio.Chain
@@ -230,6 +232,7 @@ func (s *session) serveTX() (more bool, err error) {
 			return false, err
 		}
 		s.taken = append(s.taken, s.txChain.Head)
+		s.takenBuffers += max(1, len(s.txChain.Readable))
 		h, iov, err := parsePacket(s.txChain.Readable, s.txIov[:0])
 		s.txIov = iov[:0]
 		if err != errShortPacket {
@@ -252,8 +255,8 @@ func (s *session) returnTaken() {
 	if s.unannounced == 0 {
 		s.announceBy = time.Now().Add(s.d.txDelay)
 	}
-	s.unannounced += len(s.taken)
-	s.taken = s.taken[:0]
+	s.unannounced += s.takenBuffers
+	s.taken, s.takenBuffers = s.taken[:0], 0
 }
 
 // announce tells the driver of the packets that were taken from it.

@@ -1,0 +1,83 @@
+//go:build e2e
+
+package main_test
+
+import (
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/wsl2/wsl2/internal/testsys"
+)
+
+// posixSuite builds the suite of package posixtest where the distro finds it.
+func posixSuite(t *testing.T, home string) {
+	t.Helper()
+	build := exec.Command("go", "test", "-c", "-o", home+"/posix", "./internal/posixtest")
+	build.Dir, build.Env = testsys.Root(), append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+}
+
+// TestShareTransports: the first share is a virtio-fs device, another says that it wants 9P; both
+// are what the guest's own file system is, but for what docs/files.md tells.
+func TestShareTransports(t *testing.T) {
+	h := newHost(t)
+	home, data := h.Path("home"), h.Path("data9p")
+	testsys.Must(t, os.MkdirAll(data, 0o755))
+	posixSuite(t, home)
+	h.Config("[shares]", "data = "+data+", transport=9p")
+	script := func(text string) string {
+		t.Helper()
+		r := in(h, home, "-e", "sh", "-c", text)
+		h.Want(r, 0)
+		return r.Stdout
+	}
+	if out := script("ls /mnt/data; grep -E ' /mnt/(host|data) ' /proc/mounts | cut -d' ' -f2,3 | grep -v autofs | sort"); out != "/mnt/data 9p\n/mnt/host virtiofs\n" {
+		t.Fatalf("mounted are %q", out)
+	}
+	// What either side changes, the other sees at once.
+	for _, text := range []string{"one\n", "and two\n", ""} {
+		testsys.Must(t, os.WriteFile(home+"/f", []byte(text), 0o644))
+		if out := script("cat f; stat -c %s f"); !strings.HasPrefix(out, text) {
+			t.Errorf("%q, want %q", out, text)
+		}
+	}
+	script("echo guest >f; mkdir -p d; chmod 4755 f; mv f d/g")
+	st, err := os.Stat(filepath.Join(home, "d", "g"))
+	if err != nil || st.Mode() != 0o755 || st.Size() != 6 {
+		t.Errorf("%v, %v", st, err)
+	}
+	for dir, tests := range map[string]string{
+		"/mnt/host": "TestUnlinked|TestMapping|TestAppend|TestHoles|TestTimes|TestXattrs|TestFlock|TestFcntl|TestBig|TestRenameFlags|TestReaddir",
+		"/mnt/data": "TestUnlinked|TestAppend|TestHoles|TestXattrs|TestFlock|TestBig|TestReaddir",
+	} {
+		r := in(h, home, "-e", "sh", "-c", "WSL2_POSIX_DIR="+dir+" ./posix -test.timeout=2m -test.v -test.run='"+tests+"'")
+		if r.Status != 0 {
+			t.Errorf("%s: %v", dir, r)
+		}
+	}
+}
+
+// TestShareServerDies: a share whose server is killed fails, and is there again for the next
+// command, also where the old one is still in use.
+func TestShareServerDies(t *testing.T) {
+	h := newHost(t)
+	home := h.Path("home")
+	testsys.Must(t, os.WriteFile(home+"/f", []byte("x\n"), 0o644))
+	live := h.Start("-d", "small", "--cd", "/", "-e", "sh", "-c", "cat /mnt/host/f; exec 3</mnt/host/f; read line; cat /mnt/host/f; echo $?; read line")
+	live.Expect("x\n")
+	h.Process("share").Kill(t)
+	io.WriteString(live.Stdin, "go on\n")
+	live.Expect("1\n")
+	// The device is still mounted where it is in use: the next mount is another, or 9P.
+	if r := in(h, home, "-e", "cat", "f"); r.Stdout != "x\n" {
+		t.Errorf("while it is in use: %v", r)
+	}
+	live.Stdin.Close()
+	live.Wait()
+}

@@ -1,0 +1,451 @@
+// Package fusefs is a file system of package p9 as one of FUSE: what localfs confines and
+// a 9P client reaches has one translation to what the kernel asks for, whether that comes
+// from /dev/fuse or from a guest's virtio-fs. The protocol itself is go-fuse's.
+//
+// # Nodes
+//
+// The kernel knows a file by a node ID, which it counts references of and gives back with
+// FORGET. All names of a file have the same ID, or the kernel would cache it twice. An ID is
+// never used again, and a file that the kernel knows is held open, so that its
+// QID's path cannot become another's.
+//
+// # Trust
+//
+// Who sends the requests may be hostile: IDs and handles are looked up, never believed, and
+// stay valid while a request uses them, whatever is forgotten or released meanwhile. Names are
+// checked as those of 9P are.
+package fusefs
+
+import (
+	"errors"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+
+	"github.com/wsl2/wsl2/internal/p9"
+)
+
+// MaxIO is the largest read and write that the kernel is told of.
+const MaxIO = 1 << 20
+
+// Config of a FS.
+type Config struct {
+	// Timeout is how long the kernel may keep names and attributes without asking again.
+	Timeout time.Duration
+	// Root, if set, is where the tree is mounted: links with absolute targets point there.
+	Root string
+	// Owner, if set, maps owners for the kernel.
+	Owner *p9.Owner
+	// Access, if set, answers access(2), by attributes that are not mapped; without it the kernel does, by owner and mode.
+	Access func(a p9.Attr, mask uint32) error
+	// LockWait, if set, is how long a lock is waited for before the answer is EINTR: for a kernel that
+	// does not tell of signals.
+	LockWait time.Duration
+	// MaxNodes and MaxHandles bound what the kernel may hold; 0 means no bound.
+	MaxNodes, MaxHandles int
+}
+
+// What a Node or Handle may be able to do beyond what 9P has.
+type (
+	// renamer is renameat2(2)'s flags.
+	renamer interface {
+		RenameAt2(oldName string, newDir p9.Node, newName string, flags uint32) error
+	}
+	// seeker finds data and holes (lseek(2)'s SEEK_DATA and SEEK_HOLE).
+	seeker interface {
+		SeekData(offset int64, whence int) (int64, error)
+	}
+	allocator interface {
+		Allocate(mode uint32, offset, size int64) error
+	}
+)
+
+// FS answers a kernel's requests. Close it when no more will come.
+type FS struct {
+	fuse.RawFileSystem // what is not below is ENOSYS
+	cfg                Config
+
+	mu         sync.Mutex
+	nodes      map[uint64]*node      // by node ID; guarded by mu
+	ids        map[uint64]uint64     // node IDs by QID.Path; guarded by mu
+	handles    map[uint64]*handle    // guarded by mu
+	locks      map[lockOwner]*handle // guarded by mu
+	prune      chan struct{}         // holds a token while there are more nodes than Prune wants; nil without it
+	keep       int                   // nodes that Prune wants at most; guarded by mu
+	lastNode   uint64                // guarded by mu
+	lastHandle uint64                // guarded by mu
+}
+
+type node struct {
+	p9.Node
+	lookups uint64 // guarded by FS.mu
+	dir     uint64 // where it was looked up last, by name; guarded by FS.mu
+	name    string // guarded by FS.mu
+}
+
+type handle struct {
+	p9.Handle
+	node p9.Node // a reference
+	refs int     // a table's, and those of requests; guarded by FS.mu
+}
+
+// New returns a FS of the tree at root, which it owns.
+func New(root p9.Node, cfg Config) *FS {
+	return &FS{RawFileSystem: fuse.NewDefaultRawFileSystem(), cfg: cfg,
+		nodes: map[uint64]*node{fuse.FUSE_ROOT_ID: {Node: root, lookups: 1}}, ids: map[uint64]uint64{root.QID().Path: fuse.FUSE_ROOT_ID},
+		handles: map[uint64]*handle{}, locks: map[lockOwner]*handle{}, lastNode: fuse.FUSE_ROOT_ID}
+}
+
+// Options are those of a mount, or of a protocol server, that serves a FS.
+func Options() *fuse.MountOptions {
+	return &fuse.MountOptions{MaxWrite: MaxIO, MaxReadAhead: MaxIO, EnableLocks: true,
+		// Nothing would keep what READDIRPLUS brings.
+		DisableReadDirPlus: true}
+}
+
+// Close ends all that the kernel still had.
+func (fs *FS) Close() {
+	fs.mu.Lock()
+	nodes, handles, locks := fs.nodes, fs.handles, fs.locks
+	fs.nodes, fs.ids, fs.handles, fs.locks = map[uint64]*node{}, map[uint64]uint64{}, map[uint64]*handle{}, map[lockOwner]*handle{}
+	fs.mu.Unlock()
+	for _, h := range locks {
+		fs.put(h)
+	}
+	for _, h := range handles {
+		fs.put(h)
+	}
+	for _, n := range nodes {
+		n.Close()
+	}
+}
+
+func (fs *FS) String() string { return "wsl2" }
+
+// status is what the kernel is told.
+func status(err error) fuse.Status {
+	var errno syscall.Errno
+	switch {
+	case err == nil:
+		return fuse.OK
+	case errors.As(err, &errno) && errno != 0:
+		return fuse.Status(errno)
+	}
+	return fuse.EIO
+}
+
+// get returns a reference of a node, which the caller closes.
+func (fs *FS) get(id uint64) (p9.Node, error) {
+	fs.mu.Lock()
+	defer fs.mu.Unlock()
+	n := fs.nodes[id]
+	if n == nil {
+		return nil, unix.ESTALE
+	}
+	return n.Clone(), nil
+}
+
+// entry gives a node, which it takes, to the kernel: as name of dir.
+func (fs *FS) entry(n p9.Node, dir uint64, name string, out *fuse.EntryOut) fuse.Status {
+	a, err := n.GetAttr(p9.AttrBasic)
+	if err != nil {
+		n.Close()
+		return status(err)
+	}
+	path := n.QID().Path
+	fs.mu.Lock()
+	id := fs.ids[path]
+	known := fs.nodes[id]
+	switch {
+	case known != nil:
+		known.lookups++
+		known.dir, known.name = dir, name
+	case fs.cfg.MaxNodes > 0 && len(fs.nodes) >= fs.cfg.MaxNodes:
+		fs.mu.Unlock()
+		n.Close()
+		return fuse.Status(unix.EMFILE)
+	default:
+		fs.lastNode++
+		id = fs.lastNode
+		fs.nodes[id], fs.ids[path] = &node{Node: n, lookups: 1, dir: dir, name: name}, id
+	}
+	fs.isFull()
+	fs.mu.Unlock()
+	if known != nil {
+		n.Close()
+	}
+	out.NodeId, out.Generation = id, 1
+	out.SetEntryTimeout(fs.cfg.Timeout)
+	out.SetAttrTimeout(fs.cfg.Timeout)
+	fs.attr(&a, &out.Attr)
+	return fuse.OK
+}
+
+// Forget gives references back.
+func (fs *FS) Forget(id, lookups uint64) {
+	fs.mu.Lock()
+	n := fs.nodes[id]
+	if n == nil || id == fuse.FUSE_ROOT_ID || lookups < n.lookups {
+		if n != nil && id != fuse.FUSE_ROOT_ID {
+			n.lookups -= lookups
+		}
+		fs.mu.Unlock()
+		return
+	}
+	delete(fs.nodes, id)
+	delete(fs.ids, n.QID().Path)
+	fs.mu.Unlock()
+	n.Close()
+}
+
+func (fs *FS) attr(a *p9.Attr, out *fuse.Attr) {
+	if fs.cfg.Owner != nil {
+		fs.cfg.Owner.Attr(a)
+	}
+	*out = fuse.Attr{Ino: a.QID.Path, Size: a.Size, Blocks: a.Blocks, Mode: a.Mode, Nlink: uint32(a.Nlink),
+		Owner: fuse.Owner{Uid: a.UID, Gid: a.GID}, Rdev: uint32(a.Rdev), Blksize: uint32(a.Blksize),
+		Atime: uint64(a.Atime.Sec), Mtime: uint64(a.Mtime.Sec), Ctime: uint64(a.Ctime.Sec),
+		Atimensec: uint32(a.Atime.Nsec), Mtimensec: uint32(a.Mtime.Nsec), Ctimensec: uint32(a.Ctime.Nsec)}
+}
+
+// named calls what with the node of a directory, for a name in it.
+func (fs *FS) named(dir uint64, name string, what func(p9.Node) error) fuse.Status {
+	if err := p9.CheckName(name); err != nil {
+		return status(err)
+	}
+	return fs.with(dir, what)
+}
+
+func (fs *FS) with(id uint64, what func(p9.Node) error) fuse.Status {
+	n, err := fs.get(id)
+	if err != nil {
+		return status(err)
+	}
+	defer n.Close()
+	return status(what(n))
+}
+
+func (fs *FS) Lookup(_ <-chan struct{}, in *fuse.InHeader, name string, out *fuse.EntryOut) fuse.Status {
+	return fs.lookup(in.NodeId, name, out)
+}
+
+func (fs *FS) lookup(dir uint64, name string, out *fuse.EntryOut) fuse.Status {
+	var child p9.Node
+	s := fs.named(dir, name, func(n p9.Node) (err error) {
+		child, err = n.Walk(name)
+		return err
+	})
+	if s != fuse.OK {
+		return s
+	}
+	return fs.entry(child, dir, name, out)
+}
+
+func (fs *FS) attrOf(n p9.Node, out *fuse.AttrOut) error {
+	a, err := n.GetAttr(p9.AttrBasic)
+	if err == nil {
+		fs.attr(&a, &out.Attr)
+		out.SetTimeout(fs.cfg.Timeout)
+	}
+	return err
+}
+
+func (fs *FS) GetAttr(_ <-chan struct{}, in *fuse.GetAttrIn, out *fuse.AttrOut) fuse.Status {
+	return fs.with(in.NodeId, func(n p9.Node) error { return fs.attrOf(n, out) })
+}
+
+func (fs *FS) SetAttr(_ <-chan struct{}, in *fuse.SetAttrIn, out *fuse.AttrOut) fuse.Status {
+	a := p9.SetAttr{Mode: in.Mode, UID: in.Owner.Uid, GID: in.Owner.Gid, Size: in.Size,
+		Atime: p9.Time{Sec: int64(in.Atime), Nsec: uint64(in.Atimensec)}, Mtime: p9.Time{Sec: int64(in.Mtime), Nsec: uint64(in.Mtimensec)}}
+	for bit, set := range map[uint32]p9.SetMask{fuse.FATTR_MODE: p9.SetMode, fuse.FATTR_UID: p9.SetUID, fuse.FATTR_GID: p9.SetGID,
+		fuse.FATTR_SIZE: p9.SetSize, fuse.FATTR_ATIME: p9.SetAtime, fuse.FATTR_MTIME: p9.SetMtime} {
+		if in.Valid&bit != 0 {
+			a.Valid |= set
+		}
+	}
+	if a.Valid&p9.SetAtime != 0 && in.Valid&fuse.FATTR_ATIME_NOW == 0 {
+		a.Valid |= p9.SetAtimeTo
+	}
+	if a.Valid&p9.SetMtime != 0 && in.Valid&fuse.FATTR_MTIME_NOW == 0 {
+		a.Valid |= p9.SetMtimeTo
+	}
+	if int64(a.Size) < 0 || a.Atime.Nsec >= 1e9 || a.Mtime.Nsec >= 1e9 {
+		return fuse.EINVAL
+	}
+	if a.Valid&(p9.SetUID|p9.SetGID) != 0 && fs.cfg.Owner != nil {
+		if err := fs.cfg.Owner.SetAttr(&a); err != nil {
+			return status(err)
+		}
+	}
+	return fs.with(in.NodeId, func(n p9.Node) error {
+		// ftruncate(2) works where the file's mode has been taken away since it was opened.
+		if fh, ok := in.GetFh(); ok && a.Valid&p9.SetSize != 0 {
+			if s := fs.withHandle(fh, func(h *handle) error { return h.Truncate(int64(a.Size)) }); s != fuse.OK {
+				return syscall.Errno(s)
+			}
+			a.Valid &^= p9.SetSize
+		}
+		if a.Valid != 0 {
+			if err := n.SetAttr(a); err != nil {
+				return err
+			}
+		}
+		return fs.attrOf(n, out)
+	})
+}
+
+// made looks up what was just made.
+func (fs *FS) made(dir uint64, name string, out *fuse.EntryOut, what func(p9.Node) error) fuse.Status {
+	if s := fs.named(dir, name, what); s != fuse.OK {
+		return s
+	}
+	return fs.lookup(dir, name, out)
+}
+
+func (fs *FS) Mknod(_ <-chan struct{}, in *fuse.MknodIn, name string, out *fuse.EntryOut) fuse.Status {
+	return fs.made(in.NodeId, name, out, func(n p9.Node) error {
+		_, err := n.Mknod(name, in.Mode, unix.Major(uint64(in.Rdev)), unix.Minor(uint64(in.Rdev)), in.Gid)
+		return err
+	})
+}
+
+func (fs *FS) Mkdir(_ <-chan struct{}, in *fuse.MkdirIn, name string, out *fuse.EntryOut) fuse.Status {
+	return fs.made(in.NodeId, name, out, func(n p9.Node) error {
+		_, err := n.Mkdir(name, in.Mode, in.Gid)
+		return err
+	})
+}
+
+func (fs *FS) Symlink(_ <-chan struct{}, in *fuse.InHeader, target, name string, out *fuse.EntryOut) fuse.Status {
+	if target == "" {
+		return fuse.ENOENT
+	}
+	if fs.cfg.Root != "" {
+		if rest, ok := strings.CutPrefix(target, fs.cfg.Root+"/"); ok {
+			target = "/" + rest
+		}
+	}
+	return fs.made(in.NodeId, name, out, func(n p9.Node) error {
+		_, err := n.Symlink(name, target, in.Gid)
+		return err
+	})
+}
+
+func (fs *FS) Readlink(_ <-chan struct{}, in *fuse.InHeader) (target []byte, s fuse.Status) {
+	s = fs.with(in.NodeId, func(n p9.Node) error {
+		text, err := n.Readlink()
+		if err == nil && strings.HasPrefix(text, "/") {
+			text = fs.cfg.Root + text
+		}
+		if len(text) >= unix.PathMax {
+			return unix.ENAMETOOLONG
+		}
+		target = []byte(text)
+		return err
+	})
+	return target, s
+}
+
+func (fs *FS) Link(_ <-chan struct{}, in *fuse.LinkIn, name string, out *fuse.EntryOut) fuse.Status {
+	return fs.made(in.NodeId, name, out, func(dir p9.Node) error {
+		return syscallError(fs.with(in.Oldnodeid, func(target p9.Node) error { return dir.Link(name, target) }))
+	})
+}
+
+// syscallError is a status as an error.
+func syscallError(s fuse.Status) error {
+	if s == fuse.OK {
+		return nil
+	}
+	return syscall.Errno(s)
+}
+
+func (fs *FS) Unlink(_ <-chan struct{}, in *fuse.InHeader, name string) fuse.Status {
+	return fs.named(in.NodeId, name, func(n p9.Node) error { return n.UnlinkAt(name, 0) })
+}
+
+func (fs *FS) Rmdir(_ <-chan struct{}, in *fuse.InHeader, name string) fuse.Status {
+	return fs.named(in.NodeId, name, func(n p9.Node) error { return n.UnlinkAt(name, p9.UnlinkDir) })
+}
+
+func (fs *FS) Rename(_ <-chan struct{}, in *fuse.RenameIn, oldName, newName string) fuse.Status {
+	if err := p9.CheckName(newName); err != nil {
+		return status(err)
+	}
+	return fs.named(in.NodeId, oldName, func(from p9.Node) error {
+		return syscallError(fs.with(in.Newdir, func(to p9.Node) error {
+			if in.Flags == 0 {
+				return from.RenameAt(oldName, to, newName)
+			}
+			if r, ok := from.(renamer); ok {
+				return r.RenameAt2(oldName, to, newName, in.Flags)
+			}
+			return unix.EINVAL
+		}))
+	})
+}
+
+func (fs *FS) Access(_ <-chan struct{}, in *fuse.AccessIn) fuse.Status {
+	if fs.cfg.Access == nil {
+		return fuse.ENOSYS
+	}
+	return fs.with(in.NodeId, func(n p9.Node) error {
+		a, err := n.GetAttr(p9.AttrBasic)
+		if err == nil {
+			err = fs.cfg.Access(a, in.Mask)
+		}
+		return err
+	})
+}
+
+func (fs *FS) GetXAttr(_ <-chan struct{}, in *fuse.InHeader, name string, b []byte) (uint32, fuse.Status) {
+	if name == "" { // which asks for the list
+		return 0, fuse.Status(unix.ERANGE)
+	}
+	return fs.xattr(in.NodeId, name, b)
+}
+
+func (fs *FS) ListXAttr(_ <-chan struct{}, in *fuse.InHeader, b []byte) (uint32, fuse.Status) {
+	return fs.xattr(in.NodeId, "", b)
+}
+
+func (fs *FS) xattr(id uint64, name string, b []byte) (size uint32, s fuse.Status) {
+	s = fs.with(id, func(n p9.Node) error {
+		value, err := n.Xattr(name)
+		if err != nil {
+			return err
+		}
+		if size = uint32(len(value)); len(value) > len(b) {
+			return unix.ERANGE
+		}
+		copy(b, value)
+		return nil
+	})
+	return size, s
+}
+
+func (fs *FS) SetXAttr(_ <-chan struct{}, in *fuse.SetXAttrIn, name string, value []byte) fuse.Status {
+	if int(in.Size) > len(value) {
+		return fuse.EINVAL
+	}
+	return fs.with(in.NodeId, func(n p9.Node) error {
+		return n.SetXattr(name, append([]byte{}, value[:in.Size]...), int(in.Flags))
+	})
+}
+
+func (fs *FS) RemoveXAttr(_ <-chan struct{}, in *fuse.InHeader, name string) fuse.Status {
+	return fs.with(in.NodeId, func(n p9.Node) error { return n.SetXattr(name, nil, 0) })
+}
+
+func (fs *FS) StatFs(_ <-chan struct{}, in *fuse.InHeader, out *fuse.StatfsOut) fuse.Status {
+	return fs.with(in.NodeId, func(n p9.Node) error {
+		st, err := n.Statfs()
+		*out = fuse.StatfsOut{Blocks: st.Blocks, Bfree: st.Bfree, Bavail: st.Bavail, Files: st.Files, Ffree: st.Ffree,
+			Bsize: st.Bsize, Frsize: st.Bsize, NameLen: st.Namelen}
+		return err
+	})
+}

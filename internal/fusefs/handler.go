@@ -1,0 +1,81 @@
+package fusefs
+
+import (
+	"encoding/binary"
+	"log"
+	"sync"
+	"sync/atomic"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+)
+
+// Offsets in the headers of FUSE's messages, and a request's numbers.
+const (
+	inHeader  = 40 // length[4] opcode[4] unique[8] ...
+	outHeader = 16 // length[4] error[4] unique[8]
+	opInit    = 26
+)
+
+// maxComplaints is how many lines a guest can make us log.
+const maxComplaints = 20
+
+// Handler answers the requests of one mount: each request's bytes with an answer in room,
+// whose length it returns. It is called by many goroutines at once.
+func (fs *FS) Handler(logf func(format string, args ...any)) func(request, room []byte) int {
+	o := Options()
+	o.Logger = log.New(&complaints{logf: logf}, "", 0)
+	server := fuse.NewProtocolServer(fs, o)
+	var mu sync.RWMutex // written while INIT changes what all others depend on
+	begun := false      // guarded by mu
+	return func(request, room []byte) int {
+		if len(request) < inHeader {
+			return 0
+		}
+		if binary.LittleEndian.Uint32(request[4:]) == opInit {
+			mu.Lock()
+			defer mu.Unlock()
+			if begun { // a mount has one
+				return refuse(request, room, unix.EBUSY)
+			}
+			begun = true
+		} else {
+			mu.RLock()
+			ok := begun
+			mu.RUnlock()
+			if !ok {
+				return refuse(request, room, unix.EIO)
+			}
+		}
+		n, s := server.HandleRequest([][]byte{request}, [][]byte{room})
+		if n == 0 && len(room) > 0 { // go-fuse found nothing to answer
+			return refuse(request, room, unix.Errno(max(s, 1)))
+		}
+		return n
+	}
+}
+
+// refuse makes an answer of an error.
+func refuse(request, room []byte, errno unix.Errno) int {
+	if len(room) < outHeader {
+		return 0
+	}
+	code := -int32(errno)
+	binary.LittleEndian.PutUint32(room, outHeader)
+	binary.LittleEndian.PutUint32(room[4:], uint32(code))
+	copy(room[8:outHeader], request[8:16])
+	return outHeader
+}
+
+// complaints are go-fuse's about requests, which a hostile guest can make as many of as it likes.
+type complaints struct {
+	logf func(format string, args ...any)
+	n    atomic.Int32
+}
+
+func (c *complaints) Write(line []byte) (int, error) {
+	if c.n.Add(1) <= maxComplaints {
+		c.logf("%.200q", line)
+	}
+	return len(line), nil
+}

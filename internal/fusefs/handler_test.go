@@ -1,0 +1,314 @@
+package fusefs
+
+import (
+	"bytes"
+	"encoding/binary"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"sync"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/wsl2/wsl2/internal/p9/localfs"
+)
+
+// Requests that the tests make (include/uapi/linux/fuse.h).
+const (
+	opLookup   = 1
+	opForget   = 2
+	opGetattr  = 3
+	opUnlink   = 10
+	opOpen     = 14
+	opRead     = 15
+	opWrite    = 16
+	opRelease  = 18
+	opFlush    = 25
+	opOpendir  = 27
+	opReaddir  = 28
+	opGetlk    = 31
+	opSetlk    = 32
+	opSetlkw   = 33
+	opCreate   = 35
+	lastOpcode = 52
+)
+
+// kernel is a guest's: it makes requests of a directory that is served.
+type kernel struct {
+	handle func(request, room []byte) int
+	unique uint64
+}
+
+func u32(v ...uint32) (b []byte) {
+	for _, n := range v {
+		b = binary.LittleEndian.AppendUint32(b, n)
+	}
+	return b
+}
+
+func u64(v ...uint64) (b []byte) {
+	for _, n := range v {
+		b = binary.LittleEndian.AppendUint64(b, n)
+	}
+	return b
+}
+
+func join(parts ...[]byte) []byte { return bytes.Join(parts, nil) }
+
+// serve serves a new directory, without the confinement's uses: they are localfs's.
+func serve(t testing.TB, cfg Config) (k *kernel, dir string) {
+	t.Helper()
+	dir = t.TempDir()
+	local, err := localfs.New(dir, localfs.Config{Untrusted: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	root, err := local.Attach("", "", 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	fs := New(root, cfg)
+	t.Cleanup(func() {
+		fs.Close()
+		local.Close()
+	})
+	return &kernel{handle: fs.Handler(func(string, ...any) {})}, dir
+}
+
+func (k *kernel) request(opcode uint32, node uint64, body []byte) []byte {
+	k.unique++
+	return join(u32(uint32(inHeader+len(body)), opcode), u64(k.unique, node), u32(0, 0, 1, 0), body)
+}
+
+// do makes a request.
+func (k *kernel) do(t testing.TB, opcode uint32, node uint64, body []byte) (errno unix.Errno, data []byte) {
+	t.Helper()
+	m := k.request(opcode, node, body)
+	room := make([]byte, 8<<10)
+	n := k.handle(m, room)
+	if n < outHeader || binary.LittleEndian.Uint32(room) != uint32(n) || !bytes.Equal(room[8:16], m[8:16]) {
+		t.Fatalf("opcode %d: an answer of %d bytes: %x", opcode, n, room[:min(n, 32)])
+	}
+	return unix.Errno(-int32(binary.LittleEndian.Uint32(room[4:]))), room[outHeader:n]
+}
+
+// init opens the session: INIT of 7.38, with any flags.
+func (k *kernel) init(t testing.TB) {
+	t.Helper()
+	if errno, _ := k.do(t, opInit, 0, join(u32(7, 38, 1<<20, ^uint32(0)), make([]byte, 48))); errno != 0 {
+		t.Fatal(errno)
+	}
+}
+
+// lookup returns the node ID of a name in the root.
+func (k *kernel) lookup(t testing.TB, name string) uint64 {
+	t.Helper()
+	errno, b := k.do(t, opLookup, 1, []byte(name+"\x00"))
+	if errno != 0 {
+		t.Fatalf("%s: %v", name, errno)
+	}
+	return binary.LittleEndian.Uint64(b)
+}
+
+func (k *kernel) open(t testing.TB, node uint64, flags uint32) uint64 {
+	t.Helper()
+	errno, b := k.do(t, opOpen, node, u32(flags, 0))
+	if errno != 0 {
+		t.Fatal(errno)
+	}
+	return binary.LittleEndian.Uint64(b)
+}
+
+// TestNodes: a file has one ID by all of its names, until it is forgotten; IDs and
+// handles that were never given out, or no longer, are errors.
+func TestNodes(t *testing.T) {
+	k, dir := serve(t, Config{MaxNodes: 4, MaxHandles: 2})
+	if errno, _ := k.do(t, opLookup, 1, []byte("a\x00")); errno != unix.EIO {
+		t.Errorf("before INIT: %v", errno)
+	}
+	k.init(t)
+	if errno, _ := k.do(t, opInit, 0, join(u32(7, 38, 1<<20, 0), make([]byte, 48))); errno != unix.EBUSY {
+		t.Errorf("a second INIT: %v", errno)
+	}
+	for _, name := range []string{"a", "c", "d", "e"} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(name), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Link(dir+"/a", dir+"/b"); err != nil {
+		t.Fatal(err)
+	}
+	a := k.lookup(t, "a")
+	if b := k.lookup(t, "b"); a != b {
+		t.Errorf("a is %d and b, the same file, %d", a, b)
+	}
+	forget := func(n uint64) { k.handle(k.request(opForget, a, u64(n)), nil) }
+	forget(1)
+	fh := k.open(t, a, unix.O_RDONLY)
+	if errno, b := k.do(t, opRead, a, join(u64(fh, 0), u32(100, 0), u64(0), u32(0, 0))); errno != 0 || string(b) != "a" {
+		t.Errorf("%q, %v", b, errno)
+	}
+	forget(1)
+	if errno, _ := k.do(t, opGetattr, a, make([]byte, 16)); errno != unix.ESTALE {
+		t.Errorf("a node that was forgotten: %v", errno)
+	}
+	forget(1 << 60) // harmless
+	k.lookup(t, "c")
+	k.lookup(t, "d")
+	k.lookup(t, "e")
+	if errno, _ := k.do(t, opLookup, 1, []byte("a\x00")); errno != unix.EMFILE {
+		t.Errorf("one node too many: %v", errno)
+	}
+	for _, name := range []string{"", ".", "..", "a/b", "../a"} {
+		if errno, _ := k.do(t, opLookup, 1, []byte(name+"\x00")); errno != unix.EINVAL {
+			t.Errorf("%q: %v", name, errno)
+		}
+	}
+	k.open(t, k.lookup(t, "c"), unix.O_RDONLY)
+	if errno, _ := k.do(t, opOpen, k.lookup(t, "c"), u32(unix.O_RDONLY, 0)); errno != unix.EMFILE {
+		t.Errorf("one handle too many: %v", errno)
+	}
+	k.do(t, opRelease, a, join(u64(fh), u32(0, 0), u64(0)))
+	if errno, _ := k.do(t, opRead, a, join(u64(fh, 0), u32(100, 0), u64(0), u32(0, 0))); errno != unix.EBADF {
+		t.Errorf("a handle that was released: %v", errno)
+	}
+	k.open(t, k.lookup(t, "c"), unix.O_RDONLY)
+}
+
+// TestLocks: fcntl(2)'s locks are an owner's through all handles, and end with his close(2).
+func TestLocks(t *testing.T) {
+	k, dir := serve(t, Config{LockWait: 1})
+	k.init(t)
+	if err := os.WriteFile(dir+"/f", nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	f := k.lookup(t, "f")
+	fh, other := k.open(t, f, unix.O_RDWR), k.open(t, f, unix.O_RDWR)
+	lock := func(op uint32, fh, owner uint64, kind uint32) unix.Errno {
+		errno, _ := k.do(t, op, f, join(u64(fh, owner, 0, 9), u32(kind, 1, 0, 0)))
+		return errno
+	}
+	if errno := lock(opSetlk, fh, 1, unix.F_WRLCK); errno != 0 {
+		t.Fatal(errno)
+	}
+	if errno := lock(opSetlk, other, 1, unix.F_WRLCK); errno != 0 {
+		t.Errorf("its own lock is in an owner's way: %v", errno)
+	}
+	if errno := lock(opSetlk, other, 2, unix.F_RDLCK); errno != unix.EAGAIN {
+		t.Errorf("another's lock is not: %v", errno)
+	}
+	if errno := lock(opSetlkw, other, 2, unix.F_RDLCK); errno != unix.EINTR {
+		t.Errorf("a wait that is too long: %v", errno)
+	}
+	if errno, b := k.do(t, opGetlk, f, join(u64(other, 2, 0, 9), u32(unix.F_RDLCK, 1, 0, 0))); errno != 0 || binary.LittleEndian.Uint32(b[16:]) != unix.F_WRLCK {
+		t.Errorf("GETLK: %v, %x", errno, b)
+	}
+	k.do(t, opFlush, f, join(u64(other), u32(0, 0), u64(1)))
+	if errno := lock(opSetlk, other, 2, unix.F_RDLCK); errno != 0 {
+		t.Errorf("after a close: %v", errno)
+	}
+}
+
+// TestRace: what is forgotten and released while it is used is used to its end.
+func TestRace(t *testing.T) {
+	k, dir := serve(t, Config{})
+	k.init(t)
+	if err := os.WriteFile(dir+"/f", bytes.Repeat([]byte("x"), 4096), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	before := descriptors(t)
+	var wg sync.WaitGroup
+	for i := range 8 {
+		own := &kernel{handle: k.handle, unique: uint64(i) << 32}
+		wg.Go(func() {
+			for j := range 300 {
+				node := uint64(2 + j%40)
+				own.do(t, opLookup, 1, []byte("f\x00"))
+				_, b := own.do(t, opOpen, node, u32(unix.O_RDWR, 0))
+				fh := uint64(j)
+				if len(b) >= 8 && j%2 == 0 {
+					fh = binary.LittleEndian.Uint64(b)
+				}
+				own.do(t, opRead, node, join(u64(fh, 0), u32(4096, 0), u64(0), u32(0, 0)))
+				own.do(t, opSetlk, node, join(u64(fh, uint64(j%3), 0, 9), u32(unix.F_RDLCK, 1, 0, 0)))
+				own.do(t, opFlush, node, join(u64(fh), u32(0, 0), u64(uint64(j%3))))
+				own.do(t, opRelease, node, join(u64(fh), u32(0, 0), u64(0)))
+				own.handle(own.request(opForget, node, u64(1<<40)), nil)
+			}
+		})
+	}
+	wg.Wait()
+	for fh := range uint64(8 * 300 * 2) {
+		k.do(t, opRelease, 2, join(u64(fh), u32(0, 0), u64(0)))
+	}
+	for owner := range uint64(3) {
+		for node := range uint64(8 * 300) {
+			k.do(t, opFlush, node, join(u64(0), u32(0, 0), u64(owner)))
+		}
+	}
+	for node := uint64(2); node < 8*300; node++ {
+		k.handle(k.request(opForget, node, u64(1<<40)), nil)
+	}
+	if after := descriptors(t); after > before {
+		t.Errorf("%d descriptors, before %d", after, before)
+	}
+}
+
+func descriptors(t *testing.T) int {
+	entries, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	runtime.KeepAlive(entries)
+	return len(entries)
+}
+
+// FuzzHandler: no requests of a guest reach what lies beside the directory, or stop the server.
+func FuzzHandler(f *testing.F) {
+	row := func(opcode byte, node byte, body ...byte) []byte {
+		return append([]byte{opcode, node, byte(len(body))}, body...)
+	}
+	name := func(op byte, name string) []byte { return row(op, 1, []byte(name+"\x00")...) }
+	f.Add(join(name(opLookup, "f"), row(opOpen, 2, 2, 0, 0, 0, 0, 0, 0, 0), row(opRead, 2, join(u64(1, 0), u32(99, 0), u64(0), u32(0, 0))...)))
+	f.Add(join(name(opLookup, "up"), row(opOpen, 2, 0, 0, 0, 0, 0, 0, 0, 0), name(opLookup, "..")))
+	f.Add(join(row(opCreate, 1, join(u32(unix.O_RDWR, 0o6755, 0, 0), []byte("new\x00"))...), row(opWrite, 2, join(u64(1, 0), u32(4, 0), u64(0), u32(0, 0), []byte("data"))...)))
+	f.Add(join(row(opOpendir, 1, 0, 0, 0, 0, 0, 0, 0, 0), row(opReaddir, 1, join(u64(1, 0), u32(4096, 0), u64(0), u32(0, 0))...)))
+	f.Add(join(name(opLookup, "d"), row(12, 1, join(u64(2), []byte("f\x00g\x00"))...), name(opUnlink, "up"), row(6, 1, []byte("s\x00../secret\x00")...)))
+	for op := range byte(lastOpcode) {
+		f.Add(join(name(opLookup, "f"), row(op, 2, make([]byte, 64)...), row(op, 1, []byte("f\x00d\x00")...)))
+	}
+	f.Fuzz(func(t *testing.T, data []byte) {
+		k, dir := serve(t, Config{MaxNodes: 50, MaxHandles: 20, LockWait: 1})
+		secret := filepath.Dir(dir) + "/secret"
+		for _, err := range []error{os.WriteFile(secret, []byte("secret"), 0o644), os.WriteFile(dir+"/f", []byte("file"), 0o644),
+			os.Mkdir(dir+"/d", 0o755), os.Symlink("../secret", dir+"/up")} {
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		k.init(t)
+		for len(data) >= 3 {
+			n := min(int(data[2]), len(data)-3)
+			opcode, node, body := uint32(data[0])%(lastOpcode+4), uint64(data[1]), data[3:3+n]
+			data = data[3+n:]
+			room := make([]byte, 8<<10)
+			got := k.handle(k.request(opcode, node, body), room)
+			if got > len(room) || bytes.Contains(room[:max(got, 0)], []byte("secret")) && opcode != 5 { // READLINK tells where a link leads
+				t.Fatalf("opcode %d: %q", opcode, room[:got])
+			}
+		}
+		if b, err := os.ReadFile(secret); err != nil || string(b) != "secret" {
+			t.Fatalf("the file beside: %q, %v", b, err)
+		}
+		filepath.WalkDir(dir, func(path string, _ os.DirEntry, err error) error { //nolint:errcheck // it has none of its own
+			var st unix.Stat_t
+			if err == nil && unix.Lstat(path, &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFREG && st.Mode&(unix.S_ISUID|unix.S_ISGID) != 0 {
+				err = fmt.Errorf("%s has mode %o", path, st.Mode)
+				t.Error(err)
+			}
+			return nil
+		})
+	})
+}

@@ -1,0 +1,192 @@
+// Package remote is a tree that a 9P server serves as a p9.Node, what it is on its own
+// side: so that what is made for trees here, a FUSE mount for one, is made for those as well.
+package remote
+
+import (
+	"context"
+	"sync"
+	"sync/atomic"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/wsl2/wsl2/internal/p9"
+)
+
+// Root returns a tree's root, which owns the file. ctx is that of all requests for the tree; ending
+// the client ends them as well.
+func Root(ctx context.Context, root *p9.File) p9.Node {
+	return &node{ctx: ctx, f: root, refs: 1}
+}
+
+// node is a fid that is never opened: others of the same file are.
+type node struct {
+	ctx  context.Context
+	f    *p9.File
+	refs int32 // atomic
+
+	mu     sync.Mutex
+	parent *node // a reference; nil for the root; guarded by mu
+}
+
+func (n *node) QID() p9.QID { return n.f.QID() }
+
+func (n *node) Clone() p9.Node {
+	atomic.AddInt32(&n.refs, 1)
+	return n
+}
+
+func (n *node) Close() {
+	for n != nil && atomic.AddInt32(&n.refs, -1) == 0 {
+		n.f.Close(n.ctx) //nolint:errcheck // it was not opened
+		n = n.parent
+	}
+}
+
+func (n *node) Parent() p9.Node {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.parent == nil {
+		return n.Clone()
+	}
+	return n.parent.Clone()
+}
+
+func (n *node) Walk(name string) (p9.Node, error) {
+	f, err := n.f.Walk(n.ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	n.Clone()
+	return &node{ctx: n.ctx, f: f, refs: 1, parent: n}, nil
+}
+
+func (n *node) GetAttr(mask p9.AttrMask) (p9.Attr, error) { return n.f.GetAttr(n.ctx, mask) }
+
+func (n *node) SetAttr(a p9.SetAttr) error { return n.f.SetAttr(n.ctx, a) }
+
+func (n *node) Statfs() (p9.Statfs, error) { return n.f.Statfs(n.ctx) }
+
+func (n *node) Open(flags uint32) (p9.Handle, error) {
+	f, err := n.f.Walk(n.ctx)
+	if err != nil {
+		return nil, err
+	}
+	if err := f.Open(n.ctx, int(flags)); err != nil {
+		f.Close(n.ctx) //nolint:errcheck // it was not opened
+		return nil, err
+	}
+	return &handle{n.ctx, f}, nil
+}
+
+func (n *node) Create(name string, flags, mode, gid uint32) (p9.Node, p9.Handle, error) {
+	f, err := n.f.Walk(n.ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	if err := f.Create(n.ctx, name, int(flags), mode, gid); err != nil {
+		f.Close(n.ctx) //nolint:errcheck // it was not opened
+		return nil, nil, err
+	}
+	made, err := n.Walk(name)
+	if err == nil && made.QID().Path != f.QID().Path { // another has taken the name
+		made.Close()
+		err = unix.ESTALE
+	}
+	if err != nil {
+		f.Close(n.ctx) //nolint:errcheck // nothing was written
+		return nil, nil, err
+	}
+	return made, &handle{n.ctx, f}, nil
+}
+
+func (n *node) Mkdir(name string, mode, gid uint32) (p9.QID, error) {
+	return n.f.Mkdir(n.ctx, name, mode, gid)
+}
+
+func (n *node) Mknod(name string, mode, major, minor, gid uint32) (p9.QID, error) {
+	return n.f.Mknod(n.ctx, name, mode, major, minor, gid)
+}
+
+func (n *node) Symlink(name, target string, gid uint32) (p9.QID, error) {
+	return n.f.Symlink(n.ctx, name, target, gid)
+}
+
+func (n *node) Readlink() (string, error) { return n.f.Readlink(n.ctx) }
+
+func (n *node) Link(name string, target p9.Node) error {
+	return n.f.Link(n.ctx, name, target.(*node).f)
+}
+
+func (n *node) RenameAt(oldName string, newDir p9.Node, newName string) error {
+	return n.f.RenameAt(n.ctx, oldName, newDir.(*node).f, newName)
+}
+
+func (n *node) UnlinkAt(name string, flags uint32) error { return n.f.UnlinkAt(n.ctx, name, flags) }
+
+func (n *node) Rename(newDir p9.Node, newName string) error {
+	to := newDir.(*node)
+	if err := n.f.Rename(n.ctx, to.f, newName); err != nil {
+		return err
+	}
+	to.Clone()
+	n.mu.Lock()
+	old := n.parent
+	n.parent = to
+	n.mu.Unlock()
+	old.Close()
+	return nil
+}
+
+func (n *node) Remove() error {
+	f, err := n.f.Walk(n.ctx)
+	if err != nil {
+		return err
+	}
+	return f.Remove(n.ctx)
+}
+
+func (n *node) Xattr(name string) ([]byte, error) { return n.f.Xattr(n.ctx, name) }
+
+func (n *node) SetXattr(name string, value []byte, flags int) error {
+	return n.f.SetXattr(n.ctx, name, value, flags)
+}
+
+// handle is a fid that was opened.
+type handle struct {
+	ctx context.Context
+	f   *p9.File
+}
+
+func (h *handle) ReadAt(p []byte, offset int64) (int, error) { return h.f.ReadAt(h.ctx, p, offset) }
+
+func (h *handle) WriteAt(p []byte, offset int64) (int, error) { return h.f.WriteAt(h.ctx, p, offset) }
+
+func (h *handle) Readdir(b []byte, offset uint64) ([]byte, error) {
+	entries, err := h.f.Readdir(h.ctx, offset)
+	if err != nil {
+		return nil, err
+	}
+	empty := len(b)
+	for _, e := range entries {
+		if len(b)+p9.DirentSize(e.Name) > cap(b) {
+			if len(b) == empty {
+				return nil, unix.EINVAL
+			}
+			break
+		}
+		b = p9.AppendDirent(b, e.QID, e.Offset, e.Type, e.Name)
+	}
+	return b, nil
+}
+
+func (h *handle) Truncate(size int64) error {
+	return h.f.SetAttr(h.ctx, p9.SetAttr{Valid: p9.SetSize, Size: uint64(size)})
+}
+
+func (h *handle) Fsync(datasync bool) error { return h.f.Fsync(h.ctx, datasync) }
+
+func (h *handle) Lock(l p9.Lock) (p9.LockStatus, error) { return h.f.Lock(h.ctx, l) }
+
+func (h *handle) GetLock(l p9.Lock) (p9.Lock, error) { return h.f.GetLock(h.ctx, l) }
+
+func (h *handle) Close() error { return h.f.Close(h.ctx) }

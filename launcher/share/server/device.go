@@ -1,0 +1,79 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/wsl2/wsl2/internal/fusefs"
+	"github.com/wsl2/wsl2/internal/wire"
+	"github.com/wsl2/wsl2/launcher/internal/guestconn"
+	"github.com/wsl2/wsl2/launcher/share"
+	"github.com/wsl2/wsl2/vmm/virtio/fs"
+)
+
+// mountWait is how long the guest has for its first request.
+const mountWait = time.Minute
+
+// lockWait is how long a request for a lock waits that somebody else has, before the guest's
+// program is told EINTR, after which most ask again. Linux' virtio-fs does not tell us of
+// signals: a program that waits cannot be ended before it has an answer.
+const lockWait = time.Second
+
+// serveDevice serves a virtio-fs device until the guest unmounts it or the VM ends.
+func serveDevice(ctx context.Context, s share.Spec, logf func(format string, args ...any)) error {
+	dir, err := open(s)
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	root, err := dir.Attach("", "", 0)
+	if err != nil {
+		return err
+	}
+	files := fusefs.New(root, fusefs.Config{LockWait: lockWait, MaxNodes: maxFIDs(), MaxHandles: maxFIDs() / 2})
+	defer files.Close()
+	conn, err := net.Dial("unix", s.Socket)
+	if err != nil {
+		return err
+	}
+	stop := context.AfterFunc(ctx, func() { conn.Close() })
+	defer stop()
+	mounted := time.AfterFunc(mountWait, func() {
+		logf("%s: the guest has not mounted it within %v", s.Dir, mountWait)
+		conn.Close()
+	})
+	defer mounted.Stop()
+	if err := announce(s); err != nil {
+		conn.Close()
+		return err
+	}
+	handle := files.Handler(logf)
+	err = fs.Serve(conn, func(request, room []byte) int {
+		mounted.Stop()
+		return handle(request, room)
+	})
+	if errors.Is(err, unix.ECONNRESET) || errors.Is(err, net.ErrClosed) { // the VM's end
+		return nil
+	}
+	return err
+}
+
+// announce tells the distro which device it is.
+func announce(s share.Spec) error {
+	guest, err := guestconn.Dial(s.VsockPath, s.Port, wire.Hello{Version: wire.Version, Role: wire.RoleShareDevice, Session: s.Session}, nil)
+	if err != nil {
+		return err
+	}
+	defer guest.Close()
+	if err := wire.Write(guest, &wire.ShareDevice{Tag: s.Tag}); err != nil {
+		return fmt.Errorf("tell the distro of its share: %w", err)
+	}
+	guest.SetReadDeadline(time.Now().Add(mountWait)) //nolint:errcheck // Read tells
+	guest.Read(make([]byte, 1))                      //nolint:errcheck // its end: the distro has read it
+	return nil
+}

@@ -1,0 +1,318 @@
+package fs
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"io"
+	"net"
+	"sync"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/wsl2/wsl2/vmm/virtio"
+	"github.com/wsl2/wsl2/vmm/virtio/virtiotest"
+)
+
+const (
+	requests = 1  // the queue
+	opLookup = 1  // FUSE_LOOKUP, a request like most
+	opForget = 2  // which has no answer
+	answered = 64 // room for one
+)
+
+// message is a FUSE request.
+func message(opcode uint32, unique uint64, data string) []byte {
+	b := make([]byte, inHeader, inHeader+len(data))
+	binary.LittleEndian.PutUint32(b, uint32(inHeader+len(data)))
+	binary.LittleEndian.PutUint32(b[4:], opcode)
+	binary.LittleEndian.PutUint64(b[8:], unique)
+	return append(b, data...)
+}
+
+// echo answers with the request's number and data.
+func echo(request, room []byte) int {
+	if len(room) < outHeader {
+		return 0
+	}
+	n := outHeader + copy(room[outHeader:], request[inHeader:])
+	binary.LittleEndian.PutUint32(room, uint32(n))
+	copy(room[8:16], request[8:16])
+	return n
+}
+
+// attach gives d a server.
+func attach(t *testing.T, d *Device, handle Handler) (end func()) {
+	t.Helper()
+	ours, theirs := net.Pipe()
+	if err := d.Attach(ours); err != nil {
+		t.Fatal(err)
+	}
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		if err := Serve(theirs, handle); err != nil && !errors.Is(err, io.ErrClosedPipe) {
+			t.Error(err)
+		}
+	})
+	return func() {
+		theirs.Close()
+		wg.Wait()
+	}
+}
+
+// do sends a request and returns the answer's error and data.
+func do(t *testing.T, g *virtiotest.Guest, m []byte, room int) (errno unix.Errno, data []byte) {
+	t.Helper()
+	n, b := g.Ring(requests).Do(t, [][]byte{m}, room)
+	if n < outHeader || binary.LittleEndian.Uint32(b) != uint32(n) || !bytes.Equal(b[8:16], m[8:16]) {
+		t.Fatalf("%d bytes: %x", n, b[:min(n, 64)])
+	}
+	return unix.Errno(-int32(binary.LittleEndian.Uint32(b[4:]))), b[outHeader:n]
+}
+
+func TestRequests(t *testing.T) {
+	d := New("tag")
+	g := virtiotest.Start(t, d, virtiotest.Options{})
+	end := attach(t, d, echo)
+	defer end()
+	for i := range 300 {
+		data := string(bytes.Repeat([]byte{byte(i)}, i*100))
+		if errno, got := do(t, g, message(opLookup, uint64(i), data), outHeader+len(data)); errno != 0 || string(got) != data {
+			t.Fatalf("request %d: %v, %d bytes, want %d", i, errno, len(got), len(data))
+		}
+	}
+	if n, _ := g.Ring(0).Do(t, [][]byte{message(opForget, 1, "x")}); n != 0 {
+		t.Errorf("an answer of %d bytes to FORGET", n)
+	}
+	var config [44]byte
+	d.ReadConfig(0, config[:])
+	if string(config[:4]) != "tag\x00" || binary.LittleEndian.Uint32(config[36:]) != 1 {
+		t.Errorf("configuration %x", config)
+	}
+}
+
+// TestOrder: answers come in the server's order, each to its request.
+func TestOrder(t *testing.T) {
+	d := New("tag")
+	g := virtiotest.Start(t, d, virtiotest.Options{})
+	release := make(chan struct{})
+	end := attach(t, d, func(request, room []byte) int {
+		if request[inHeader] == 'a' {
+			<-release
+		}
+		return echo(request, room)
+	})
+	defer end()
+	first := g.Ring(requests).Send(t, [][]byte{message(opLookup, 1, "a")}, answered)
+	if _, got := do(t, g, message(opLookup, 2, "b"), answered); string(got) != "b" {
+		t.Errorf("%q", got)
+	}
+	close(release)
+	if n, b := first.Wait(t); n != outHeader+1 || b[outHeader] != 'a' {
+		t.Errorf("%x", b)
+	}
+}
+
+// TestServerDies: what is in flight fails, and what comes after it, until the guest
+// has unmounted; then the device is free.
+func TestServerDies(t *testing.T) {
+	d := New("tag")
+	g := virtiotest.Start(t, d, virtiotest.Options{})
+	got := make(chan struct{})
+	end := attach(t, d, func(request, room []byte) int {
+		if request[4] == opLookup {
+			close(got)
+			<-t.Context().Done()
+		}
+		return echo(request, room)
+	})
+	if errno, _ := do(t, g, message(opInit, 1, ""), answered); errno != 0 {
+		t.Fatal(errno)
+	}
+	first := g.Ring(requests).Send(t, [][]byte{message(opLookup, 2, "a")}, answered)
+	<-got
+	d.mu.Lock()
+	conn := d.server.conn
+	d.mu.Unlock()
+	conn.Close()
+	if n, b := first.Wait(t); n != outHeader || int32(binary.LittleEndian.Uint32(b[4:])) != -int32(unix.ENOTCONN) {
+		t.Errorf("in flight: %x", b[:n])
+	}
+	if errno, _ := do(t, g, message(opLookup, 3, "a"), answered); errno != unix.ENOTCONN {
+		t.Errorf("afterwards: %v", errno)
+	}
+	if d.Free() {
+		t.Error("a device that is mounted is free")
+	}
+	a, b := net.Pipe()
+	if err := d.Attach(a); err != ErrBusy {
+		t.Error(err)
+	}
+	do(t, g, message(opDestroy, 4, ""), answered)
+	if !d.Free() {
+		t.Error("after an unmount it is not free")
+	}
+	b.Close()
+	t.Cleanup(end) // when the test's context has ended
+}
+
+// TestDestroy: an unmount gives the server up, and the next mount has another.
+func TestDestroy(t *testing.T) {
+	d := New("tag")
+	g := virtiotest.Start(t, d, virtiotest.Options{})
+	for range 3 {
+		end := attach(t, d, echo)
+		do(t, g, message(opInit, 1, ""), answered)
+		do(t, g, message(opDestroy, 2, ""), answered)
+		end() // returns: Serve has ended
+	}
+	if !d.Free() {
+		t.Error("it is not free")
+	}
+}
+
+// TestStop: a reset takes the server's requests back while it works on them.
+func TestStop(t *testing.T) {
+	d := New("tag")
+	d.Stop() // harmless before Start
+	for range 20 {
+		g := virtiotest.Start(t, d, virtiotest.Options{})
+		got, release := make(chan struct{}), make(chan struct{})
+		end := attach(t, d, func(request, room []byte) int {
+			close(got)
+			<-release
+			return echo(request, room)
+		})
+		g.Ring(requests).Send(t, [][]byte{message(opLookup, 1, "a")}, answered)
+		<-got
+		g.Stop()
+		close(release)
+		end()
+		if !d.Free() {
+			t.Fatal("it is not free")
+		}
+	}
+}
+
+// TestBounds: what is no request is a mistake of the driver's.
+func TestBounds(t *testing.T) {
+	for _, c := range []struct {
+		request []byte
+		room    []int
+	}{
+		{make([]byte, inHeader-1), []int{answered}},
+		{nil, []int{answered}},
+		{message(opLookup, 1, "a"), []int{outHeader - 1}},
+		{make([]byte, MaxMessage+1), []int{answered}},
+	} {
+		d := New("tag")
+		g := virtiotest.Start(t, d, virtiotest.Options{})
+		end := attach(t, d, echo)
+		var readable [][]byte
+		if c.request != nil {
+			readable = [][]byte{c.request}
+		}
+		g.Ring(requests).Send(t, readable, c.room...)
+		if err := g.WaitFailed(t); !errors.Is(err, virtio.ErrProtocol) {
+			t.Errorf("%d bytes, room %v: %v", len(c.request), c.room, err)
+		}
+		g.Stop()
+		d.Close()
+		end()
+	}
+}
+
+// TestBadServer: a server that answers what it was not asked is given up.
+func TestBadServer(t *testing.T) {
+	for name, frame := range map[string][]byte{
+		"a tag that is not in flight": append([]byte{20, 0, 0, 0, 9, 0, 0, 0}, make([]byte, outHeader)...),
+		"too short":                   {4, 0, 0, 0, 1, 0, 0, 0},
+		"too long":                    {0xff, 0xff, 0xff, 0xff, 1, 0, 0, 0},
+		"longer than its room":        append([]byte{204, 0, 0, 0, 1, 0, 0, 0}, make([]byte, 200)...),
+	} {
+		t.Run(name, func(t *testing.T) {
+			d := New("tag")
+			g := virtiotest.Start(t, d, virtiotest.Options{})
+			ours, theirs := net.Pipe()
+			if err := d.Attach(ours); err != nil {
+				t.Fatal(err)
+			}
+			first := g.Ring(requests).Send(t, [][]byte{message(opLookup, 7, "a")}, answered)
+			if _, err := io.ReadFull(theirs, make([]byte, 12+inHeader+1)); err != nil {
+				t.Fatal(err)
+			}
+			go theirs.Write(frame) //nolint:errcheck // it may be cut off
+			if n, b := first.Wait(t); n != outHeader || int32(binary.LittleEndian.Uint32(b[4:])) != -int32(unix.ENOTCONN) {
+				t.Errorf("%x", b[:n])
+			}
+			theirs.Close()
+		})
+	}
+}
+
+// FuzzServe: frames of any bytes end the server or are answered.
+func FuzzServe(f *testing.F) {
+	frame := func(m []byte, room uint32) []byte {
+		b := binary.LittleEndian.AppendUint32(nil, uint32(8+len(m)))
+		return append(binary.LittleEndian.AppendUint32(append(b, 1, 0, 0, 0), room), m...)
+	}
+	f.Add(append(frame(message(opLookup, 1, "name\x00"), answered), frame(message(opForget, 2, "x"), 0)...))
+	f.Add(frame(message(opInit, 1, ""), MaxMessage+1))
+	f.Add([]byte{1, 0, 0, 0})
+	f.Fuzz(func(t *testing.T, b []byte) {
+		ours, theirs := net.Pipe()
+		done := make(chan struct{})
+		go func() {
+			io.Copy(io.Discard, ours) //nolint:errcheck // until Serve closes
+			close(done)
+		}()
+		go func() {
+			ours.Write(b) //nolint:errcheck // Serve may have closed
+			ours.Close()
+		}()
+		Serve(theirs, func(request, room []byte) int { //nolint:errcheck // any error is one
+			if len(request) < inHeader {
+				t.Errorf("a request of %d bytes", len(request))
+			}
+			return echo(request, room)
+		})
+		<-done
+	})
+}
+
+// FuzzRequest: requests of any bytes are answered, or are the driver's mistake.
+func FuzzRequest(f *testing.F) {
+	f.Add(message(opInit, 1, "data"), uint16(answered), true)
+	f.Add(message(opDestroy, 2, ""), uint16(answered), true)
+	f.Add(message(opForget, 3, "x"), uint16(0), false)
+	f.Add([]byte{1}, uint16(3), false)
+	f.Fuzz(func(t *testing.T, request []byte, room uint16, serve bool) {
+		d := New("tag")
+		g := virtiotest.Start(t, d, virtiotest.Options{MemoryBytes: 4 << 20, QueueSize: 8})
+		if serve {
+			end := attach(t, d, echo)
+			defer end()
+			defer d.Close()
+		}
+		if len(request) == 0 {
+			return
+		}
+		var writable []int
+		if room > 0 {
+			writable = []int{int(room)}
+		}
+		bad := len(request) < inHeader || room > 0 && room < outHeader
+		r := g.Ring(requests).Send(t, [][]byte{request}, writable...)
+		if bad {
+			if err := g.WaitFailed(t); !errors.Is(err, virtio.ErrProtocol) {
+				t.Error(err)
+			}
+			return
+		}
+		if n, b := r.Wait(t); n > int(room) || n >= outHeader && !bytes.Equal(b[8:16], request[8:16]) {
+			t.Errorf("%d bytes in room for %d: %x", n, room, b)
+		}
+		g.Stop()
+	})
+}

@@ -1,0 +1,54 @@
+package fs
+
+import (
+	"bufio"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"sync"
+)
+
+// A Handler answers a FUSE request: it puts the answer into room, and returns its length.
+// It is called by many goroutines at once.
+type Handler = func(request, room []byte) int
+
+// Serve is the server's side of a device's connection. It returns when the device has
+// given the server up, with nil, or broken the protocol, after all requests have been answered. It closes conn.
+func Serve(conn net.Conn, handle Handler) error {
+	var running sync.WaitGroup
+	defer running.Wait()
+	defer conn.Close()
+	var sendMu sync.Mutex // serialises frames
+	r := bufio.NewReaderSize(conn, 256<<10)
+	for {
+		var head [12]byte
+		if _, err := io.ReadFull(r, head[:]); err != nil {
+			if errors.Is(err, io.EOF) || errors.Is(err, net.ErrClosed) {
+				return nil
+			}
+			return err
+		}
+		n, room := binary.LittleEndian.Uint32(head[:]), binary.LittleEndian.Uint32(head[8:])
+		if n < 8+inHeader || n > 8+MaxMessage || room > MaxMessage {
+			return fmt.Errorf("a frame of %d bytes with room for %d", n, room)
+		}
+		request := make([]byte, n-8)
+		if _, err := io.ReadFull(r, request); err != nil {
+			return err
+		}
+		running.Go(func() {
+			answer := make([]byte, 8+room)
+			n := handle(request, answer[8:])
+			if room == 0 {
+				return
+			}
+			binary.LittleEndian.PutUint32(answer, uint32(4+n))
+			copy(answer[4:8], head[4:8])
+			sendMu.Lock()
+			defer sendMu.Unlock()
+			conn.Write(answer[:8+n]) //nolint:errcheck // the reader sees the connection's end
+		})
+	}
+}
