@@ -30,7 +30,7 @@ build: kernel initramfs wsl2 ## build everything into out/, out/wsl2 first of al
 .PHONY: wsl2
 wsl2: ## build the executables only, without kernel and initramfs
 	@mkdir -p $(OUT)
-	$(GO) build -trimpath -tags $(TAGS) -ldflags '$(LDFLAGS)' -o $(OUT)/ ./cmd/wsl2 ./cmd/wsl2-verbs ./cmd/wsl2-fetch ./cmd/wsl2-files ./cmd/wsl2-ssh
+	$(GO) build -trimpath -tags $(TAGS) -ldflags '$(LDFLAGS)' -o $(OUT)/ ./cmd/wsl2 ./cmd/wsl2-verbs ./cmd/wsl2-fetch ./cmd/wsl2-files ./cmd/wsl2-ssh ./cmd/wsl2-net
 
 .PHONY: kernel
 kernel: ## build out/vmlinux, the guest kernel (cached by the hash of its inputs)
@@ -83,6 +83,21 @@ fuzz: ## every fuzz target for FUZZTIME (make fuzz FUZZTIME=10m)
 bench: build ## benchmarks beside their peers, in the rig's instruction-counting mode
 	@scripts/deps test bench
 	@scripts/bench/run
+
+PREFIX ?= /usr/local
+
+.PHONY: install
+install: ## put what `make build` built below PREFIX (/usr/local): sudo make install
+	@test -x $(OUT)/wsl2 && test -e $(OUT)/vmlinux && test -e $(OUT)/initramfs.cpio || \
+		{ echo 'make install: out/ is incomplete; run `make build` first, as yourself' >&2; exit 1; }
+	install -D -t '$(DESTDIR)$(PREFIX)/bin' $(OUT)/wsl2
+	install -D -t '$(DESTDIR)$(PREFIX)/lib/wsl2' $(OUT)/wsl2-*
+	install -D -m 644 -t '$(DESTDIR)$(PREFIX)/lib/wsl2' $(OUT)/vmlinux $(OUT)/initramfs.cpio
+	@mkdir -p '$(DESTDIR)$(PREFIX)/share/'{man/man1,bash-completion/completions,zsh/site-functions,fish/vendor_completions.d}
+	$(OUT)/wsl2 man >'$(DESTDIR)$(PREFIX)/share/man/man1/wsl2.1'
+	$(OUT)/wsl2 completion bash >'$(DESTDIR)$(PREFIX)/share/bash-completion/completions/wsl2'
+	$(OUT)/wsl2 completion zsh >'$(DESTDIR)$(PREFIX)/share/zsh/site-functions/_wsl2'
+	$(OUT)/wsl2 completion fish >'$(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/wsl2.fish'
 
 .PHONY: clean
 clean: ## remove out/ (caches stay in $XDG_CACHE_HOME/wsl2)

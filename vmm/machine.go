@@ -24,6 +24,7 @@ import (
 	"github.com/wsl2/wsl2/vmm/qemu"
 	"github.com/wsl2/wsl2/vmm/virtio"
 	"github.com/wsl2/wsl2/vmm/virtio/blk"
+	"github.com/wsl2/wsl2/vmm/virtio/net"
 	"github.com/wsl2/wsl2/vmm/virtio/rng"
 	"github.com/wsl2/wsl2/vmm/virtio/vsock"
 )
@@ -175,6 +176,9 @@ func (m *Machine) start(ctx context.Context) (parts *parts, err error) {
 	late := 0
 	if m.cfg.LateSlots {
 		late = m.DiskSlots() - len(m.cfg.Disks)
+		if m.cfg.Network != nil {
+			late++
+		}
 	}
 	spec := engine.Spec{
 		Kernel: kernel, Initramfs: initramfs, Cmdline: cmdline,
@@ -267,13 +271,22 @@ func (m *Machine) build(ctx context.Context) (*parts, error) {
 		p.devices = append(p.devices, v)
 	}
 	p.devices = append(p.devices, rng.New())
-	n := m.cfg.DiskSlots
+	n, cards := m.cfg.DiskSlots, 0
+	if m.cfg.Network != nil {
+		cards = 1
+	}
 	if accel, _ := m.Accel(); accel == AccelTCG {
-		if n = min(n, qemu.MaxDevices-len(p.devices)); n < len(m.cfg.Disks) {
+		if n = min(n, qemu.MaxDevices-len(p.devices)-cards); n < len(m.cfg.Disks) {
 			return p, fmt.Errorf("vmm: %d disks: without KVM a VM has room for %d", len(m.cfg.Disks), n)
 		}
 	}
 	for i := range n {
+		if i == len(m.cfg.Disks) && cards > 0 {
+			if err := m.addCard(p); err != nil {
+				return p, err
+			}
+			cards = 0
+		}
 		s, err := m.newSlot(i)
 		if err != nil {
 			return p, err
@@ -284,7 +297,22 @@ func (m *Machine) build(ctx context.Context) (*parts, error) {
 		m.slots = append(m.slots, s)
 		m.mu.Unlock()
 	}
+	if cards > 0 {
+		return p, m.addCard(p)
+	}
 	return p, nil
+}
+
+// addCard makes the network card.
+func (m *Machine) addCard(p *parts) error {
+	c := m.cfg.Network
+	d, err := net.New(net.Config{MAC: c.MAC, MTU: c.MTU, Open: c.Open, OnError: c.OnError})
+	if err != nil {
+		return fmt.Errorf("vmm: %w", err)
+	}
+	p.closers = append(p.closers, d.Close)
+	p.devices = append(p.devices, d)
+	return nil
 }
 
 // newSlot makes block device i, with its disk if one is attached from the start.

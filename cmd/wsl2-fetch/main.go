@@ -23,6 +23,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"syscall"
@@ -203,6 +204,9 @@ func (f *fetcher) url(ctx context.Context, address, sum string, cache blobs.Cach
 	return err
 }
 
+// cleanUpGrace is how long mmdebstrap may take to remove what it has made.
+const cleanUpGrace = 20 * time.Second
+
 // bootstrap makes a Debian of the host's package mirrors.
 func (f *fetcher) bootstrap(ctx context.Context, why error) error {
 	exe, err := exec.LookPath("mmdebstrap")
@@ -214,7 +218,13 @@ func (f *fetcher) bootstrap(ctx context.Context, why error) error {
 	cmd.Stdout = os.Stdout
 	var stderr strings.Builder
 	cmd.Stderr = &stderr
+	// It cleans up after SIGTERM, and leaves some hundred megabytes after SIGKILL. Pdeathsig is
+	// the end of the thread that started it.
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM}
+	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
+	cmd.WaitDelay = cleanUpGrace
 	if err := cmd.Run(); err != nil {
 		return fmt.Errorf("mmdebstrap: %w: %s", err, strings.TrimSpace(stderr.String()))
 	}

@@ -162,14 +162,22 @@ func hostChecks() []check {
 		}
 	}
 	list = append(list, space)
-	reg := check{Name: "registry", OK: true, Detail: paths.Registry()}
+	reg := check{Name: "registry", OK: true, Detail: orNone(paths.Registry())}
 	if _, err := registry.Open(paths.Registry()); err != nil {
 		reg.OK, reg.Detail = false, err.Error()
 	}
 	list = append(list, reg)
-	conf := check{Name: "wslconfig", OK: true, Detail: paths.ConfigFile}
+	conf := check{Name: "wslconfig", OK: true, Detail: orNone(paths.ConfigFile)}
 	if len(warnings) > 0 {
 		conf.Detail = strings.Join(warnings, "; ") // wrong keys are ignored, hence no failure
 	}
 	return append(list, conf)
+}
+
+// orNone says so of a file that is not there, which is no failure.
+func orNone(path string) string {
+	if _, err := os.Stat(path); errors.Is(err, os.ErrNotExist) {
+		return "none yet (" + path + ")"
+	}
+	return path
 }

@@ -41,6 +41,7 @@ var actions = map[string]func(*command) error{
 	"--manage":          manage,
 	"--update":          update,
 	"--uninstall":       uninstall,
+	"ports":             listPorts,
 	"tools":             packTools,
 }
 
@@ -205,7 +206,7 @@ func status(c *command) error {
 		def = "none (wsl2 --import NAME FILE.tar)"
 	}
 	fmt.Fprintf(w, "Default distro:  %s\n", def)
-	fmt.Fprintf(w, "Distros:         %d, %d running, %d sessions\n", st.Distros, st.Running, st.Sessions)
+	fmt.Fprintf(w, "Distros:         %d installed, %d running, %d sessions\n", st.Distros, st.Running, st.Sessions)
 	if vm := st.VM; vm != nil {
 		fmt.Fprintf(w, "VM:              running on %s, pid %d, %d vCPUs, %d MiB\n", vm.Accel, vm.PID, vm.CPUs, vm.MemoryBytes>>20)
 		fmt.Fprintf(w, "Kernel:          Linux %s (%s), ready in %d ms\n", vm.KernelRelease, vm.Kernel, vm.BootMillis)

@@ -1,8 +1,8 @@
 // Command wsl2 runs Linux distros in a lightweight VM: `wsl2 -d debian` is a
 // shell in one. See wsl2 --help.
 //
-// The same executable is the client, the service (`wsl2 service`) and the VM's
-// process (`wsl2 vm`). Its start is on the way of every command, three times at a
+// The same executable is the client, the service (`wsl2 service`), the VM's
+// process (`wsl2 vm`) and the one that forwards its ports (`wsl2 port-forwarder`). Its start is on the way of every command, three times at a
 // cold one, so it links nothing that they can do without: what is not running a
 // program in a distro is wsl2-verbs, which it becomes.
 package main
@@ -17,6 +17,7 @@ import (
 	"github.com/wsl2/wsl2/launcher/api"
 	"github.com/wsl2/wsl2/launcher/client"
 	"github.com/wsl2/wsl2/launcher/config"
+	"github.com/wsl2/wsl2/launcher/ports"
 	"github.com/wsl2/wsl2/launcher/service"
 	"github.com/wsl2/wsl2/launcher/vmproc"
 )
@@ -46,6 +47,8 @@ func run(args []string) (status int, err error) {
 			err = runService()
 		case cmdline.VM:
 			err = vmproc.Main(newMachine)
+		case cmdline.Forward:
+			err = ports.Main()
 		default:
 			err = becomeVerbs()
 		}

@@ -399,3 +399,7 @@ func mustLookup(h *testsys.Host, program string) string {
 	h.TB.Fatalf("%s is not in PATH", program)
 	return ""
 }
+
+// TestKVMNetwork: the card is plugged in while the guest runs, and a distro has network
+// from its first command on.
+func TestKVMNetwork(t *testing.T) { network(newKVMHost(t)) }

@@ -18,12 +18,17 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/wsl2/wsl2/internal/testsys"
+	"github.com/wsl2/wsl2/internal/testsys/serve"
 )
 
 // seeds is where imported distros lie for the tests of this run.
 var seeds string
 
 func TestMain(m *testing.M) {
+	if len(os.Args) > 1 && os.Args[1] == serveArg { // in a distro
+		serve.Main(os.Args[2:])
+		return
+	}
 	dir, err := os.MkdirTemp("", "w2.seed.")
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)

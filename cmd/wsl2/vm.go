@@ -2,9 +2,12 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"io"
+	"os"
 	"strings"
 
+	"github.com/wsl2/wsl2/launcher/netproc"
 	"github.com/wsl2/wsl2/launcher/vmproc"
 	"github.com/wsl2/wsl2/vmm"
 )
@@ -19,6 +22,13 @@ func newMachine(c vmproc.Config, console io.Writer, diskError func(slot int, err
 		Accel: accel, Verdict: c.Verdict, Kernel: c.Kernel, Initramfs: c.Initramfs, Cmdline: c.Cmdline,
 		MemoryBytes: c.MemoryBytes, CPUs: c.CPUs, DiskSlots: c.DiskSlots, LateSlots: c.LateSlots,
 		GuestCID: c.GuestCID, VsockPath: c.VsockPath, ConsoleLog: console, OnDiskError: diskError,
+	}
+	if n := c.Network; n != nil {
+		cfg.Network = &vmm.Network{
+			MAC: netproc.GuestMAC, MTU: netproc.MTU,
+			Open:    func() (*os.File, error) { return netproc.Start(n) },
+			OnError: func(err error) { fmt.Fprintf(os.Stderr, "wsl2: %v\n", err) },
+		}
 	}
 	for _, path := range c.Disks {
 		cfg.Disks = append(cfg.Disks, vmm.Disk{Path: path})

@@ -57,9 +57,16 @@ var errNoSlot = errors.New("the VM has no such disk slot")
 // kernel it also takes further ones (kernelcfg/patches).
 const mmioDevices = "/sys/module/virtio_mmio/parameters/device"
 
+// Plug makes sure that a device is there which the command line may not have named: a disk
+// of a slot, by its node, or the network card, by its directory in sysfs.
+func Plug(path string) error { return plug(path) }
+
 // plug registers the devices of slots that the command line did not name
 // (vmm.Config.LateSlots) up to device, in the order in which the kernel gives out
 // the letters.
+//
+// The network card is the first of these devices: whoever comes first, for a disk or for
+// the card, makes it.
 func plug(device string) error {
 	if exists(device) {
 		return nil
@@ -69,7 +76,7 @@ func plug(device string) error {
 		return err
 	}
 	defer unlock()
-	for range maxSlot + 1 {
+	for range 1 + maxSlot + 1 {
 		if exists(device) {
 			return nil
 		}

@@ -2,6 +2,7 @@ package pid1
 
 import (
 	"fmt"
+	"hash/fnv"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -14,12 +15,21 @@ import (
 
 const cgroupRoot = "/sys/fs/cgroup"
 
-// maxCgroupName leaves room for the prefix in NAME_MAX (255).
-const maxCgroupName = 240
+// cgroupName is a distro's alone: of a long name, which the prefix would take beyond
+// NAME_MAX (255), the end is a hash of all.
+func cgroupName(distro string) string {
+	const longest = 220
+	if len(distro) > longest {
+		h := fnv.New64a()
+		h.Write([]byte(distro))
+		distro = fmt.Sprintf("%s-%016x", distro[:longest], h.Sum64())
+	}
+	return "distro-" + distro
+}
 
 // makeCgroup makes a distro's cgroup and opens it. The caller closes fd.
 func makeCgroup(name string) (path string, fd int, err error) {
-	path = filepath.Join(cgroupRoot, "distro-"+name[:min(len(name), maxCgroupName)])
+	path = filepath.Join(cgroupRoot, cgroupName(name))
 	if err := unix.Mkdir(path, 0o755); err != nil && err != unix.EEXIST {
 		return "", -1, fmt.Errorf("make %s: %w", path, err)
 	}

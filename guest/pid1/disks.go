@@ -24,15 +24,16 @@ func (v *vm) mountDisk(m *wire.MountDisk) *wire.Reply {
 	if err != nil {
 		return refused("%v", err)
 	}
+	v.setUp()
+	v.sharedMu.Lock()
+	defer v.sharedMu.Unlock()
+	// Here: what is mounted before releaseAll has sharedMu, it unmounts.
 	v.mu.Lock()
 	stopping := v.stopping
 	v.mu.Unlock()
 	if stopping {
 		return refused("the VM is shutting down")
 	}
-	v.setUp()
-	v.sharedMu.Lock()
-	defer v.sharedMu.Unlock()
 	if !v.shared[m.Slot] {
 		if r := checkDisk(device); r != nil {
 			return r

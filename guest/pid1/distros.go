@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/wsl2/wsl2/guest/distro"
+	"github.com/wsl2/wsl2/guest/maintain"
 	"github.com/wsl2/wsl2/guest/mounts"
 	"github.com/wsl2/wsl2/internal/wire"
 )
@@ -99,8 +100,12 @@ func (v *vm) startDistro(m *wire.StartDistro) *wire.Reply {
 	v.distros[m.Name] = d
 	v.mu.Unlock()
 
-	d.start = v.launch(d, m)
-	close(d.ready)
+	func() {
+		// Even if launch panics: others wait for it.
+		d.start = failed(wire.CodeInternal, fmt.Errorf("distro %s: /init failed to start it (see `dmesg` of the VM)", d.name))
+		defer close(d.ready)
+		d.start = v.launch(d, m)
+	}()
 	switch {
 	case d.c == nil:
 		v.forget(d)
@@ -157,13 +162,14 @@ func (v *vm) launch(d *distroProc, m *wire.StartDistro) *wire.Reply {
 	if r.Code != wire.CodeOK {
 		<-d.ended // it may have the disk mounted until then
 	}
+	v.network.wait()
 	return r
 }
 
 // setUp makes the part of the root that only distros need.
 func (v *vm) setUp() {
 	v.setup.Do(func() {
-		if err := errors.Join(mounts.All(forDistros), registerMZ()); err != nil {
+		if err := errors.Join(mounts.All(forDistros), mounts.All([]mounts.Item{v.network.resolvConf()}), registerMZ()); err != nil {
 			v.log.Errorf("%v", err)
 		}
 	})
@@ -361,6 +367,10 @@ func (v *vm) diskJob(argv0 string, id uint32, slot int32, m wire.Message) *wire.
 	v.mu.Lock()
 	stopping := v.stopping
 	port := v.portLocked()
+	if argv0 == maintain.Argv0 && !stopping {
+		v.repairs.Add(1)
+		defer v.repairs.Done()
+	}
 	v.mu.Unlock()
 	if stopping {
 		return refused("the VM is shutting down")

@@ -55,7 +55,9 @@ type vm struct {
 	writeMu sync.Mutex // serialises frames on control
 	control *vsock.Conn
 
-	setup sync.Once // the part of the root that only distros need
+	network  vmNetwork
+	setup    sync.Once // the part of the root that only distros need
+	watching sync.Once // of ports
 
 	sharedMu sync.Mutex     // serialises what is done with shared disks
 	shared   map[int32]bool // slots of disks that MountDisk has taken; guarded by sharedMu
@@ -64,6 +66,9 @@ type vm struct {
 	distros  map[string]*distroProc
 	nextPort uint32
 	stopping bool // no distro or import is started any more
+	// repairs is work in place on file systems, not to be cut off half-way. Added to
+	// with mu held and stopping not set.
+	repairs sync.WaitGroup
 }
 
 // Run is the main function of PID 1. It does not return.
@@ -149,6 +154,8 @@ func (v *vm) serve(r io.Reader) error {
 			return err
 		}
 		switch m := m.(type) {
+		case *wire.Network:
+			v.startNetwork(m)
 		case *wire.StartDistro:
 			v.request(m.ID, func() *wire.Reply { return v.startDistro(m) })
 		case *wire.StopDistro:
@@ -165,6 +172,8 @@ func (v *vm) serve(r io.Reader) error {
 			v.request(m.ID, func() *wire.Reply { return v.releaseDisk(m.Slot) })
 		case *wire.SwapOn:
 			v.request(m.ID, func() *wire.Reply { return swapOn(m.Slot) })
+		case *wire.WatchPorts:
+			v.watching.Do(func() { go v.watchPorts() })
 		case *wire.Shutdown:
 			v.stopAll(time.Duration(m.GraceMillis) * time.Millisecond)
 			v.powerOff()
@@ -229,6 +238,7 @@ func (v *vm) stopAll(grace time.Duration) {
 	}
 	wg.Wait()
 	v.releaseAll()
+	v.repairs.Wait() // the host's patience bounds it
 }
 
 // The byte and the I/O port by which the VM ends on purpose; the same as

@@ -31,7 +31,6 @@ var forDistros = []m.Item{
 	m.Value{Path: "/proc/sys/kernel/dmesg_restrict", Value: "0", Why: "dmesg for users, as in WSL"},
 	m.Value{Path: "/proc/sys/fs/inotify/max_user_watches", Value: "524288", Why: "editors watch whole trees"},
 	m.Mount{FSType: "binfmt_misc", Target: binfmtMisc, Flags: m.NoSuidDevExec, Why: "programs of other systems; it holds in every distro"},
-	m.File{Path: distro.ResolvConf, Content: distro.GeneratedBy("generateResolvConf") + "# The VM has no network, hence no name server.\n", Why: "distros link to it"},
 }
 
 const binfmtMisc = "/proc/sys/fs/binfmt_misc"

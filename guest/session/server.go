@@ -35,6 +35,7 @@ import (
 
 	"github.com/wsl2/wsl2/guest/reaper"
 	"github.com/wsl2/wsl2/guest/users"
+	"github.com/wsl2/wsl2/internal/forward"
 	"github.com/wsl2/wsl2/internal/wire"
 )
 
@@ -90,6 +91,7 @@ type conn interface {
 type Server struct {
 	cfg     Config   // immutable
 	interop *interop // nil if it is off; immutable
+	buffers forward.Buffers
 
 	mu       sync.Mutex
 	closing  bool
@@ -97,6 +99,7 @@ type Server struct {
 	active   int           // connections and sessions being served
 	quiet    chan struct{} // closed while active is 0
 	sessions map[*session]struct{}
+	ports    map[conn]struct{} // connections to ports of the distro
 }
 
 // NewServer returns a Server.
@@ -112,6 +115,7 @@ func NewServer(cfg Config) *Server {
 		pending:  map[wire.SessionID]*assembly{},
 		quiet:    make(chan struct{}),
 		sessions: map[*session]struct{}{},
+		ports:    map[conn]struct{}{},
 	}
 	close(s.quiet)
 	if cfg.Interop != "" {
@@ -174,9 +178,12 @@ func (s *Server) Close() {
 }
 
 // Wait waits until no session is left or timeout has passed, and then cuts off
-// those that are left.
+// those that are left. Connections to ports, whose servers have ended, are cut off first.
 func (s *Server) Wait(timeout time.Duration) {
 	s.mu.Lock()
+	for c := range s.ports {
+		c.Close()
+	}
 	quiet := s.quiet
 	s.mu.Unlock()
 	timer := time.NewTimer(timeout)
@@ -267,6 +274,8 @@ func (s *Server) handle(c conn) {
 		}
 	case wire.RoleFiles:
 		s.files(c)
+	case wire.RolePort:
+		s.port(c)
 	default:
 		s.refuse(c, fmt.Errorf("%w: role %d on a distro's port", wire.ErrMalformed, hello.Role))
 	}

@@ -168,11 +168,24 @@ type Live struct {
 	done   chan struct{}
 }
 
+// alive is a reader that puts a deadline off with every read.
+type alive struct {
+	io.Reader
+	deadline *time.Timer
+}
+
+func (a alive) Read(p []byte) (int, error) {
+	n, err := a.Reader.Read(p)
+	a.deadline.Reset(Deadline)
+	return n, err
+}
+
 // Start starts `wsl2 args...` with pipes as its standard streams. It is killed
-// when the test ends, if it still runs then.
+// when the test ends, if it still runs then, and when none of its output was
+// read for Deadline.
 func (h *Host) Start(args ...string) *Live {
 	h.TB.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), Deadline)
+	ctx, cancel := context.WithCancel(context.Background())
 	l := &Live{h: h, Cmd: h.Cmd(ctx, args...), Stderr: new(bytes.Buffer), cancel: cancel, done: make(chan struct{})}
 	var err error
 	l.Stdin, err = l.Cmd.StdinPipe()
@@ -180,7 +193,8 @@ func (h *Host) Start(args ...string) *Live {
 	// Not StdoutPipe: Wait closes that one before all is read.
 	r, w, err := os.Pipe()
 	Must(h.TB, err)
-	l.Stdout, l.Cmd.Stdout, l.Cmd.Stderr = r, w, l.Stderr
+	deadline := time.AfterFunc(Deadline, cancel)
+	l.Stdout, l.Cmd.Stdout, l.Cmd.Stderr = alive{r, deadline}, w, l.Stderr
 	err = l.Cmd.Start()
 	w.Close()
 	Must(h.TB, err)
@@ -191,6 +205,7 @@ func (h *Host) Start(args ...string) *Live {
 	}()
 	h.TB.Cleanup(func() {
 		cancel()
+		deadline.Stop()
 		<-l.done
 		r.Close()
 	})

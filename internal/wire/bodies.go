@@ -15,7 +15,7 @@ func (m *Hello) appendBody(b []byte) []byte {
 
 func (m *Hello) readBody(d *decoder) {
 	m.Version = d.checkVersion(true)
-	if m.Role = Role(d.atMost(d.u8(), uint8(RoleFiles), "role")); m.Role == 0 {
+	if m.Role = Role(d.atMost(d.u8(), uint8(RolePort), "role")); m.Role == 0 {
 		d.fail("unknown role 0")
 	}
 	m.Session = d.session()
@@ -342,11 +342,67 @@ func (m *MountShare) readBody(d *decoder) {
 	m.Distro = d.string()
 }
 
+func (*WatchPorts) Type() Type { return TypeWatchPorts }
+
+func (*WatchPorts) appendBody(b []byte) []byte { return b }
+
+func (*WatchPorts) readBody(*decoder) {}
+
+func (*PortsOpen) Type() Type { return TypePortsOpen }
+
+func (m *PortsOpen) appendBody(b []byte) []byte {
+	b = appendU32(b, uint32(len(m.Ports)))
+	for _, p := range m.Ports {
+		b = appendBool(appendBool(appendBool(appendString(b, p.Distro), p.UDP), p.V4), p.V6)
+		b = appendU16(b, p.Number)
+	}
+	return b
+}
+
+func (m *PortsOpen) readBody(d *decoder) {
+	n := d.length(9)
+	if n > MaxPorts {
+		d.fail(fmt.Sprintf("%d ports, more than %d", n, MaxPorts))
+		return
+	}
+	for range n {
+		m.Ports = append(m.Ports, Port{d.string(), d.bool(), d.bool(), d.bool(), d.u16()})
+	}
+}
+
+func (*DialPort) Type() Type { return TypeDialPort }
+
+func (m *DialPort) appendBody(b []byte) []byte {
+	return appendU16(appendBool(appendBool(b, m.UDP), m.V6), m.Number)
+}
+
+func (m *DialPort) readBody(d *decoder) {
+	m.UDP = d.bool()
+	m.V6 = d.bool()
+	m.Number = d.u16()
+}
+
 func (s WindowSize) append(b []byte) []byte { return appendU16(appendU16(b, s.Rows), s.Cols) }
 
 func (s *WindowSize) read(d *decoder) {
 	s.Rows = d.u16()
 	s.Cols = d.u16()
+}
+
+func (*Network) Type() Type { return TypeNetwork }
+
+func (m *Network) appendBody(b []byte) []byte {
+	b = appendString(b, m.Guest4)
+	b = appendString(b, m.Gateway4)
+	b = appendString(b, m.Guest6)
+	return appendString(b, m.Gateway6)
+}
+
+func (m *Network) readBody(d *decoder) {
+	m.Guest4 = d.string()
+	m.Gateway4 = d.string()
+	m.Guest6 = d.string()
+	m.Gateway6 = d.string()
 }
 
 func (t Type) String() string {
@@ -381,6 +437,8 @@ func (t Type) String() string {
 		return "DistroExited"
 	case TypeDistroIdle:
 		return "DistroIdle"
+	case TypeNetwork:
+		return "Network"
 	case TypeStart:
 		return "Start"
 	case TypeStarted:
@@ -397,6 +455,12 @@ func (t Type) String() string {
 		return "HostExec"
 	case TypeMountShare:
 		return "MountShare"
+	case TypeWatchPorts:
+		return "WatchPorts"
+	case TypePortsOpen:
+		return "PortsOpen"
+	case TypeDialPort:
+		return "DialPort"
 	}
 	return fmt.Sprintf("Type(%d)", uint8(t))
 }

@@ -40,6 +40,7 @@ const (
 	TypeImportReady  Type = 32
 	TypeDistroExited Type = 33
 	TypeDistroIdle   Type = 34
+	TypeNetwork      Type = 40
 	TypeStart        Type = 48
 	TypeStarted      Type = 49
 	TypeFailed       Type = 50
@@ -49,6 +50,10 @@ const (
 	TypeHostExec     Type = 54
 	TypeMountShare   Type = 55
 	TypeSwapOn       Type = 60
+
+	TypeWatchPorts Type = 70
+	TypePortsOpen  Type = 71
+	TypeDialPort   Type = 72
 )
 
 // newMessage returns an empty message of type t, or nil.
@@ -82,6 +87,8 @@ func newMessage(t Type) Message {
 		return new(DistroExited)
 	case TypeDistroIdle:
 		return new(DistroIdle)
+	case TypeNetwork:
+		return new(Network)
 	case TypeStart:
 		return new(Start)
 	case TypeStarted:
@@ -100,6 +107,12 @@ func newMessage(t Type) Message {
 		return new(MountShare)
 	case TypeSwapOn:
 		return new(SwapOn)
+	case TypeWatchPorts:
+		return new(WatchPorts)
+	case TypePortsOpen:
+		return new(PortsOpen)
+	case TypeDialPort:
+		return new(DialPort)
 	}
 	return nil
 }

@@ -40,7 +40,11 @@ func samples() []Message {
 		&Signal{Number: 15},
 		&Exited{Status: 3, Signal: 9, StdoutBytes: 1 << 33, StderrBytes: 2, PTYBytes: 3},
 		&HostExec{Session: SessionID{1, 2, 15: 3}, Kind: HostAgent, Distro: "debian"},
+		&Network{Guest4: "10.77.0.2/24", Gateway4: "10.77.0.1", Guest6: "fd77::2/64", Gateway6: "fd77::1"},
 		&MountShare{Session: SessionID{1, 2, 15: 3}, Guest: "/mnt/host", UID: 1000, GID: 1001, Distro: "debian"},
+		&WatchPorts{},
+		&PortsOpen{Ports: []Port{{Distro: "debian", UDP: true, V4: true, V6: true, Number: 8080}, {Distro: "a", Number: 1}}},
+		&DialPort{UDP: true, V6: true, Number: 443},
 	}
 }
 

@@ -25,6 +25,9 @@ const (
 	// RoleFiles is followed by a Start, of which only User counts, and answered with Started
 	// or Failed; then it carries 9P2000.L: the distro is the server, with the user's rights.
 	RoleFiles
+	// RolePort is followed by a DialPort and answered with Started or Failed; then it carries what
+	// passes between the port and a peer on the host (package forward).
+	RolePort
 )
 
 // Hello is the first message on every connection to a guest port.
@@ -88,6 +91,14 @@ const (
 	SystemSlot = -1
 	RootSlot   = -2
 )
+
+// Network gives the VM's network card its addresses (with the network's size, as
+// "10.0.0.2/24") and tells who routes, and answers DNS. It comes before the first StartDistro, if the VM has
+// a card. There is no Reply: the Reply to a StartDistro waits until the network is up.
+type Network struct {
+	Guest4, Gateway4 string
+	Guest6, Gateway6 string
+}
 
 // StopDistro ends a distro: SIGTERM to its processes, SIGKILL after the grace
 // time, unmount, sync. The Reply means its disk may be detached. With IfIdle
@@ -320,6 +331,30 @@ type MountShare struct {
 	Guest    string
 	UID, GID uint32
 	Distro   string // on the control channel
+}
+
+// WatchPorts asks PID 1 to tell, by PortsOpen, on which ports the VM's processes serve, from
+// now on and whenever others do.
+type WatchPorts struct{}
+
+// PortsOpen are all ports that distros serve, at most MaxPorts.
+type PortsOpen struct{ Ports []Port }
+
+// MaxPorts bounds PortsOpen.
+const MaxPorts = 1024
+
+// Port is one that a process of a distro serves.
+type Port struct {
+	Distro string
+	UDP    bool
+	V4, V6 bool // at 127.0.0.1, at ::1
+	Number uint16
+}
+
+// DialPort connects to a port of the distro, at ::1 or 127.0.0.1.
+type DialPort struct {
+	UDP, V6 bool
+	Number  uint16
 }
 
 // Code is why something failed; the launcher maps it to an exit status and

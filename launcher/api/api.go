@@ -33,6 +33,7 @@ import (
 	"path/filepath"
 
 	"github.com/wsl2/wsl2/internal/hostpath"
+	"github.com/wsl2/wsl2/launcher/ports"
 )
 
 // Version is what wsl2 --version prints; set by the linker
@@ -181,6 +182,7 @@ const (
 	VerbUnmount    = "unmount"
 	VerbShutdown   = "shutdown"
 	VerbStatus     = "status"
+	VerbPorts      = "ports"
 )
 
 // Call is any request but Open.
@@ -196,6 +198,11 @@ type Call struct {
 	// Install is an import that is set up at its first run, and named by its archive if Name is "".
 	Install bool `json:"install,omitempty"`
 	Force   bool `json:"force,omitempty"` // shutdown: without the guest's help
+	// Publish is a rule to add, or with Unpublish to take away; ports lists in any case.
+	Publish   *ports.Rule `json:"publish,omitempty"`
+	Unpublish bool        `json:"unpublish,omitempty"`
+	// After is the Serial of a list of ports: the answer is the next one that differs.
+	After uint64 `json:"after,omitempty"`
 	// ArchiveBytes is the archive's size as far as it is known, for the check
 	// of free space; 0 if it is not.
 	ArchiveBytes uint64    `json:"archiveBytes,omitempty"`
@@ -321,6 +328,15 @@ type VM struct {
 	CPUs          int    `json:"cpus"`
 	// BootMillis is the time from the start of the VM's process to /init's readiness.
 	BootMillis int64 `json:"bootMillis"`
+	// KernelMicros is what of it the guest's kernel took until it started /init, by its own clock.
+	KernelMicros int64 `json:"kernelMicros"`
+}
+
+// Ports is the Result of VerbPorts.
+type Ports struct {
+	Ports  []ports.Bound `json:"ports"`
+	Rules  []ports.Rule  `json:"rules"` // of `wsl2 ports --publish`
+	Serial uint64        `json:"serial"`
 }
 
 // Write sends one frame with one write.

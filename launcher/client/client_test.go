@@ -422,6 +422,31 @@ func TestVMDies(t *testing.T) {
 	}
 }
 
+// SIGTERM to the VM's process has the guest power off.
+func TestVMTerminated(t *testing.T) {
+	h := newHost(t, fakevm.Hooks{})
+	s := pipes(t, nil)
+	pr, pw, _ := os.Pipe()
+	std := s.stdio()
+	std.Out = pw
+	done := make(chan error, 1)
+	go func() {
+		_, err := h.client().Run(system("wait"), std)
+		pw.Close()
+		done <- err
+	}()
+	expect(t, pr, "waiting\n")
+	vm := h.fleet.VMs()[0]
+	vm.Term()
+	<-vm.Done()
+	if err := vm.Exit(); err != nil {
+		t.Errorf("the VM: %v", err)
+	}
+	if err := <-done; err == nil || !strings.Contains(err.Error(), "powered off") {
+		t.Errorf("the session: %v", err)
+	}
+}
+
 // PID 1 that is silent for good loses its VM; so does a VM that is never ready.
 func TestGuestSilent(t *testing.T) {
 	h := newHost(t, fakevm.Hooks{NoReady: true})

@@ -2,6 +2,7 @@ package config
 
 import (
 	"maps"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -11,6 +12,8 @@ import (
 	"time"
 
 	"github.com/wsl2/wsl2/internal/wire"
+	"github.com/wsl2/wsl2/launcher/ports"
+	"github.com/wsl2/wsl2/vmm/usernet/policy"
 )
 
 func env(m map[string]string) func(string) string { return func(k string) string { return m[k] } }
@@ -95,6 +98,8 @@ func TestSettings(t *testing.T) {
 		"nestedVirtualization=true", "defaultVhdSize=1TB",
 		"[interop]", "hostPrograms = xdg-open, git /usr/bin/code", "sshAgent=false",
 		"[distro.Debian-12.1]", "memory = 512MB", "cpus = 1.5", "[distro.small]", "pids = 100", "[wsl2]", "safeMode = true", "swap = 4GB", "swapFile = /srv/swap", "guiApplications = false",
+		"localhostForwarding = false", "[ports]", "ignore = 5432, 6000-6010", "privileged = true", "publish = debian:80:8080 allow=10.0.0.0/8; debian:53/udp address=192.168.1.5", "[experimental]", "ignoredPorts = 7000",
+		"[wsl2]", "networkingMode = none", "[network]", "hostLoopback = false", "allow = *.example.org:443, 192.0.2.0/24", "deny = [2001:db8::1]:25",
 	}, "\n")
 	s := Defaults(host)
 	if w := s.parse(text, "f", host); len(w) != 0 {
@@ -104,7 +109,17 @@ func TestSettings(t *testing.T) {
 		DistroStartTimeout: time.Minute, MemoryBytes: 4 << 30, Processors: 3, Kernel: "/boot/my kernel",
 		KernelCommandLine: `quiet foo="a"`, Accel: "tcg", DefaultDiskBytes: 1 << 40,
 		Interop: true, HostPrograms: []string{"xdg-open", "git", "/usr/bin/code"}, SafeMode: true, SwapBytes: 4 << 30, SwapFile: "/srv/swap",
-		Limits: map[string]wire.Limits{"debian-12.1": {MemoryBytes: 512 << 20, MilliCPUs: 1500}, "small": {PIDs: 100}}}
+		Limits: map[string]wire.Limits{"debian-12.1": {MemoryBytes: 512 << 20, MilliCPUs: 1500}, "small": {PIDs: 100}},
+		Ports: ports.Policy{Privileged: true, Ignore: []ports.Range{{First: 5432, Last: 5432}, {First: 6000, Last: 6010}, {First: 7000, Last: 7000}},
+			Rules: []ports.Rule{
+				{Distro: "debian", Port: 80, HostPort: 8080, Allow: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}},
+				{Distro: "debian", UDP: true, Port: 53, HostPort: 53, Address: netip.MustParseAddr("192.168.1.5")},
+			}},
+		Network: Network{Off: true, Policy: policy.Policy{
+			Restricted: true,
+			Allow:      []policy.Rule{{Name: "*.example.org", Port: 443}, {Net: netip.MustParsePrefix("192.0.2.0/24")}},
+			Deny:       []policy.Rule{{Net: netip.MustParsePrefix("2001:db8::1/128"), Port: 25}},
+		}}}
 	if !reflect.DeepEqual(s, want) {
 		t.Fatalf("got %+v\nwant %+v", s, want)
 	}

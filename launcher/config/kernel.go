@@ -54,6 +54,9 @@ func FindFetch() (string, error) { return find("wsl2-fetch", "wsl2-fetch") }
 // FindFiles returns wsl2-files, which came with wsl2.
 func FindFiles() (string, error) { return find("wsl2-files", "wsl2-files") }
 
+// FindNet returns wsl2-net, which came with wsl2.
+func FindNet() (string, error) { return find("wsl2-net", "wsl2-net") }
+
 // find looks beside the executable, in ../lib/wsl2 as seen from there, and
 // in /usr/lib/wsl2.
 func find(what, name string) (string, error) {

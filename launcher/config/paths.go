@@ -69,6 +69,9 @@ func (p Paths) KVMVerdict() string { return filepath.Join(p.Runtime, "kvm") }
 // boot either.
 func (p Paths) SharedDisks() string { return filepath.Join(p.Runtime, "disks.json") }
 
+// PortRules remembers what `wsl2 ports --publish` has published.
+func (p Paths) PortRules() string { return filepath.Join(p.Data, "ports.json") }
+
 // VsockPath is the VM's vsock socket; the guest's connections to host port P
 // reach VsockPath_P.
 func (p Paths) VsockPath() string { return p.vmFile(p.Runtime, "vsock") }
@@ -209,7 +212,7 @@ func (p Paths) RemoveAll() error {
 			}
 		}
 	}
-	remove(p.Registry(), p.Distros(), p.Data)
+	remove(p.Registry(), p.PortRules(), p.Distros(), p.Data)
 	own := []string{p.VMLock(), p.VsockPath(), p.ConsoleLog(), p.Swap("")} // and those of VMs of single distros
 	for _, path := range own {
 		files, _ := filepath.Glob(path + "-*")

@@ -14,6 +14,7 @@ import (
 
 	"github.com/wsl2/wsl2/internal/ini"
 	"github.com/wsl2/wsl2/internal/wire"
+	"github.com/wsl2/wsl2/launcher/ports"
 )
 
 // Settings is what wslconfig says, defaults filled in. A negative timeout
@@ -40,12 +41,15 @@ type Settings struct {
 	HostPrograms []string
 	SSHAgent     bool // distros may use the caller's SSH agent
 	// OwnVM are the distros, by folded name, that have a VM of their own.
-	OwnVM  map[string]bool
-	Shares Shares
+	OwnVM   map[string]bool
+	Shares  Shares
+	Network Network
 	// SafeMode starts distros as if they had no /etc/wsl.conf.
 	SafeMode bool
 	// Limits are what distros may use of the VM, by their folded names.
 	Limits map[string]wire.Limits
+	// Ports are what distros serve, on the host.
+	Ports ports.Policy
 }
 
 // Limits of what a VM can be asked for.
@@ -87,6 +91,8 @@ func Defaults(h Host) Settings {
 		HostPrograms:        []string{"*"},
 		SSHAgent:            true,
 		Shares:              defaultShares(h.Home),
+		Ports:               ports.Policy{Localhost: true},
+		Network:             Network{HostLoopback: true},
 	}
 }
 
@@ -199,6 +205,8 @@ var knownNames = []string{
 	"wsl2.vmIdleTimeout", "wsl2.kernelBootTimeout", "wsl2.distributionStartTimeout", "wsl2.memory", "wsl2.processors",
 	"wsl2.kernel", "wsl2.kernelCommandLine", "wsl2.accel", "wsl2.defaultVhdSize",
 	"interop.enabled", "interop.hostPrograms", "interop.sshAgent", "wsl2.safeMode", "wsl2.swap", "wsl2.swapFile",
+	"wsl2.localhostForwarding", "ports.ignore", "ports.privileged", "ports.publish", "experimental.ignoredPorts",
+	"wsl2.networkingMode", "network.hostLoopback", "network.allow", "network.deny",
 }
 
 // settings maps "section.key" to what stores the value; the result is a
@@ -281,6 +289,10 @@ var settings = map[string]func(s *Settings, value string, h Host) string{
 		s.HostPrograms = strings.FieldsFunc(v, func(r rune) bool { return r == ',' || r == ' ' || r == '\t' })
 		return ""
 	},
+	"wsl2.networkingmode":  func(s *Settings, v string, _ Host) string { return s.Network.setMode(v) },
+	"network.hostloopback": func(s *Settings, v string, _ Host) string { return s.Network.setHostLoopback(v) },
+	"network.allow":        func(s *Settings, v string, _ Host) string { return s.Network.setAllow(v) },
+	"network.deny":         func(s *Settings, v string, _ Host) string { return s.Network.setDeny(v) },
 	"wsl2.safemode": func(s *Settings, v string, _ Host) string {
 		b, ok := ini.Bool(v)
 		if !ok {
@@ -304,6 +316,32 @@ var settings = map[string]func(s *Settings, value string, h Host) string{
 		s.SwapFile = v
 		return ""
 	},
+	"wsl2.localhostforwarding": func(s *Settings, v string, _ Host) string {
+		b, ok := ini.Bool(v)
+		s.Ports.Localhost = b && ok // who writes this wants less, not more
+		if !ok {
+			return "Invalid boolean value (ports of distros stay in the VM)"
+		}
+		return ""
+	},
+	"ports.privileged": func(s *Settings, v string, _ Host) string {
+		b, ok := ini.Bool(v)
+		if !ok {
+			return "Invalid boolean value"
+		}
+		s.Ports.Privileged = b
+		return ""
+	},
+	"ports.ignore":              ignorePorts,
+	"experimental.ignoredports": ignorePorts, // WSL's name
+	"ports.publish": func(s *Settings, v string, _ Host) string {
+		rules, err := ports.ParseRules(v)
+		if err != nil {
+			return fmt.Sprintf("Not published (%v):", err)
+		}
+		s.Ports.Rules = rules
+		return ""
+	},
 	"wsl2.defaultvhdsize": func(s *Settings, v string, _ Host) string {
 		n, err := ParseSize(v)
 		if err != nil || n < minDiskBytes || n > maxDiskBytes {
@@ -320,15 +358,24 @@ var knownElsewhere = []string{
 	"wsl2.kernelmodules", "wsl2.loadkernelmodules", "wsl2.loaddefaultkernelmodules", "wsl2.kerneldebugport",
 	"wsl2.pagereporting", "wsl2.nestedvirtualization", "wsl2.hardwareperformancecounters",
 	"wsl2.mountdevicetimeout", "wsl2.debugconsole", "wsl2.debugconsolelogfile", "wsl2.earlybootlogging",
-	"wsl2.networkingmode", "wsl2.localhostforwarding", "wsl2.vmswitch", "wsl2.macaddress", "wsl2.dhcp", "wsl2.dhcptimeout", "wsl2.ipv6",
+	"wsl2.vmswitch", "wsl2.macaddress", "wsl2.dhcp", "wsl2.dhcptimeout", "wsl2.ipv6",
 	"wsl2.dnsproxy", "wsl2.dnstunneling", "wsl2.firewall", "wsl2.autoproxy",
 	"wsl2.gpusupport", "wsl2.guiapplications", "wsl2.systemdistro", "wsl2.hostfilesystemaccess", "wsl2.virtio", "wsl2.virtiofs", "wsl2.virtio9p",
 	"wsl2.crashdumpfolder", "wsl2.maxcrashdumpcount", "wsl2.isolatedistrocgroup", "wsl2.telemetry",
 	"general.distributioninstallpath",
 	"experimental.automemoryreclaim", "experimental.sparsevhd", "experimental.besteffortdnsparsing",
-	"experimental.dnstunnelingipaddress", "experimental.initialautoproxytimeout", "experimental.ignoredports",
+	"experimental.dnstunnelingipaddress", "experimental.initialautoproxytimeout",
 	"experimental.hostaddressloopback", "experimental.swiotlb", "experimental.virtiofsaggregateshares", "experimental.setversiondebug",
 	"experimental.networkingmode", "experimental.dnstunneling", "experimental.firewall", "experimental.autoproxy",
+}
+
+func ignorePorts(s *Settings, v string, _ Host) string {
+	list, err := ports.ParseRanges(v)
+	if err != nil {
+		return fmt.Sprintf("Ignores no ports (%v):", err)
+	}
+	s.Ports.Ignore = append(s.Ports.Ignore, list...)
+	return ""
 }
 
 // ValidAccel tells whether name is a way to run a VM.

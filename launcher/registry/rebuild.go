@@ -82,7 +82,7 @@ func Rebuild(path, pattern string) (r *Registry, kept string, err error) {
 		}
 		kept = fmt.Sprint(path, ".damaged", i)
 	}
-	if err := writeFile(kept, text); err != nil {
+	if err := WriteFile(kept, text); err != nil {
 		return nil, "", err
 	}
 	r = &Registry{path: path}

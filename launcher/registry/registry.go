@@ -298,15 +298,15 @@ func (r *Registry) change(edit func(*file) error) error {
 	if err != nil {
 		return fmt.Errorf("registry: %w", err)
 	}
-	if err := writeFile(r.path, append(text, '\n')); err != nil {
+	if err := WriteFile(r.path, append(text, '\n')); err != nil {
 		return fmt.Errorf("registry: %w", err)
 	}
 	r.f = next
 	return nil
 }
 
-// writeFile replaces path's contents atomically and durably.
-func writeFile(path string, text []byte) (err error) {
+// WriteFile replaces path's contents atomically and durably.
+func WriteFile(path string, text []byte) (err error) {
 	dir := filepath.Dir(path)
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err

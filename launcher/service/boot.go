@@ -15,6 +15,7 @@ import (
 
 	"github.com/wsl2/wsl2/launcher/api"
 	"github.com/wsl2/wsl2/launcher/config"
+	"github.com/wsl2/wsl2/launcher/netproc"
 	"github.com/wsl2/wsl2/launcher/vmproc"
 )
 
@@ -30,6 +31,7 @@ type Process interface {
 	Attach(ctx context.Context, path string) (slot int, err error)
 	Detach(ctx context.Context, slot int) error
 	Kill()
+	Terminated() <-chan struct{}
 	Done() <-chan struct{}
 	Exit() error
 	Started() vmproc.Started
@@ -75,6 +77,9 @@ func (b *Booter) Boot(ctx context.Context, r BootRequest) (Machine, error) {
 		MemoryBytes: r.Settings.MemoryBytes, CPUs: r.Settings.Processors,
 		DiskSlots: diskSlots, LateSlots: own, GuestCID: guestCID, VsockPath: paths.VsockPath(), ConsoleLog: paths.ConsoleLog(), Verdict: paths.KVMVerdict(),
 	}
+	if n := r.Settings.Network; !n.Off {
+		c.Network = netproc.Config{HostLoopback: n.HostLoopback, Policy: n.Policy}.Args()
+	}
 	if r.Disk != "" {
 		c.Disks = []string{r.Disk}
 	}
@@ -107,10 +112,14 @@ func (b *Booter) Boot(ctx context.Context, r BootRequest) (Machine, error) {
 			warnings = append(warnings, fmt.Sprintf("the VM has no swap (wsl2.swap in wslconfig): %v", err))
 		}
 	}
+	if c.Network != nil {
+		ctl.first = network()
+	}
 	started := p.Started()
 	m := &machine{control: ctl, Process: p, path: paths.VsockPath(), log: b.Log, warnings: warnings, info: api.VM{
 		PID: started.PID, Accel: started.Accel, AccelReason: started.AccelReason, Kernel: kernel, KernelRelease: ctl.ready.KernelRelease,
 		MemoryBytes: c.MemoryBytes, CPUs: c.CPUs, BootMillis: time.Since(began).Milliseconds(),
+		KernelMicros: int64(ctl.ready.BootNanos / 1000),
 	}}
 	go m.guard()
 	return m, nil
@@ -152,23 +161,35 @@ type machine struct {
 	warnings []string
 }
 
-// guard ends a VM whose PID 1 no longer speaks with us, and the channel of a VM
-// that has ended.
+// guard ends a VM whose PID 1 no longer speaks with us or whose process is asked to
+// end, and the channel of a VM that has ended.
 func (m *machine) guard() {
 	select {
 	case <-m.Process.Done():
-	case <-m.control.lost:
-		t := time.NewTimer(controlGrace)
-		defer t.Stop()
-		select {
-		case <-m.Process.Done():
-		case <-t.C:
-			m.log.Warn("the guest is silent; VM is killed", "err", m.control.cause)
-			m.Process.Kill()
-			<-m.Process.Done()
+	case <-m.Process.Terminated():
+		m.log.Info("the VM's process was sent SIGTERM; the guest powers off")
+		patience := killAfter
+		if m.control.Shutdown(stopGrace) != nil {
+			patience = 0
 		}
+		m.endWithin(patience, nil)
+	case <-m.control.lost:
+		m.endWithin(controlGrace, m.control.cause)
 	}
 	m.control.conn.Close()
+}
+
+// endWithin waits for the VM's end and kills it if it takes longer; why is for the log.
+func (m *machine) endWithin(d time.Duration, why error) {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-m.Process.Done():
+	case <-t.C:
+		m.log.Warn("the guest is silent; VM is killed", "err", why)
+		m.Process.Kill()
+		<-m.Process.Done()
+	}
 }
 
 func (m *machine) Info() MachineInfo {

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/wsl2/wsl2/internal/wire"
+	"github.com/wsl2/wsl2/launcher/netproc"
 )
 
 // errControlLost says that the control channel to the guest's PID 1 is gone.
@@ -22,6 +23,9 @@ type control struct {
 	ready wire.Ready
 	req   BootRequest // its events
 
+	// first goes before the first request, in one write with it: PID 1 wakes up once. Set
+	// before that request, then guarded by writeMu.
+	first   wire.Message
 	writeMu sync.Mutex // serialises frames
 
 	mu      sync.Mutex
@@ -173,6 +177,8 @@ func (c *control) handle(m wire.Message) error {
 		c.req.HostExec(m.Distro, m.Session)
 	case *wire.MountShare:
 		c.req.MountShare(m)
+	case *wire.PortsOpen:
+		c.req.PortsOpen(m.Ports)
 	default:
 		return fmt.Errorf("unexpected %v", m.Type())
 	}
@@ -224,7 +230,19 @@ func (c *control) send(m wire.Message) error {
 	c.writeMu.Lock()
 	defer c.writeMu.Unlock()
 	c.conn.SetWriteDeadline(time.Now().Add(sendTimeout))
-	if err := wire.Write(c.conn, m); err != nil {
+	b := make([]byte, 0, 256)
+	var err error
+	if c.first != nil {
+		b, err = wire.Append(b, c.first)
+		c.first = nil
+	}
+	if err == nil {
+		b, err = wire.Append(b, m)
+	}
+	if err == nil {
+		_, err = c.conn.Write(b)
+	}
+	if err != nil {
 		c.conn.Close() // part of a frame may have gone: read ends, and the guard looks after the VM
 		return fmt.Errorf("%w (%w)", errControlLost, err)
 	}
@@ -278,7 +296,18 @@ func textOf(r *wire.Reply, err error) (string, error) {
 	return r.Text, nil
 }
 
+// WatchPorts is answered by PortsOpen, from then on.
+func (c *control) WatchPorts() error { return c.send(&wire.WatchPorts{}) }
+
 // Shutdown has no Reply but the VM's end.
 func (c *control) Shutdown(grace time.Duration) error {
 	return c.send(&wire.Shutdown{GraceMillis: uint32(grace.Milliseconds())})
+}
+
+// network tells the guest the addresses of its card.
+func network() *wire.Network {
+	return &wire.Network{
+		Guest4: netproc.Guest4 + netproc.Bits4, Gateway4: netproc.Gateway4,
+		Guest6: netproc.Guest6 + netproc.Bits6, Gateway6: netproc.Gateway6,
+	}
 }

@@ -121,6 +121,8 @@ func (m *Manager) start(d *distro, options api.VMOptions) {
 			m.cleanUpExited(d, *d.exited)
 		} else {
 			m.armDistro(d) // its client may have gone meanwhile
+			m.watchPorts(d.vm)
+			m.planPorts(d.vm)
 		}
 	}
 	close(d.up)
@@ -416,6 +418,7 @@ func (m *Manager) finishStop(ctx context.Context, d *distro, kind stopKind) erro
 	m.mu.Lock()
 	delete(m.distros, d.spec.key())
 	ended := m.dropLeases(d)
+	m.planPorts(v)
 	close(d.settled)
 	m.checkIdle()
 	m.mu.Unlock()

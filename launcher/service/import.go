@@ -354,6 +354,9 @@ func (s *Service) unregister(reg *registry.Registry, d registry.Distro) error {
 		return err
 	}
 	defer op.end(reg)
+	if err := s.m.book.rename(d.Name, ""); err != nil {
+		return err
+	}
 	if err := reg.Remove(d.Name); err != nil {
 		return err
 	}

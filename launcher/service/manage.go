@@ -117,7 +117,10 @@ func (s *Service) rename(reg *registry.Registry, d registry.Distro, name string)
 		return err
 	}
 	defer release()
-	return reg.Update(d.Name, func(d *registry.Distro) { d.Name = name })
+	if err := reg.Update(d.Name, func(d *registry.Distro) { d.Name = name }); err != nil {
+		return err
+	}
+	return s.m.book.rename(d.Name, name)
 }
 
 // clone makes a distro of a copy of another one's disk.

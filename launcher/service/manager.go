@@ -13,11 +13,12 @@ import (
 	"github.com/wsl2/wsl2/launcher/share"
 )
 
-// stopGrace is what processes get between SIGTERM and SIGKILL; killAfter bounds
-// the whole of a VM's clean stop, like WSL's.
+// stopGrace is what processes get between SIGTERM and SIGKILL. killAfter bounds the whole of
+// a clean stop; it is more than the guest takes for one (guest/pid1: grace, a minute to
+// write everything back, ten seconds to kill), which thus answers before.
 const (
 	stopGrace = 5 * time.Second
-	killAfter = 30 * time.Second
+	killAfter = 90 * time.Second
 )
 
 // Manager runs distros in one VM: it starts both when they are needed and stops
@@ -32,6 +33,8 @@ type Manager struct {
 	log      *slog.Logger
 	// serveShare serves a share until its distro gives it up; share.Run but for tests.
 	serveShare func(share.Spec) error
+	// startPorts starts the process that forwards ports of a VM; ports.Start but for tests.
+	startPorts func(vsockPath string) (portsProcess, error)
 	// onIdle is called with mu held when neither VM nor distros are left; it
 	// must not block or call back.
 	onIdle func()
@@ -40,6 +43,7 @@ type Manager struct {
 	vm      *vm                // nil while there is none; guarded by mu
 	distros map[string]*distro // those that are not stopped, by folded name; guarded by mu
 	locks   *locks
+	book    *portBook
 	closing bool // nothing is started any more; guarded by mu
 	shared  sharedDisks
 	// tools makes the archive of e2fsprogs; set before the first use.
@@ -79,7 +83,8 @@ type Session struct {
 // NewManager returns a Manager without a VM. settings is called at each start
 // of a VM.
 func NewManager(boot BootFunc, settings func() (config.Settings, []string), log *slog.Logger, onIdle func()) *Manager {
-	return &Manager{boot: boot, settings: settings, log: log, serveShare: share.Run, onIdle: onIdle, distros: map[string]*distro{}, locks: &locks{byName: map[string]lock{}}}
+	book, _ := newPortBook("")
+	return &Manager{boot: boot, settings: settings, log: log, serveShare: share.Run, startPorts: startPorts, onIdle: onIdle, distros: map[string]*distro{}, locks: &locks{byName: map[string]lock{}}, book: book}
 }
 
 // errClosing says that the Manager starts nothing any more: the next service does.

@@ -39,6 +39,7 @@ type memMachine struct {
 	hang         bool             // Shutdown has no effect
 	warnings     string           // of each start
 	started      wire.StartDistro // the last one
+	watched      int              // requests to watch ports
 	// maintain is what the guest does to a disk; nil: nothing.
 	maintain func(disk string, r wire.Maintain) (string, error)
 }
@@ -175,6 +176,13 @@ func (m *memMachine) MountDisk(ctx context.Context, r wire.MountDisk) (string, e
 	}
 	m.mounted["/mnt/wsl/"+r.Name] = disk
 	return "/mnt/wsl/" + r.Name, nil
+}
+
+func (m *memMachine) WatchPorts() error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.watched++
+	return nil
 }
 
 func (m *memMachine) ReleaseDisk(ctx context.Context, slot int) error {

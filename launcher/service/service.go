@@ -95,10 +95,15 @@ func New(c Config) *Service {
 			return c.Boot(ctx, r)
 		}
 		m := NewManager(boot, settings, c.Log.With("vm", id), func() { go s.touch() })
-		m.tools, m.locks = c.Tools, s.m.locks
+		m.tools, m.locks, m.book = c.Tools, s.m.locks, s.m.book
 		return m
 	}
 	s.m.RememberDisks(c.Paths.SharedDisks())
+	book, err := newPortBook(c.Paths.PortRules())
+	if err != nil {
+		c.Log.Warn("what was published is forgotten", "err", err)
+	}
+	s.m.book = book
 	if reg, err := s.registry(); err == nil {
 		s.sweep(reg)
 	}
@@ -473,7 +478,7 @@ func (s *Service) resolve(o api.Open) (*Manager, DistroSpec, registry.Distro, er
 }
 
 func notFound(name string) error {
-	return api.Errorf(api.CodeNotFound, "`wsl2 --list` shows those that exist", "there is no distro %q", name)
+	return api.Errorf(api.CodeNotFound, "`wsl2 --list` shows those that exist, `wsl2 --install` and `wsl2 --import` make one", "there is no distro %q", name)
 }
 
 // call handles every other request.
@@ -502,6 +507,8 @@ func (s *Service) call(p *peer, c api.Call) (any, error) {
 		return struct{}{}, s.m.Unmount(context.Background(), c.Image)
 	case api.VerbInPlace:
 		return s.importInPlace(reg, c)
+	case api.VerbPorts:
+		return s.ports(p, reg, c)
 	}
 	d, err := reg.Get(c.Name)
 	if err != nil {

@@ -33,6 +33,8 @@ type Machine interface {
 	// MountDisk and ReleaseDisk are for the disks that distros share.
 	MountDisk(ctx context.Context, r wire.MountDisk) (at string, err error)
 	ReleaseDisk(ctx context.Context, slot int) error
+	// WatchPorts asks the guest to tell what ports are open (BootRequest.PortsOpen).
+	WatchPorts() error
 	// Shutdown asks the guest to power off; Done tells when it has.
 	Shutdown(grace time.Duration) error
 	// Kill ends the VM without asking the guest.
@@ -66,6 +68,8 @@ type BootRequest struct {
 	HostExec func(distro string, id wire.SessionID)
 	// MountShare asks for a directory of the host.
 	MountShare func(*wire.MountShare)
+	// PortsOpen tells all ports that distros serve.
+	PortsOpen func([]wire.Port)
 	// DiskError is told that the host could not read or write a disk's file.
 	DiskError func(slot int, err error)
 }
@@ -102,7 +106,8 @@ type vm struct {
 	// slots of the shared disks, by path; guarded by Manager.shared.mu.
 	slots map[string]int
 	// full are the slots whose disk met a full host; guarded by Manager.mu.
-	full map[int]bool
+	full  map[int]bool
+	ports vmPorts
 }
 
 // startNotices returns the notices of the VM's start, once.
@@ -240,6 +245,7 @@ func (m *Manager) bootVM(v *vm) {
 		DiskError:    func(slot int, err error) { m.diskError(v, slot, err) },
 		HostExec:     func(name string, id wire.SessionID) { m.hostExec(v, name, id) },
 		MountShare:   func(r *wire.MountShare) { m.mountShare(v, r) },
+		PortsOpen:    func(list []wire.Port) { m.portsOpen(v, list) },
 	})
 	if err == nil {
 		warnings = append(warnings, m.remount(ctx, machine, v.slots)...)

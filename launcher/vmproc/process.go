@@ -34,6 +34,7 @@ type Process struct {
 	pending map[uint64]chan message // guarded by mu
 
 	first chan message  // capacity 1: started or failed
+	term  chan struct{} // closed when the process was sent SIGTERM
 	done  chan struct{} // closed when the process has ended
 	exit  error         // set before done is closed
 }
@@ -61,6 +62,9 @@ type Started struct {
 
 // Started describes the VM.
 func (p *Process) Started() Started { return p.started }
+
+// Terminated is closed when somebody sent the process SIGTERM: its guest is to power off.
+func (p *Process) Terminated() <-chan struct{} { return p.term }
 
 // Command is how to run `wsl2 vm`: the executable and its arguments.
 type Command struct {
@@ -119,7 +123,7 @@ func Start(ctx context.Context, command Command, c Config, lock, logFile *os.Fil
 // when it has ended, kill makes it end.
 func newProcess(conn net.Conn, diskError func(int, error), wait func() error, kill func()) *Process {
 	p := &Process{conn: conn, diskError: diskError, kill: kill, enc: json.NewEncoder(conn), pending: map[uint64]chan message{},
-		first: make(chan message, 1), done: make(chan struct{})}
+		first: make(chan message, 1), term: make(chan struct{}), done: make(chan struct{})}
 	go p.read(wait)
 	return p
 }
@@ -175,6 +179,12 @@ func (p *Process) read(wait func() error) {
 			select {
 			case p.first <- m:
 			default:
+			}
+		case m.Event == eventTerm:
+			select {
+			case <-p.term: // once more
+			default:
+				close(p.term)
 			}
 		case m.Event == eventDiskError:
 			p.diskError(m.Slot, &diskError{m.Error, m.Full})

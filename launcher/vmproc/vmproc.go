@@ -15,6 +15,7 @@
 //	   <----------------------- {id | error}
 //	  {op: kill} ------------------>
 //	   <-------- {event: disk-error, slot, error}
+//	   <------------------------- {event: term}
 //	   <-------- {event: exit, reason, detail, tail}
 //
 // # When the service dies
@@ -57,8 +58,9 @@ type Config struct {
 	LateSlots   bool
 	GuestCID    uint64
 	VsockPath   string
-	ConsoleLog  string // file; replaced
-	Verdict     string // file; vmm.Config.Verdict
+	ConsoleLog  string   // file; replaced
+	Verdict     string   // file; vmm.Config.Verdict
+	Network     []string // arguments of the network's process (netproc.Config.Args); nil without a network
 }
 
 // Machine is what this package needs of package vmm.
@@ -122,6 +124,7 @@ const (
 	eventFailed    = "failed" // before started: the VM could not be started
 	eventExit      = "exit"
 	eventDiskError = "disk-error"
+	eventTerm      = "term" // SIGTERM: the guest is to power off
 )
 
 // Main is the `wsl2 vm` process. It returns when the VM has ended.
@@ -170,7 +173,9 @@ func (s *sender) send(m message) {
 	s.enc.Encode(m)
 }
 
-// serve runs the VM for the service at the other end of conn. ctx's end kills it.
+// serve runs the VM for the service at the other end of conn. At ctx's end the service
+// is asked to have the guest power off, as also at the host's shutdown, when both get
+// SIGTERM at once. grace is how long the guest may take without the service.
 func serve(ctx context.Context, c Config, conn net.Conn, console io.Writer, newMachine NewMachine, grace time.Duration) error {
 	out := &sender{enc: json.NewEncoder(conn)}
 	fail := func(err error, tail string) error {
@@ -212,12 +217,11 @@ func serve(ctx context.Context, c Config, conn net.Conn, console io.Writer, newM
 		}
 	})
 
+	term := context.AfterFunc(ctx, func() { out.send(message{Event: eventTerm}) })
+	defer term()
 	var exit error
 	select {
 	case exit = <-ended:
-	case <-ctx.Done():
-		m.Kill()
-		exit = <-ended
 	case <-orphaned:
 		t := time.NewTimer(grace)
 		select {
@@ -255,8 +259,8 @@ func handle(ctx context.Context, m Machine, r request) message {
 	return answer
 }
 
-// maxConsoleLog bounds the log of a guest that prints without end; the log
-// before is kept under the name with ".1".
+// maxConsoleLog bounds the log of a guest that prints without end: it begins anew
+// then. The log of the VM before is kept under the name with ".1".
 const maxConsoleLog = 4 << 20
 
 type consoleLog struct {

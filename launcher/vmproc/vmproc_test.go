@@ -57,6 +57,7 @@ type rig struct {
 	machine   *fakeMachine
 	conn      net.Conn // the service's end
 	diskError func(int, error)
+	sigterm   func() // what SIGTERM does
 	killed    chan struct{}
 }
 
@@ -66,8 +67,10 @@ func newRig(t *testing.T, m *fakeMachine) (*rig, error) {
 	ours, theirs := net.Pipe()
 	r.conn = ours
 	served := make(chan error, 1)
+	ctx, sigterm := context.WithCancel(context.Background())
+	r.sigterm = sigterm
 	go func() {
-		served <- serve(context.Background(), Config{}, theirs, io.Discard, func(_ Config, _ io.Writer, f func(int, error)) (Machine, error) {
+		served <- serve(ctx, Config{}, theirs, io.Discard, func(_ Config, _ io.Writer, f func(int, error)) (Machine, error) {
 			r.diskError = f
 			return m, nil
 		}, orphanGrace)
@@ -181,6 +184,32 @@ func TestOrphan(t *testing.T) {
 		<-r.Done()
 		if d := time.Since(began); d != 0 {
 			t.Errorf("it lived %v", d)
+		}
+	})
+}
+
+// SIGTERM is the service's to act on, which has the guest power off.
+func TestTerm(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r, _ := newRig(t, newFake())
+		synctest.Wait()
+		select {
+		case <-r.Terminated():
+			t.Error("terminated by nobody")
+		default:
+		}
+		r.sigterm()
+		<-r.Terminated()
+		synctest.Wait()
+		select {
+		case <-r.Done():
+			t.Error("the VM was not asked first")
+		default:
+		}
+		r.machine.ended <- nil // /init powers off
+		<-r.Done()
+		if err := r.Exit(); err != nil {
+			t.Error(err)
 		}
 	})
 }

@@ -167,7 +167,7 @@ func (m *machine) create(ctx context.Context) ([]*vcpu, error) {
 	if n := sys.MaxVCPUs(); m.spec.CPUs > n {
 		return nil, fmt.Errorf("microvm: %d vCPUs asked for, this host's KVM allows %d", m.spec.CPUs, n)
 	}
-	// Registered first, released last: what KVM maps must outlive the VM.
+	// Registered first, released last: the vCPUs' memory must outlive them.
 	mem, err := m.mapMemory()
 	if err != nil {
 		return nil, err

@@ -93,11 +93,28 @@ func args(s engine.Spec, ch channels, sandbox bool) ([]string, *fdTable) {
 		a = append(a, "-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny")
 	}
 	for i, d := range s.Devices {
-		a = append(a,
-			"-chardev", fmt.Sprintf("socket,id=vu%d,fd=%d", i, t.add(ch.devices[i])),
-			"-device", fmt.Sprintf("%s,chardev=vu%d,bus=virtio-mmio-bus.%d", deviceArg(d), i, transports[i]))
+		back := fmt.Sprintf("chardev=vu%d", i)
+		if d.ID() == virtio.IDNet {
+			a = append(a,
+				"-chardev", fmt.Sprintf("socket,id=vu%d,path=%s/%s", i, t.path(ch.devices[i]), doorName),
+				"-netdev", fmt.Sprintf("vhost-user,id=net%d,%s", i, back))
+			back = fmt.Sprintf("netdev=net%d", i)
+		} else {
+			a = append(a, "-chardev", fmt.Sprintf("socket,id=vu%d,fd=%d", i, t.add(ch.devices[i])))
+		}
+		a = append(a, "-device", fmt.Sprintf("%s,%s,bus=virtio-mmio-bus.%d", deviceArg(d), back, transports[i]))
 	}
 	return a, t
+}
+
+// card is a network card, as virtio/net makes them.
+type card interface {
+	MAC() [6]byte
+	MTU() uint16
+}
+
+func macString(mac [6]byte) string {
+	return fmt.Sprintf("%02x:%02x:%02x:%02x:%02x:%02x", mac[0], mac[1], mac[2], mac[3], mac[4], mac[5])
 }
 
 // deviceArg is the vhost-user front end for d, without its connection; empty
@@ -111,6 +128,11 @@ func deviceArg(d virtio.Device) string {
 		return "vhost-user-vsock-device"
 	case virtio.IDEntropy:
 		return "vhost-user-rng"
+	case virtio.IDNet:
+		// QEMU has the configuration space, and a control queue of its own.
+		if c, ok := d.(card); ok {
+			return fmt.Sprintf("virtio-net-device,mac=%s,host_mtu=%d,mq=off,guest_announce=off", macString(c.MAC()), c.MTU())
+		}
 	}
 	return ""
 }

@@ -27,6 +27,7 @@ import (
 	"github.com/wsl2/wsl2/vmm/engine"
 	"github.com/wsl2/wsl2/vmm/logtail"
 	"github.com/wsl2/wsl2/vmm/vhostuser"
+	"github.com/wsl2/wsl2/vmm/virtio"
 )
 
 // ErrNotInstalled is wrapped by New's error where QEMU is not to be found.
@@ -180,8 +181,11 @@ type process struct {
 	waitErr error
 
 	output   []*net.UnixConn // serial port and virtio console
-	backends []*vhostuser.Backend
-	parts    sync.WaitGroup // output, monitor, backends
+	doors    []*door
+	mu       sync.Mutex
+	backends []*vhostuser.Backend // guarded by mu while a door is open
+	released bool                 // guarded by mu
+	parts    sync.WaitGroup       // output, monitor, backends
 }
 
 // launch starts QEMU and the goroutines that serve it. On an error nothing is
@@ -224,16 +228,30 @@ func (m *machine) launch(tscKHz uint64, sandbox bool) (_ *process, err error) {
 		return nil, err
 	}
 	p.monitor = newMonitor(mon)
+	var serve []func() error
 	for i, d := range m.spec.Devices {
+		offer := func(c *net.UnixConn) *vhostuser.Backend {
+			return vhostuser.New(c, d, func(err error) { m.fail(deviceError(i, d, err)) })
+		}
+		if d.ID() == virtio.IDNet {
+			door, dir, err := newDoor()
+			if err != nil {
+				return nil, err
+			}
+			p.doors = append(p.doors, door)
+			ch.devices = append(ch.devices, dir)
+			serve = append(serve, func() error { return p.serveBehind(door, offer) })
+			continue
+		}
 		var f *os.File
 		c, err := pair(&f)
 		if err != nil {
 			return nil, err
 		}
 		ch.devices = append(ch.devices, f)
-		p.backends = append(p.backends, vhostuser.New(c, d, func(err error) {
-			m.fail(fmt.Errorf("virtio device %d (type %d): %w", i, d.ID(), err))
-		}))
+		b := offer(c)
+		p.backends = append(p.backends, b)
+		serve = append(serve, b.Serve)
 	}
 
 	argv, fds := args(m.spec, ch, sandbox)
@@ -254,14 +272,34 @@ func (m *machine) launch(tscKHz uint64, sandbox bool) (_ *process, err error) {
 	for _, c := range p.output {
 		p.parts.Go(func() { out.drain(c) })
 	}
-	for i, b := range p.backends {
+	for i, f := range serve {
 		p.parts.Go(func() {
-			if err := b.Serve(); err != nil {
-				m.fail(fmt.Errorf("virtio device %d (type %d): %w", i, m.spec.Devices[i].ID(), err))
+			if err := f(); err != nil {
+				m.fail(deviceError(i, m.spec.Devices[i], err))
 			}
 		})
 	}
 	return p, nil
+}
+
+func deviceError(i int, d virtio.Device, err error) error {
+	return fmt.Errorf("virtio device %d (type %d): %w", i, d.ID(), err)
+}
+
+// serveBehind serves the device for which QEMU comes to a door.
+func (p *process) serveBehind(d *door, offer func(*net.UnixConn) *vhostuser.Backend) error {
+	c, err := d.accept()
+	if err != nil {
+		return nil // closed: the process has ended
+	}
+	b := offer(c)
+	p.mu.Lock()
+	p.backends = append(p.backends, b)
+	if p.released {
+		b.Close()
+	}
+	p.mu.Unlock()
+	return b.Serve()
 }
 
 // exec starts the process and reaps it. Linux sends Pdeathsig when the thread
@@ -308,9 +346,15 @@ func (m *machine) run(p *process) {
 // monitor after their last byte, the devices at once.
 func (p *process) release() {
 	<-p.ended
+	for _, d := range p.doors {
+		d.close()
+	}
+	p.mu.Lock()
+	p.released = true
 	for _, b := range p.backends {
 		b.Close()
 	}
+	p.mu.Unlock()
 	p.parts.Wait()
 	p.closeParts()
 }
@@ -323,6 +367,9 @@ func (p *process) closeParts() {
 	}
 	if p.monitor != nil {
 		p.monitor.c.Close()
+	}
+	for _, d := range p.doors {
+		d.close()
 	}
 	for _, b := range p.backends {
 		b.Close()

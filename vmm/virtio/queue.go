@@ -327,6 +327,26 @@ func (q *Queue) Push(head uint16, n uint32) {
 	q.mu.Unlock()
 }
 
+// Used is a chain that goes back to the driver with Len bytes written to it.
+type Used struct {
+	Head uint16
+	Len  uint32
+}
+
+// PushAll is Push of several chains, which the driver sees all at once or not yet: those
+// that hold one network frame, say (VIRTIO_NET_F_MRG_RXBUF).
+func (q *Queue) PushAll(used []Used) {
+	q.mu.Lock()
+	for _, u := range used {
+		e := q.usedRing[usedSize*int(q.nextUsed&q.mask):]
+		binary.LittleEndian.PutUint64(e, uint64(u.Head)|uint64(u.Len)<<32)
+		q.nextUsed++
+		q.pushed++
+	}
+	q.publish()
+	q.mu.Unlock()
+}
+
 // publish stores used.flags and used.idx. Preconditions: q.mu is held.
 func (q *Queue) publish() { q.usedWord.Store(uint32(q.usedFlags) | uint32(q.nextUsed)<<16) }
 

@@ -1,11 +1,16 @@
 package cmdline
 
-import "math"
+import (
+	"math"
+
+	"github.com/wsl2/wsl2/launcher/ports"
+)
 
 // Verbs that are processes of wsl2 itself, which it starts.
 const (
 	Service = "service"
 	VM      = "vm"
+	Forward = ports.Role
 )
 
 var jsonOption = Option{Long: "json", Help: "as JSON, for programs"}
@@ -81,6 +86,14 @@ var Verbs = []Verb{
 		{Long: "kvm", Help: "only whether KVM is usable, as exit status"},
 		jsonOption,
 	}},
+	{Long: "ports", Help: "list the ports of distros that the host has, and\nwhere", Options: []Option{
+		{Long: "publish", Short: "p", Value: "RULE", Help: "a port on all of the host's addresses:\nDISTRO:PORT[:HOSTPORT][/udp]"},
+		{Long: "address", Value: "ADDR", Help: "on this one only"},
+		{Long: "allow", Value: "CIDRS", Help: "for these peers only (192.168.1.0/24,...)"},
+		{Long: "unpublish", Short: "u", Value: "RULE", Help: "take that back"},
+		{Long: "follow", Short: "f", Help: "list anew at every change"},
+		jsonOption,
+	}},
 	{Long: "ssh-config", Help: "print lines for ~/.ssh/config, by which ssh,\nscp, rsync and editors reach NAME.wsl2"},
 	{Long: "ssh-proxy", Args: "NAME", Min: 1, Max: 1, Help: "speak SSH for a distro on stdin and stdout"},
 	{Long: "completion", Args: "bash|zsh|fish", Min: 1, Max: 1, Help: "print a completion script for a shell"},
@@ -92,4 +105,5 @@ var Verbs = []Verb{
 	{Long: "tools", Hidden: true},
 	{Long: Service, Hidden: true},
 	{Long: VM, Hidden: true},
+	{Long: Forward, Hidden: true},
 }

@@ -27,6 +27,7 @@ type VM struct {
 	listener *net.UnixListener
 	control  net.Conn
 	done     chan struct{}
+	term     chan struct{}
 	sendMu   sync.Mutex
 
 	mu      sync.Mutex
@@ -82,7 +83,7 @@ const firstPort = 5000
 
 // Start starts one; it takes its own reference of the lock.
 func (f *Fleet) Start(ctx context.Context, c vmproc.Config, lock *os.File) (*VM, error) {
-	v := &VM{Config: c, done: make(chan struct{}), disks: map[int]string{}, distros: map[string]uint32{}, ports: map[uint32]string{},
+	v := &VM{Config: c, done: make(chan struct{}), term: make(chan struct{}), disks: map[int]string{}, distros: map[string]uint32{}, ports: map[uint32]string{},
 		busy: map[string]bool{}, session: map[wire.SessionID]*Session{}, archive: map[wire.SessionID]chan net.Conn{}, conns: map[net.Conn]bool{}, hook: f.Hooks}
 	if v.hook.Accel == "" {
 		v.hook.Accel = "kvm"
@@ -132,6 +133,12 @@ func (v *VM) End(exit error) {
 
 // Kill ends it.
 func (v *VM) Kill() { v.End(&vmproc.ExitError{Reason: "killed"}) }
+
+// Terminated is closed by Term.
+func (v *VM) Terminated() <-chan struct{} { return v.term }
+
+// Term is SIGTERM to its process. It must be called once at most.
+func (v *VM) Term() { close(v.term) }
 
 // Done is closed at the end.
 func (v *VM) Done() <-chan struct{} { return v.done }

@@ -85,6 +85,13 @@ func (g *Conn) Read(p []byte) (int, error) {
 	}
 }
 
+// Unread takes what was read but not handed on: from then on the connection itself may be read.
+func (g *Conn) Unread() []byte {
+	rest := g.rest
+	g.rest = nil
+	return rest
+}
+
 // ReadFrom and WriteTo of the embedded connection would bypass Read.
 func (g *Conn) WriteTo(w io.Writer) (int64, error) {
 	return io.Copy(w, struct{ io.Reader }{g})

@@ -3,8 +3,8 @@
 //
 //	guest                    as /init: write one line to the kernel's log, and stay
 //	guest hello              write one line, by one system call
-//	guest echo PORT          send back what comes on vsock port PORT
-//	guest sink|source PORT   take, or send, on vsock port PORT without end
+//	guest echo PORT          send back what comes on vsock port PORT, or TCP port tcp:PORT
+//	guest sink|source PORT   take, or send, on such a port without end
 //	guest block FILE OP ...  read and write FILE; see block.go
 package main
 

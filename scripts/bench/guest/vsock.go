@@ -5,24 +5,30 @@ import (
 	"fmt"
 	"os"
 	"strconv"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
 
 const buffer = 256 << 10
 
-// serve answers one connection after another on a vsock port, for ever. It
-// tells when it listens.
+// serve answers one connection after another on a vsock port, or a TCP port "tcp:PORT", for
+// ever. It tells when it listens.
 func serve(mode, port string) error {
+	port, tcp := strings.CutPrefix(port, "tcp:")
 	n, err := strconv.ParseUint(port, 10, 32)
 	if err != nil {
 		return err
 	}
-	l, err := unix.Socket(unix.AF_VSOCK, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return fmt.Errorf("vsock: %w", err)
+	family, address := unix.AF_VSOCK, unix.Sockaddr(&unix.SockaddrVM{CID: unix.VMADDR_CID_ANY, Port: uint32(n)})
+	if tcp {
+		family, address = unix.AF_INET, &unix.SockaddrInet4{Port: int(n)}
 	}
-	if err := unix.Bind(l, &unix.SockaddrVM{CID: unix.VMADDR_CID_ANY, Port: uint32(n)}); err != nil {
+	l, err := unix.Socket(family, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("socket: %w", err)
+	}
+	if err := unix.Bind(l, address); err != nil {
 		return fmt.Errorf("bind: %w", err)
 	}
 	if err := unix.Listen(l, 8); err != nil {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"encoding/json"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -9,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/wsl2/wsl2/launcher/api"
 	"github.com/wsl2/wsl2/scripts/bench/report"
 )
 
@@ -27,9 +29,9 @@ func boot(h *host) ([]report.Row, error) {
 		{"cold boot to first output, system distro", []string{"--system", "--", "echo", "hi"}, ""},
 	}
 	var rows []report.Row
-	var exits report.Row
+	var details []report.Row
 	for i, v := range variants {
-		var ours, peer, oursExits, peerExits []float64
+		var ours, peer, oursKernel, peerKernel, oursExits, peerExits []float64
 		for n := range boots {
 			b, err := h.coldBoot(v.argv)
 			if err != nil {
@@ -46,16 +48,20 @@ func boot(h *host) ([]report.Row, error) {
 			logf("%s: %s %.2f ms, %.0f exits", v.name, peerQEMU, p.ms, p.exits)
 			if n > 0 {
 				ours, peer = append(ours, b.ms), append(peer, p.ms)
+				oursKernel, peerKernel = append(oursKernel, b.kernel), append(peerKernel, p.kernel)
 				oursExits, peerExits = append(oursExits, b.exits), append(peerExits, p.exits)
 			}
 		}
 		rows = append(rows, report.Row{Row: v.name, Unit: "ms", Ours: median(ours), Peers: map[string]float64{peerQEMU: median(peer)},
 			Bar: &report.Bar{Peer: peerQEMU, Factor: 0.5}})
 		if i == 0 {
-			exits = report.Row{Row: "VM exits until first output", Unit: "exits", Ours: median(oursExits), Peers: map[string]float64{peerQEMU: median(peerExits)}}
+			details = []report.Row{
+				{Row: "guest kernel time to /init", Unit: "ms", Ours: median(oursKernel), Peers: map[string]float64{peerQEMU: median(peerKernel)}},
+				{Row: "VM exits until first output", Unit: "exits", Ours: median(oursExits), Peers: map[string]float64{peerQEMU: median(peerExits)}},
+			}
 		}
 	}
-	rows = append(rows, exits)
+	rows = append(rows, details...)
 	phases, err := h.phases(variants[0].argv)
 	if err != nil {
 		return nil, err
@@ -63,7 +69,7 @@ func boot(h *host) ([]report.Row, error) {
 	return append(rows, phases...), nil
 }
 
-type bootFigures struct{ ms, exits float64 }
+type bootFigures struct{ ms, kernel, exits float64 }
 
 // coldBoot runs a command while nothing of wsl2 runs and takes the time to the
 // first byte on its stdout. The VM runs on.
@@ -77,7 +83,18 @@ func (h *host) coldBoot(argv []string) (bootFigures, error) {
 		return bootFigures{}, fmt.Errorf("%d VMs run after the boot", len(vm))
 	}
 	exits, err := vmExits(vm[0])
-	return bootFigures{ms: ms, exits: exits}, err
+	if err != nil {
+		return bootFigures{}, err
+	}
+	text, err := h.run("--status", "--json")
+	if err != nil {
+		return bootFigures{}, err
+	}
+	var status struct{ VM api.VM }
+	if err := json.Unmarshal([]byte(text), &status); err != nil {
+		return bootFigures{}, fmt.Errorf("wsl2 --status --json: %w", err)
+	}
+	return bootFigures{ms: ms, kernel: float64(status.VM.KernelMicros) / 1e3, exits: exits}, nil
 }
 
 // firstByte runs wsl2 and returns the milliseconds from before its exec to its
@@ -130,6 +147,7 @@ func peerBoot(disk string) (f bootFigures, err error) {
 	var b [64]byte
 	_, err = s.stdout.Read(b[:])
 	f.ms = time.Since(q.started).Seconds() * 1e3
+	f.kernel = float64(q.ready.BootNanos) / 1e6
 	if err == nil {
 		err = s.wait()
 	}

@@ -33,6 +33,9 @@ type qemu struct {
 	id      uint32
 }
 
+// peerNet4 and peerNet6 are the networks of QEMU's own NAT, its defaults.
+const peerNet4, peerNet6 = "10.0.2.0/24", "fec0::/64"
+
 func qemuArgs(disk string) []string {
 	args := []string{
 		"-M", "microvm,accel=kvm,acpi=off,pic=off,pit=off,rtc=off,isa-serial=off,x-option-roms=off",
@@ -43,6 +46,8 @@ func qemuArgs(disk string) []string {
 		"-append", "panic=-1 reboot=t quiet noreplace-smp retain_initrd spec_rstack_overflow=off tsc=reliable " + rigCmdline(),
 		"-device", "isa-debug-exit,iobase=0xf4,iosize=1",
 		"-device", fmt.Sprintf("vhost-vsock-device,guest-cid=%d", guestCID),
+		// A network card, as ours has one.
+		"-netdev", "user,id=net,net=" + peerNet4 + ",ipv6-net=" + peerNet6, "-device", "virtio-net-device,netdev=net",
 	}
 	if disk != "" {
 		args = append(args, "-drive", "if=none,id=disk,format=raw,cache=writeback,discard=unmap,file="+disk, "-device", "virtio-blk-device,drive=disk")
@@ -107,7 +112,17 @@ func startQEMU(disk string) (q *qemu, err error) {
 
 func (q *qemu) startDistro(slot int32) (port uint32, err error) {
 	q.id++
-	if err := wire.Write(q.control, &wire.StartDistro{ID: q.id, Name: distroName, Slot: slot, Hostname: "bench"}); err != nil {
+	var b []byte
+	if q.id == 1 { // what the service says first
+		b, err = wire.Append(b, &wire.Network{Guest4: "10.0.2.15/24", Gateway4: "10.0.2.2", Guest6: "fec0::15/64", Gateway6: "fec0::2"})
+	}
+	if err == nil {
+		b, err = wire.Append(b, &wire.StartDistro{ID: q.id, Name: distroName, Slot: slot, Hostname: "bench"})
+	}
+	if err == nil {
+		_, err = q.control.Write(b)
+	}
+	if err != nil {
 		return 0, err
 	}
 	for {

@@ -7,7 +7,8 @@ import (
 
 // running is a VM whose distro serves: ours, or the peer's.
 type running struct {
-	name string
+	name   string
+	scheme string // of ports, for guestTool: "" is vsock
 	// output runs a program in the distro and returns what it prints.
 	output func(argv ...string) (string, error)
 	// dial connects to a port of the guest.

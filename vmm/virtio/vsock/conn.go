@@ -202,45 +202,76 @@ func (s *session) established(c *conn) {
 	s.hostChanged(c)
 }
 
-// deliver passes n bytes of guest data on to the host.
+// gathered is the data of packets that one connection sent in a row: one write
+// passes it on, and its reader wakes once.
+type gathered struct {
+	c   *conn // nil: nothing
+	iov []unix.Iovec
+	n   uint32
+}
+
+// deliver passes n bytes of guest data on to the host, at the latest with the
+// next passOn. Until then iov's memory is the device's.
 func (s *session) deliver(c *conn, iov []unix.Iovec, n uint32) {
-	if !c.receive(n) || c.guestEnd {
+	if c.guestEnd || !c.receive(n) {
+		s.passOn()
 		s.reset(c)
 		return
 	}
+	g := &s.gathered
+	if g.c != c || len(g.iov)+len(iov) > maxIovecs {
+		s.passOn()
+	}
 	switch {
 	case n == 0:
-		return
 	case c.noWrite:
 		c.forwarded += n
+	case c.backlog.len() > 0:
+		s.keep(c, iov, n)
+	default:
+		g.c = c
+		g.iov = append(g.iov, iov...)
+		g.n += n
+	}
+}
+
+// passOn writes what was gathered.
+func (s *session) passOn() {
+	c, iov, n := s.gathered.c, s.gathered.iov, s.gathered.n
+	if c == nil {
 		return
-	case c.backlog.len() == 0:
-		for len(iov) > 0 {
-			w, errno := writev(c.fd, iov, &s.msg)
-			if errno == unix.EAGAIN {
-				if !s.growBuffer(c) {
-					break
-				}
-				continue
+	}
+	s.gathered = gathered{iov: iov[:0]}
+	for len(iov) > 0 {
+		w, errno := writev(c.fd, iov, &s.msg)
+		if errno == unix.EAGAIN {
+			if !s.growBuffer(c) {
+				break
 			}
-			if errno != 0 {
-				c.forwarded += n
-				s.loseWriter(c)
-				return
-			}
-			c.forwarded += uint32(w)
-			n -= uint32(w)
-			iov = skip(iov, w)
+			continue
 		}
+		if errno != 0 {
+			c.forwarded += n
+			s.loseWriter(c)
+			return
+		}
+		c.forwarded += uint32(w)
+		n -= uint32(w)
+		iov = skip(iov, w)
 	}
 	if n > 0 {
-		c.backlog.append(iov, int(n))
-		if !c.watchOut {
-			c.watchOut = true
-			s.watch(c)
-		}
+		s.keep(c, iov, n)
 	}
 	s.tellCredit(c)
+}
+
+// keep holds n bytes until the host's socket has room.
+func (s *session) keep(c *conn, iov []unix.Iovec, n uint32) {
+	c.backlog.append(iov, int(n))
+	if !c.watchOut {
+		c.watchOut = true
+		s.watch(c)
+	}
 }
 
 // growBuffer raises the socket's send buffer, once: then all the guest may send
@@ -306,7 +337,9 @@ func (s *session) watch(c *conn) {
 func (s *session) guestShutdown(c *conn, flags uint32) {
 	if flags&shutdownSend != 0 && !c.guestEnd {
 		c.guestEnd = true
-		if c.backlog.len() == 0 {
+		// Not if all is over: the host would see a half-close for a moment, and not that
+		// the guest has gone.
+		if c.backlog.len() == 0 && flags&shutdownReceive == 0 && !c.noRead {
 			_ = unix.Shutdown(c.fd, unix.SHUT_WR)
 		}
 	}

@@ -29,19 +29,30 @@ func TestCredit(t *testing.T) {
 	if c.receive(math.MaxUint32) {
 		t.Error("receive overflows")
 	}
-	c.forwarded += 49
+	// The guest's own buffer of 80 is the smaller one.
+	c.forwarded += 59
 	if c.updateDue() {
 		t.Error("update due too early")
 	}
 	c.forwarded++
 	if !c.updateDue() {
-		t.Error("update not due at half of the buffer")
+		t.Error("update not due at three quarters of the smaller buffer")
 	}
+	c.peerAlloc = 200
+	if c.updateDue() {
+		t.Error("update due too early with a large buffer of the guest's")
+	}
+	c.peerAlloc = 80
 	var h header
 	c.stamp(&h)
-	if h.bufAlloc != 100 || h.fwdCnt != start+50 || c.updateDue() {
+	if h.bufAlloc != 100 || h.fwdCnt != start+60 || c.updateDue() {
 		t.Errorf("stamp: %+v", h)
 	}
+	c.peerAlloc = 0
+	if c.updateDue() {
+		t.Error("update due without news")
+	}
+	c.peerAlloc = 80
 	if c.space() != 80 {
 		t.Errorf("space is %d, want 80", c.space())
 	}
@@ -83,6 +94,131 @@ func TestSlowHost(t *testing.T) {
 	wg.Wait()
 	if err != nil || got != want {
 		t.Errorf("the slow connection's data differs: %v", err)
+	}
+}
+
+// TestSmallBuffer: a guest's program that chooses a small buffer, even below what it
+// has sent already, goes on sending.
+func TestSmallBuffer(t *testing.T) {
+	_, g := start(t)
+	l := g.listen(5000)
+	h, c := pair(t, g, l)
+	for i, size := range []uint32{linuxBufSize, 16 << 10, 1 << 10} {
+		c.resize(size)
+		var want [32]byte
+		var wg sync.WaitGroup
+		wg.Go(func() {
+			var err error
+			if want, err = stream(c, 100_000, byte(i)); err != nil {
+				t.Error(err)
+			}
+		})
+		got, err := drain(h, 100_000)
+		wg.Wait()
+		if err != nil || got != want {
+			t.Errorf("with %d bytes: the data differs: %v", size, err)
+		}
+	}
+}
+
+// TestGathered: what connections send in a row arrives by one write each, in order,
+// and what the host does not take is kept or counted.
+func TestGathered(t *testing.T) {
+	s := &session{conns: map[key]*conn{}}
+	var err error
+	if s.poll, err = newPoller(); err != nil {
+		t.Fatal(err)
+	}
+	defer s.poll.close()
+	connect := func() (c *conn, host int) {
+		fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { unix.Close(fds[1]) })
+		c = s.newConn(fds[0])
+		t.Cleanup(func() { s.free(c) })
+		c.state, c.alloc, c.peerAlloc = stateEstablished, 1<<20, 1<<20
+		if err := s.addSocket(c); err != nil {
+			t.Fatal(err)
+		}
+		return c, fds[1]
+	}
+	deliver := func(c *conn, text string) {
+		s.deliver(c, []unix.Iovec{iovec([]byte(text))}, uint32(len(text)))
+	}
+	b := make([]byte, 1<<20)
+	got := func(fd int) string {
+		n, _ := unix.Read(fd, b)
+		return string(b[:max(n, 0)])
+	}
+
+	one, hostOne := connect()
+	two, hostTwo := connect()
+	deliver(one, "a")
+	deliver(one, "b")
+	if text := got(hostOne); text != "" {
+		t.Errorf("%q before it is passed on", text)
+	}
+	deliver(two, "x") // another's: what was gathered goes first
+	if text := got(hostOne); text != "ab" {
+		t.Errorf("one: %q", text)
+	}
+	deliver(one, "c")
+	if text := got(hostTwo); text != "x" {
+		t.Errorf("two: %q", text)
+	}
+	s.passOn()
+	if text := got(hostOne); text != "c" || one.forwarded != 3 {
+		t.Errorf("one: %q, %d forwarded", text, one.forwarded)
+	}
+
+	// More pieces than one write takes.
+	for range maxIovecs + 1 {
+		deliver(one, "d")
+	}
+	s.passOn()
+	if text := got(hostOne); text != strings.Repeat("d", maxIovecs+1) {
+		t.Errorf("one: %d bytes", len(text))
+	}
+
+	// More than the socket takes: the rest waits, and so does what comes after it.
+	one.grown = true // it stays as small as it is
+	big := strings.Repeat("e", 500_000)
+	deliver(one, big)
+	deliver(one, "f")
+	s.passOn()
+	if one.backlog.len() == 0 || !one.watchOut {
+		t.Errorf("%d bytes wait", one.backlog.len())
+	}
+	deliver(one, "g")
+	var all strings.Builder
+	for all.Len() < len(big)+2 {
+		text := got(hostOne)
+		if text == "" {
+			t.Fatalf("%d bytes came, %d wait", all.Len(), one.backlog.len())
+		}
+		all.WriteString(text)
+		s.flush(one)
+	}
+	if all.String() != big+"fg" || one.forwarded != one.received {
+		t.Errorf("%d bytes, %d of %d forwarded", all.Len(), one.forwarded, one.received)
+	}
+
+	// The host has gone: the guest gets its credit back and is told.
+	deliver(two, "y")
+	unix.Shutdown(hostTwo, unix.SHUT_RD)
+	deliver(two, "z")
+	s.passOn()
+	if !two.noWrite || two.forwarded != two.received || two.shutdown&shutdownReceive == 0 {
+		t.Errorf("a host that has gone: %+v", two)
+	}
+
+	// Beyond the credit: what was sent before arrives, then the connection ends.
+	deliver(one, "h")
+	s.deliver(one, nil, one.alloc)
+	if text := got(hostOne); text != "h" || one.state != stateClosed {
+		t.Errorf("%q, state %d", text, one.state)
 	}
 }
 

@@ -41,10 +41,14 @@ func (c *credit) receive(n uint32) bool {
 }
 
 // updateDue reports that the guest should be told of the bytes forwarded even
-// if no other packet goes its way. At half of the buffer the guest has not
-// stopped yet; a guest that did stop always gets there, since then everything
-// in the buffer counts.
-func (c *credit) updateDue() bool { return c.forwarded-c.told >= c.alloc/2 }
+// if no other packet goes its way. At three quarters of the buffer the guest has
+// hardly stopped yet; a guest that did stop always gets there, since then
+// everything in the buffer counts. Linux uses no more of our buffer than its own
+// buffer's size, which is the program's to choose.
+func (c *credit) updateDue() bool {
+	fresh := c.forwarded - c.told
+	return fresh > 0 && fresh >= min(c.alloc, c.peerAlloc)/4*3
+}
 
 // stamp writes our side into a packet to the guest.
 func (c *credit) stamp(h *header) {

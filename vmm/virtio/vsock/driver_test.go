@@ -399,17 +399,32 @@ func (c *guestConn) Read(p []byte) (int, error) {
 
 var errGuestPipe = errors.New("EPIPE in the guest")
 
+// room is what may be sent: Linux takes no more of the peer's buffer than its own
+// has (virtio_transport_tx_buf_size). Preconditions: c.mu is held.
+func (c *guestConn) room() uint32 {
+	used, size := c.sent-c.peerForwarded, min(c.peerAlloc, c.alloc)
+	return size - min(used, size)
+}
+
+// resize is SO_VM_SOCKETS_BUFFER_SIZE.
+func (c *guestConn) resize(n uint32) {
+	c.mu.Lock()
+	c.alloc = n
+	c.mu.Unlock()
+	c.control(opCreditUpdate, 0)
+}
+
 func (c *guestConn) Write(p []byte) (n int, err error) {
 	for len(p) > 0 {
 		c.mu.Lock()
-		for c.space() == 0 && !c.done && c.peerShut&shutdownReceive == 0 {
+		for c.room() == 0 && !c.done && c.peerShut&shutdownReceive == 0 {
 			c.cond.Wait()
 		}
 		if c.done || c.peerShut&shutdownReceive != 0 {
 			c.mu.Unlock()
 			return n, errGuestPipe
 		}
-		k := min(int(c.space()), len(p), linuxPacket)
+		k := min(int(c.room()), len(p), linuxPacket)
 		c.sent += uint32(k)
 		c.mu.Unlock()
 		c.g.send(c.header(opRW, k), p[:k], c.stampLocked)

@@ -39,7 +39,7 @@ const (
 	// answer first of all, makes it look at all queues: one of its own would be one
 	// more for most packets. A driver that runs out of descriptors waits, hence
 	// half of the queue is told at once.
-	txDelay = time.Millisecond
+	txDelay = 10 * time.Millisecond
 
 	// acceptRetry is when to try again after running out of descriptors.
 	acceptRetry = time.Second
@@ -76,6 +76,9 @@ type session struct {
 
 	ready   []*conn // with something to send to the guest, in turns
 	replies []header
+
+	gathered gathered
+	taken    []uint16 // tx chains that are not returned to the driver yet
 
 	// Scratch memory, here so that none escapes per packet.
 	txChain virtio.Chain
@@ -217,6 +220,7 @@ func (s *session) dispatch(ev *unix.EpollEvent) error {
 
 // serveTX takes packets from the guest; more if there may be further ones.
 func (s *session) serveTX() (more bool, err error) {
+	defer s.returnTaken()
 	for range txBatch {
 		if len(s.replies) >= maxReplies {
 			return false, nil
@@ -225,17 +229,31 @@ func (s *session) serveTX() (more bool, err error) {
 		if !ok || err != nil {
 			return false, err
 		}
+		s.taken = append(s.taken, s.txChain.Head)
 		h, iov, err := parsePacket(s.txChain.Readable, s.txIov[:0])
 		s.txIov = iov[:0]
 		if err != errShortPacket {
 			s.guestPacket(&h, iov, err == nil)
 		}
-		s.tx.Push(s.txChain.Head, 0)
-		if s.unannounced++; s.unannounced == 1 {
-			s.announceBy = time.Now().Add(s.d.txDelay)
-		}
 	}
 	return true, nil
+}
+
+// returnTaken gives the packets that were taken back to the driver, once their
+// data has gone.
+func (s *session) returnTaken() {
+	s.passOn()
+	if len(s.taken) == 0 {
+		return
+	}
+	for _, head := range s.taken {
+		s.tx.Push(head, 0)
+	}
+	if s.unannounced == 0 {
+		s.announceBy = time.Now().Add(s.d.txDelay)
+	}
+	s.unannounced += len(s.taken)
+	s.taken = s.taken[:0]
 }
 
 // announce tells the driver of the packets that were taken from it.
@@ -255,6 +273,9 @@ func (s *session) waitUntil() time.Time {
 // guestPacket handles one packet of the guest; without valid its length was
 // beyond its buffers.
 func (s *session) guestPacket(h *header, iov []unix.Iovec, valid bool) {
+	if h.op != opRW || !valid {
+		s.passOn()
+	}
 	if h.srcCID != s.guestCID {
 		return // there is nobody to answer to
 	}
@@ -307,7 +328,8 @@ func (s *session) guestPacket(h *header, iov []unix.Iovec, valid bool) {
 		s.deliver(c, iov, h.len)
 	case opShutdown:
 		s.guestShutdown(c, h.flags)
-	case opCreditUpdate: // observed above
+	case opCreditUpdate: // observed above; a smaller buffer may make an update due
+		s.tellCredit(c)
 	case opCreditRequest:
 		c.owe |= oweCreditUpdate
 		s.enqueue(c)

@@ -1,0 +1,109 @@
+//go:build e2e
+
+package main_test
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/wsl2/wsl2/internal/testsys"
+)
+
+// TestPorts: what a distro serves is on the host's loopback while it does, as it was served.
+func TestPorts(t *testing.T) {
+	h := newHost(t)
+	installServer(h)
+	p := hostPorts(t, 7)
+	wild4, loop6, udp, resets, later, both, taken := p[0], p[1], p[2], p[3], p[4], p[5], p[6]
+	own, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", taken))
+	testsys.Must(t, err)
+	defer own.Close()
+
+	events := followPorts(h)
+	l := serving(h,
+		fmt.Sprintf("echo,tcp4,0.0.0.0:%d", wild4), fmt.Sprintf("echo,tcp6,[::1]:%d", loop6), fmt.Sprintf("echo,udp4,127.0.0.1:%d", udp),
+		fmt.Sprintf("reset,tcp4,127.0.0.1:%d", resets), fmt.Sprintf("echo,tcp4,127.0.0.1:%d", taken), fmt.Sprintf("echo,tcp,[::]:%d", both),
+		"echo,tcp4,0.0.0.0:81")
+	list := events.until("the first ports", func(p portList) bool { return p.has(wild4, loop6, udp, resets, taken, both) })
+
+	// Bytes, ends, datagrams, resets.
+	for address, port := range map[string]int{"127.0.0.1": wild4, "::1": loop6} {
+		echo(t, connect(t, "tcp", address, port), []byte("hello"))
+		echo(t, connect(t, "tcp", address, both), []byte("hello"))
+	}
+	echo(t, connect(t, "tcp", "127.0.0.1", wild4), testsys.PatternBytes(t, 8<<20))
+	for _, n := range []int{0, 1, 1400, 20000} {
+		ping(t, connect(t, "udp", "127.0.0.1", udp), make([]byte, n))
+	}
+	c := connect(t, "tcp", "127.0.0.1", resets)
+	c.Write([]byte("x"))
+	for err = nil; err == nil; { // the end may be seen before the reset
+		if _, err = c.Read(make([]byte, 1)); err != nil && !errors.Is(err, unix.ECONNRESET) {
+			_, err = c.Write([]byte("x"))
+		}
+	}
+	if !errors.Is(err, unix.ECONNRESET) && !errors.Is(err, unix.EPIPE) {
+		t.Errorf("a connection that the distro resets: %v", err)
+	}
+	many(t, wild4, 1000)
+
+	// What the host uses stays the host's, what is privileged needs permission.
+	for _, x := range list.Ports {
+		switch {
+		case x.Port == taken && (strings.HasSuffix(x.Host[0], fmt.Sprint(":", taken)) || !strings.Contains(x.Note, "in use")):
+			t.Errorf("a port that the host uses: %+v", x)
+		case x.Port == taken:
+			echo(t, dialHost(t, x.Host[0]), []byte("elsewhere"))
+		}
+	}
+	start, err := os.ReadFile("/proc/sys/net/ipv4/ip_unprivileged_port_start")
+	testsys.Must(t, err)
+	out := h.OK("ports")
+	if want := !strings.Contains("0 1 2 3 4 5 6 7 8 9 80 81", strings.TrimSpace(string(start))); want != strings.Contains(out, "ip_unprivileged_port_start=81") {
+		t.Errorf("port 81, unprivileged from %s on: %s", start, out)
+	}
+
+	// Published, and not any more.
+	if out := h.OK("ports", "--publish", fmt.Sprintf("small:%d:%d", wild4, later)); !strings.Contains(out, fmt.Sprintf("0.0.0.0:%d", later)) {
+		t.Errorf("--publish: %q", out)
+	}
+	echo(t, connect(t, "tcp", "127.0.0.1", later), []byte("published"))
+	h.Refused(h.Run("ports", "--publish", fmt.Sprintf("small:%d:%d", both, taken), "--address", "127.0.0.1"), "in use")
+	h.OK("ports", "--unpublish", fmt.Sprintf("small:%d", both))
+	h.OK("ports", "--unpublish", fmt.Sprintf("small:%d", wild4))
+	closedPort(t, "127.0.0.1", later)
+	h.Refused(h.Run("ports", "--unpublish", fmt.Sprintf("small:%d", wild4)), "not published")
+	h.Refused(h.Run("ports", "--publish", "nosuch:80"), "no distro")
+
+	// The end of the servers is that of the ports; of the distro as well.
+	l.Stdin.Close()
+	h.Want(l.Wait(), 0)
+	events.until("no port", func(p portList) bool { return len(p.Ports) == 0 })
+	closedPort(t, "127.0.0.1", wild4)
+	closedPort(t, "::1", loop6)
+	serving(h, fmt.Sprintf("echo,tcp4,0.0.0.0:%d", later))
+	events.until("a port that is opened later", func(p portList) bool { return p.has(later) })
+	idle := connect(t, "tcp", "127.0.0.1", later)
+	idle.Write([]byte("x"))
+	_, err = idle.Read(make([]byte, 1))
+	testsys.Must(t, err)
+	h.OK("--terminate", "small")
+	events.until("the end of the distro", func(p portList) bool { return len(p.Ports) == 0 })
+	closedPort(t, "127.0.0.1", later)
+	if n, err := idle.Read(make([]byte, 1)); err == nil {
+		t.Errorf("a connection outlives the distro: %d bytes", n)
+	}
+}
+
+func dialHost(t *testing.T, address string) net.Conn {
+	t.Helper()
+	c, err := net.DialTimeout("tcp", address, testsys.Deadline)
+	testsys.Must(t, err)
+	return c
+}

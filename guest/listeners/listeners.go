@@ -1,0 +1,232 @@
+// Package listeners tells on which ports processes of the VM serve, as it happens.
+//
+// Three small BPF programs on the root cgroup see sockets begin to listen, bind and close;
+// they write their cookies into a ring buffer, whose readers the kernel wakes. What a cookie
+// stands for, and what was there before, sock_diag(7) says. Nothing is polled.
+//
+// A kernel that lacks one of these (--kernel) is asked for its sockets every second instead.
+//
+// Only sockets of our own network namespace count: what listens in a container of a distro is
+// no port of the distro.
+package listeners
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Listener is a port that a process serves, reachable by loopback.
+type Listener struct {
+	UDP    bool
+	V4, V6 bool // reachable at 127.0.0.1, at ::1
+	Port   uint16
+	Cgroup uint64 // the ID of the socket's cgroup
+}
+
+// pollInterval is how often a kernel without the events is asked.
+const pollInterval = time.Second
+
+// Watcher has the programs loaded.
+type Watcher struct {
+	ring      *ring
+	ephemeral portRange
+	maps      kernelMaps
+	fds       []int // links
+	open      map[uint64]Listener
+}
+
+// maxBound bounds the UDP ports that are told of.
+const maxBound = 4096
+
+// New attaches the programs to a cgroup, the root of all. It needs Close.
+func New(cgroup string) (w *Watcher, err error) {
+	w = &Watcher{ephemeral: ephemeralPorts(), open: map[uint64]Listener{}}
+	defer func() {
+		if err != nil {
+			w.Close()
+		}
+	}()
+	dir, err := unix.Open(cgroup, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("open %s: %w", cgroup, err)
+	}
+	defer unix.Close(dir)
+	netns, err := netnsCookie()
+	if err != nil {
+		return nil, err
+	}
+	fd, err := newMap(unix.BPF_MAP_TYPE_RINGBUF, 0, 0, ringSize, 0)
+	if err != nil {
+		return nil, err
+	}
+	if w.ring, err = newRing(fd); err != nil {
+		return nil, err
+	}
+	w.maps.ring = fd
+	if w.maps.bound, err = newMap(unix.BPF_MAP_TYPE_HASH, 8, 8, maxBound, unix.BPF_F_NO_PREALLOC); err != nil {
+		return nil, err
+	}
+	w.fds = append(w.fds, w.maps.bound)
+	bind := udpBind(w.maps, netns, w.ephemeral)
+	for _, a := range []struct {
+		name         string
+		kind, attach uint32
+		p            *program
+	}{
+		{"tcp_listen", unix.BPF_PROG_TYPE_SOCK_OPS, unix.BPF_CGROUP_SOCK_OPS, tcpListen(w.maps, netns)},
+		{"udp_bind4", unix.BPF_PROG_TYPE_CGROUP_SOCK, unix.BPF_CGROUP_INET4_POST_BIND, bind},
+		{"udp_bind6", unix.BPF_PROG_TYPE_CGROUP_SOCK, unix.BPF_CGROUP_INET6_POST_BIND, bind},
+		{"release", unix.BPF_PROG_TYPE_CGROUP_SOCK, unix.BPF_CGROUP_INET_SOCK_RELEASE, release(w.maps)},
+	} {
+		prog, err := load(a.name, a.kind, a.attach, a.p)
+		if err != nil {
+			return nil, err
+		}
+		l, err := link(prog, dir, a.attach)
+		unix.Close(prog)
+		if err != nil {
+			return nil, fmt.Errorf("attach %s to %s: %w", a.name, cgroup, err)
+		}
+		w.fds = append(w.fds, l)
+	}
+	return w, nil
+}
+
+// Close detaches the programs and ends Run.
+func (w *Watcher) Close() {
+	if w.ring != nil {
+		w.ring.close()
+	}
+	for _, fd := range w.fds {
+		unix.Close(fd)
+	}
+	w.fds = nil
+}
+
+// Run calls changed with the listeners there are, and again whenever others are. It returns
+// with an error, of the kernel's or of Close.
+func (w *Watcher) Run(changed func([]Listener)) error {
+	// Those from before the programs: their end is to be told as well.
+	old, err := dump(w.ephemeral)
+	if err != nil {
+		return err
+	}
+	for _, s := range old {
+		if s.UDP {
+			insert(w.maps.bound, s.cookie) //nolint:errcheck // full: the next change shows its end
+		}
+	}
+	if old, err = dump(w.ephemeral); err != nil { // some may have ended before the map had them
+		return err
+	}
+	for _, s := range old {
+		w.open[s.cookie] = s.Listener
+	}
+	changed(w.list())
+	for {
+		opened, closed := map[uint64]bool{}, false
+		err := w.ring.wait(func(cookie, what uint64) {
+			if what == socketOpened {
+				opened[cookie] = true
+				return
+			}
+			delete(opened, cookie)
+			if _, known := w.open[cookie]; known {
+				delete(w.open, cookie)
+				closed = true
+			}
+		})
+		if err != nil {
+			return err
+		}
+		if len(opened) > 0 {
+			now, err := dump(w.ephemeral)
+			if err != nil {
+				return err
+			}
+			w.update(now, opened)
+		}
+		if len(opened) > 0 || closed {
+			changed(w.list())
+		}
+	}
+}
+
+// update takes up those that were opened, and drops what is not there any more, should an
+// event be lost. Others that are there may be about to close: their event has come already.
+func (w *Watcher) update(now []socket, opened map[uint64]bool) {
+	there := make(map[uint64]bool, len(now))
+	for _, s := range now {
+		there[s.cookie] = true
+		if opened[s.cookie] {
+			w.open[s.cookie] = s.Listener
+		}
+	}
+	maps.DeleteFunc(w.open, func(cookie uint64, _ Listener) bool { return !there[cookie] })
+}
+
+func (w *Watcher) list() []Listener {
+	list := make([]Listener, 0, len(w.open))
+	for _, l := range w.open {
+		list = append(list, l)
+	}
+	return list
+}
+
+// Poll does what Run does without the programs, until ctx ends or the kernel cannot say.
+func Poll(ctx context.Context, changed func([]Listener)) error {
+	ticker := time.NewTicker(pollInterval)
+	defer ticker.Stop()
+	var last map[uint64]Listener
+	for {
+		list, err := dump(ephemeralPorts())
+		if err != nil {
+			return err
+		}
+		w := Watcher{open: map[uint64]Listener{}}
+		for _, s := range list {
+			w.open[s.cookie] = s.Listener
+		}
+		if last == nil || !maps.Equal(last, w.open) {
+			changed(w.list())
+		}
+		last = w.open
+		select {
+		case <-ticker.C:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// portRange is that of the ports which the kernel gives to who asks for none.
+type portRange struct{ first, last uint16 }
+
+func (r portRange) contains(port uint16) bool { return port >= r.first && port <= r.last }
+
+func ephemeralPorts() portRange {
+	r := portRange{32768, 60999} // Linux's default
+	if text, err := os.ReadFile("/proc/sys/net/ipv4/ip_local_port_range"); err == nil {
+		var is portRange
+		if _, err := fmt.Sscan(string(text), &is.first, &is.last); err == nil {
+			r = is
+		}
+	}
+	return r
+}
+
+// netnsCookie is the number of our network namespace.
+func netnsCookie() (uint64, error) {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return 0, os.NewSyscallError("socket", err)
+	}
+	defer unix.Close(fd)
+	cookie, err := unix.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_NETNS_COOKIE)
+	return cookie, os.NewSyscallError("getsockopt(SO_NETNS_COOKIE)", err)
+}

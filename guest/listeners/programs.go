@@ -1,0 +1,119 @@
+package listeners
+
+import "golang.org/x/sys/unix"
+
+// What the programs say of a socket: a record of two uint64, its cookie and one of these.
+const (
+	socketClosed = 0
+	socketOpened = 1
+	recordSize   = 16
+)
+
+// Offsets in the programs' contexts (struct bpf_sock_ops, struct bpf_sock).
+const (
+	opsOp        = 0
+	sockProtocol = 12
+	sockSrcPort  = 44
+	sockState    = 72
+)
+
+const stateListen = 10 // TCP_LISTEN
+
+// maps are the descriptors of what programs share with us.
+type kernelMaps struct {
+	ring int
+	// bound holds the cookies of the UDP sockets that were told of: of those that are
+	// closed the others, clients' that never had a port of their own, are nobody's business.
+	bound int
+}
+
+func newProgram() *program {
+	p := &program{labels: map[string]int{}, jumps: map[int]string{}}
+	p.move(r6, r1)
+	return p
+}
+
+// ours leaves the program unless the socket is of the network namespace.
+func (p *program) ours(netns uint64) {
+	p.move(r1, r6)
+	p.call(helperNetnsCookie)
+	p.set64(r1, 0, netns)
+	p.jumpReg(unix.BPF_JNE, r0, r1, "out")
+}
+
+// record makes the record in the frame, at r10-16.
+func (p *program) record(what int32) {
+	p.move(r1, r6)
+	p.call(helperSocketCookie)
+	p.store64(-16, r0)
+	p.set(r1, what)
+	p.store64(-8, r1)
+}
+
+// finish sends the record, and lets the socket do what it was about to.
+func (p *program) finish(m kernelMaps) *program {
+	p.set64(r1, pseudoMapFD, uint64(m.ring))
+	p.move(r2, r10)
+	p.add(r2, -16)
+	p.set(r3, recordSize)
+	p.set(r4, unix.BPF_RB_FORCE_WAKEUP)
+	p.call(helperRingOutput)
+	p.label("out")
+	p.set(r0, 1)
+	p.exit()
+	return p
+}
+
+// tcpListen runs when a TCP socket has begun to listen (BPF_SOCK_OPS_TCP_LISTEN_CB).
+func tcpListen(m kernelMaps, netns uint64) *program {
+	p := newProgram()
+	p.load32(r2, r6, opsOp)
+	p.jump(unix.BPF_JNE, r2, unix.BPF_SOCK_OPS_TCP_LISTEN_CB, "out")
+	p.ours(netns)
+	p.record(socketOpened)
+	return p.finish(m)
+}
+
+// udpBind runs when a socket was given a port by bind(2). Ports of the range that the
+// kernel chooses from are those of clients, and not told.
+func udpBind(m kernelMaps, netns uint64, ephemeral portRange) *program {
+	p := newProgram()
+	p.load32(r2, r6, sockProtocol)
+	p.jump(unix.BPF_JNE, r2, unix.IPPROTO_UDP, "out")
+	p.load32(r2, r6, sockSrcPort)
+	p.jump(unix.BPF_JLT, r2, int32(ephemeral.first), "served")
+	p.jump(unix.BPF_JLE, r2, int32(ephemeral.last), "out")
+	p.label("served")
+	p.ours(netns)
+	p.record(socketOpened)
+	p.set64(r1, pseudoMapFD, uint64(m.bound))
+	p.move(r2, r10)
+	p.add(r2, -16)
+	p.move(r3, r10)
+	p.add(r3, -8)
+	p.set(r4, unix.BPF_ANY)
+	p.call(helperMapUpdate)
+	p.jump(unix.BPF_JNE, r0, 0, "out") // full: its end could not be told
+	return p.finish(m)
+}
+
+// release runs when the last descriptor of a socket is closed.
+func release(m kernelMaps) *program {
+	p := newProgram()
+	p.load32(r7, r6, sockProtocol)
+	p.jump(unix.BPF_JEQ, r7, unix.IPPROTO_UDP, "udp")
+	p.jump(unix.BPF_JNE, r7, unix.IPPROTO_TCP, "out")
+	p.load32(r2, r6, sockState)
+	p.jump(unix.BPF_JNE, r2, stateListen, "out")
+	p.record(socketClosed)
+	p.jump(unix.BPF_JNE, r7, unix.IPPROTO_UDP, "send")
+	p.label("udp")
+	p.record(socketClosed)
+	p.set64(r1, pseudoMapFD, uint64(m.bound))
+	p.move(r2, r10)
+	p.add(r2, -16)
+	p.call(helperMapDelete)
+	p.jump(unix.BPF_JNE, r0, 0, "out") // it was not there
+	p.label("send")
+	return p.finish(m)
+}

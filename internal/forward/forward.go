@@ -1,0 +1,240 @@
+// Package forward carries connections and datagrams between a port of the host and one of
+// the guest: the same on both sides, with a vsock connection for each TCP connection and for
+// each UDP peer in between.
+//
+// # TCP
+//
+// Bytes pass as they are. The end of one direction is passed on as such (half-close); a
+// connection that breaks, on either side, breaks on the other: it is reset, not closed. Who
+// reads slowly slows the writer down, nothing is stored beyond one buffer each way, and
+// connections on which nothing passes hold none.
+//
+// # UDP
+//
+// Each datagram is preceded by its length (uint16, little-endian) on the connection. Datagrams
+// of no bytes are datagrams, too.
+package forward
+
+import (
+	"encoding/binary"
+	"errors"
+	"io"
+	"sync"
+	"sync/atomic"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// Conn is what TCP, unix and vsock connections have in common. It is no net.Conn: the guest's
+// sockets need no addresses.
+type Conn interface {
+	io.ReadWriteCloser
+	syscall.Conn
+	CloseWrite() error
+}
+
+const bufferSize = 64 << 10
+
+// Buffers are shared by the connections of a process.
+type Buffers struct{ pool sync.Pool }
+
+func (b *Buffers) get() *[]byte {
+	if p, ok := b.pool.Get().(*[]byte); ok {
+		return p
+	}
+	p := make([]byte, bufferSize)
+	return &p
+}
+
+func (b *Buffers) put(p *[]byte) { b.pool.Put(p) }
+
+// errAborted says that a peer has gone before it had read all.
+var errAborted = errors.New("the other side has aborted the connection")
+
+// Relay passes bytes between a and b until both directions have ended or one breaks, and
+// closes both.
+func (b *Buffers) Relay(x, y Conn) error {
+	var done [2]atomic.Bool
+	errs := make(chan error, 2)
+	way := func(dst, src Conn, mine, other *atomic.Bool) {
+		err := b.copy(dst, src)
+		if err == nil && gone(src) && !other.Load() {
+			err = errAborted
+		}
+		if err == nil {
+			mine.Store(true)
+			err = ignoreClosed(dst.CloseWrite())
+		}
+		errs <- err
+	}
+	go way(y, x, &done[0], &done[1])
+	go way(x, y, &done[1], &done[0])
+	err := <-errs
+	if err == nil {
+		err = <-errs
+	} else {
+		// Both at once, so that the other direction ends as well.
+		Abort(x)
+		Abort(y)
+		<-errs
+	}
+	x.Close()
+	y.Close()
+	return err
+}
+
+// ignoreClosed forgives a peer that has ended both directions before we end ours.
+func ignoreClosed(err error) error {
+	if errors.Is(err, unix.ENOTCONN) {
+		return nil
+	}
+	return err
+}
+
+// copy passes on what src sends until it ends.
+func (b *Buffers) copy(dst, src Conn) error {
+	raw, err := src.SyscallConn()
+	if err != nil {
+		return err
+	}
+	for {
+		p, n, err := b.read(raw, 0)
+		if err == nil && n > 0 {
+			_, err = dst.Write((*p)[:n])
+		}
+		if p != nil {
+			b.put(p)
+		}
+		if err != nil || n == 0 {
+			return err
+		}
+	}
+}
+
+// read waits for data and returns it in a buffer, behind so many bytes of room.
+func (b *Buffers) read(raw syscall.RawConn, room int) (p *[]byte, n int, err error) {
+	waited := raw.Read(func(fd uintptr) bool {
+		p = b.get()
+		for {
+			if n, err = unix.Read(int(fd), (*p)[room:]); err != unix.EINTR {
+				break
+			}
+		}
+		if err == unix.EAGAIN {
+			b.put(p)
+			p = nil
+			return false
+		}
+		return true
+	})
+	if waited != nil {
+		return nil, 0, waited
+	}
+	return p, n, err
+}
+
+// gone tells whether the other side of a unix or vsock connection takes nothing any more.
+// It has closed the connection then, and not just ended its direction.
+func gone(c Conn) bool {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return true
+	}
+	var failed error
+	err = raw.Control(func(fd uintptr) { failed = unix.Send(int(fd), nil, unix.MSG_NOSIGNAL|unix.MSG_DONTWAIT) })
+	return err != nil || failed == unix.EPIPE
+}
+
+// Abort closes a connection so that the other side sees it break.
+func Abort(c Conn) {
+	if raw, err := c.SyscallConn(); err == nil {
+		// Closed without a reset it is closed as well.
+		raw.Control(func(fd uintptr) { //nolint:errcheck // see above
+			unix.SetsockoptLinger(int(fd), unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1}) //nolint:errcheck // see above
+		})
+	}
+	c.Close()
+}
+
+// MaxDatagram is the largest payload of UDP over IPv4 and IPv6.
+const MaxDatagram = 65527
+
+// Overhead is what precedes each datagram.
+const Overhead = 2
+
+// WriteDatagram sends one, of at most MaxDatagram bytes, with one write. buf is for that: it
+// has room for both.
+func WriteDatagram(w io.Writer, buf, datagram []byte) error {
+	binary.LittleEndian.PutUint16(buf, uint16(len(datagram)))
+	n := copy(buf[Overhead:], datagram)
+	_, err := w.Write(buf[:Overhead+n])
+	return err
+}
+
+// ReadDatagram reads one, into buf if it has room. The end between two is io.EOF.
+func ReadDatagram(r io.Reader, buf []byte) ([]byte, error) {
+	var head [Overhead]byte
+	if _, err := io.ReadFull(r, head[:]); err != nil {
+		return nil, err
+	}
+	n := int(binary.LittleEndian.Uint16(head[:]))
+	if n > MaxDatagram {
+		return nil, errors.New("a datagram that is too long")
+	}
+	if n > cap(buf) {
+		buf = make([]byte, n)
+	}
+	if _, err := io.ReadFull(r, buf[:n]); err != nil {
+		return nil, io.ErrUnexpectedEOF
+	}
+	return buf[:n], nil
+}
+
+// Datagrams is a UDP socket that is connected.
+type Datagrams interface {
+	io.ReadWriteCloser
+	syscall.Conn
+}
+
+// RelayDatagrams passes datagrams between a connected UDP socket and a connection that
+// carries them framed, until the connection ends, and closes both.
+func (b *Buffers) RelayDatagrams(udp Datagrams, c io.ReadWriteCloser) error {
+	raw, err := udp.SyscallConn()
+	if err != nil {
+		return err
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for {
+			p, n, err := b.read(raw, Overhead)
+			if p == nil {
+				return // closed
+			}
+			var broken error
+			if err == nil { // else nobody listens: the sender is not told, as with any lost datagram
+				binary.LittleEndian.PutUint16(*p, uint16(n))
+				_, broken = c.Write((*p)[:Overhead+n])
+			}
+			b.put(p)
+			if broken != nil {
+				return
+			}
+		}
+	}()
+	var datagram []byte
+	for {
+		if datagram, err = ReadDatagram(c, datagram[:0]); err != nil {
+			break
+		}
+		udp.Write(datagram) //nolint:errcheck // UDP promises nothing
+	}
+	c.Close()
+	udp.Close()
+	<-done
+	if err == io.EOF {
+		return nil
+	}
+	return err
+}

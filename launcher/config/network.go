@@ -1,0 +1,72 @@
+package config
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/wsl2/wsl2/internal/ini"
+	"github.com/wsl2/wsl2/vmm/usernet/policy"
+)
+
+// Network is what a VM's network is like: networkingMode of [wsl2], and [network].
+type Network struct {
+	Off          bool // no network at all
+	HostLoopback bool // host.wsl2.internal reaches what listens on the host's loopback
+	Policy       policy.Policy
+}
+
+// otherModes are WSL's that there are none of here (docs/network.md says why).
+var otherModes = []string{"mirrored", "bridged", "virtioproxy"}
+
+func (n *Network) setMode(v string) string {
+	switch mode := strings.ToLower(v); {
+	case mode == "nat":
+		n.Off = false
+	case mode == "none":
+		n.Off = true
+	case slices.Contains(otherModes, mode):
+		return "There are the networking modes nat and none (nat is used):"
+	default:
+		n.Off = true // who writes this may want less than nat
+		return "Networking mode must be nat or none (none is used):"
+	}
+	return ""
+}
+
+func (n *Network) setHostLoopback(v string) string {
+	on, ok := ini.Bool(v)
+	n.HostLoopback = on
+	if !ok {
+		return "Invalid boolean value (the host's loopback is out of reach)"
+	}
+	return ""
+}
+
+// setAllow makes what is not on the list forbidden. What is wrong on it is not allowed.
+func (n *Network) setAllow(v string) string {
+	n.Policy.Restricted = true
+	return setRules(&n.Policy.Allow, v)
+}
+
+// setDeny forbids what is on the list, and everything if it cannot be understood.
+func (n *Network) setDeny(v string) string {
+	msg := setRules(&n.Policy.Deny, v)
+	if msg != "" {
+		n.Policy.Restricted = true
+		msg += " (all but what network.allow says is forbidden)"
+	}
+	return msg
+}
+
+func setRules(list *[]policy.Rule, v string) (problem string) {
+	for _, text := range strings.FieldsFunc(v, func(r rune) bool { return r == ',' || r == ' ' || r == '\t' }) {
+		r, err := policy.Parse(text)
+		if err != nil {
+			problem = fmt.Sprintf("Invalid rule: %v, in", err)
+			continue
+		}
+		*list = append(*list, r)
+	}
+	return problem
+}

@@ -1,0 +1,242 @@
+package usernet
+
+import (
+	"fmt"
+	"os"
+	"sync"
+	"sync/atomic"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+	"gvisor.dev/gvisor/pkg/buffer"
+	"gvisor.dev/gvisor/pkg/tcpip"
+	"gvisor.dev/gvisor/pkg/tcpip/header"
+	"gvisor.dev/gvisor/pkg/tcpip/stack"
+
+	"github.com/wsl2/wsl2/vmm/virtio/net"
+)
+
+// smallFrame is what most frames are smaller than. They are read into one buffer of
+// that size, and what is larger into a second one.
+const smallFrame = 2 << 10
+
+// link is the stack's end of the wire: a stack.LinkEndpoint whose frames are
+// records of a socket (vmm/virtio/net).
+//
+// Sending blocks while the guest takes no more, which slows down those who send,
+// but not for longer than sendTimeout: then the frame is dropped.
+type link struct {
+	fd       int
+	mtu      uint32
+	mac      tcpip.LinkAddress // ours
+	guest    tcpip.LinkAddress
+	offloads atomic.Bool // the guest takes frames with work left to do
+
+	mu         sync.RWMutex
+	dispatcher stack.NetworkDispatcher // guarded by mu
+}
+
+// sendTimeout is how long a guest may take no frame.
+const sendTimeout = 1 // second
+
+func newLink(fd int, c Config) *link {
+	tv := unix.Timeval{Sec: sendTimeout}
+	_ = unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &tv)
+	return &link{fd: fd, mtu: uint32(c.MTU), mac: tcpip.LinkAddress(c.GatewayMAC[:]), guest: tcpip.LinkAddress(c.GuestMAC[:])}
+}
+
+// serve reads frames until the other end closes. A guest's frames are handled
+// one after the other; TCP has goroutines of its own.
+func (l *link) serve() error {
+	var raw [net.HeaderLen]byte
+	iov := [3]unix.Iovec{{Base: &raw[0], Len: net.HeaderLen}}
+	msg := unix.Msghdr{Iov: &iov[0], Iovlen: uint64(len(iov))}
+	var views [2]*buffer.View
+	sizes := [2]int{smallFrame, net.MaxFrame - smallFrame}
+	defer func() {
+		for _, v := range views {
+			if v != nil {
+				v.Release()
+			}
+		}
+	}()
+	for {
+		for i := range views {
+			if views[i] == nil {
+				views[i] = buffer.NewViewSize(sizes[i])
+				iov[i+1] = unix.Iovec{Base: views[i].BasePtr(), Len: uint64(sizes[i])}
+			}
+		}
+		n, _, errno := unix.Syscall(unix.SYS_RECVMSG, uintptr(l.fd), uintptr(unsafe.Pointer(&msg)), 0)
+		switch {
+		case errno == unix.EINTR:
+			continue
+		case errno != 0 && errno != unix.ECONNRESET:
+			return fmt.Errorf("usernet: read a frame: %w", os.NewSyscallError("recvmsg", errno))
+		case errno != 0 || n == 0:
+			return nil
+		}
+		if on, ok := net.Offloads(raw[:min(int(n), len(raw))]); ok {
+			l.offloads.Store(on)
+			continue
+		}
+		if n < net.HeaderLen+header.EthernetMinimumSize || msg.Flags&unix.MSG_TRUNC != 0 {
+			continue
+		}
+		var frame buffer.Buffer
+		left := int(n) - net.HeaderLen
+		for i := 0; left > 0; i++ {
+			v := views[i]
+			views[i] = nil
+			if left < sizes[i] {
+				v.CapLength(left)
+			}
+			left -= v.Size()
+			if err := frame.Append(v); err != nil {
+				return fmt.Errorf("usernet: read a frame: %w", err)
+			}
+		}
+		l.deliver(frame)
+	}
+}
+
+func (l *link) deliver(frame buffer.Buffer) {
+	pkt := stack.NewPacketBuffer(stack.PacketBufferOptions{Payload: frame})
+	defer pkt.DecRef()
+	if !l.ParseHeader(pkt) {
+		return
+	}
+	eth := header.Ethernet(pkt.LinkHeader().Slice())
+	// A card without ARP sends to itself what is for anybody (guest/network).
+	if dst := eth.DestinationAddress(); dst != l.mac && dst != l.guest && !header.IsMulticastEthernetAddress(dst) && dst != header.EthernetBroadcastAddress {
+		return // of those behind a bridge of the guest's to each other
+	}
+	l.mu.RLock()
+	d := l.dispatcher
+	l.mu.RUnlock()
+	if d != nil {
+		d.DeliverNetworkPacket(eth.Type(), pkt)
+	}
+}
+
+// shutdown ends serve, and senders.
+func (l *link) shutdown() { _ = unix.Shutdown(l.fd, unix.SHUT_RDWR) }
+
+// close releases the descriptor; nothing sends any more.
+func (l *link) close() { unix.Close(l.fd) }
+
+// WritePackets implements stack.LinkWriter.
+func (l *link) WritePackets(pkts stack.PacketBufferList) (int, tcpip.Error) {
+	sent := 0
+	for _, pkt := range pkts.AsSlice() {
+		if err := l.write(pkt); err != nil {
+			return sent, err
+		}
+		sent++
+	}
+	return sent, nil
+}
+
+func (l *link) write(pkt *stack.PacketBuffer) tcpip.Error {
+	var h net.Header
+	if gso := pkt.GSOOptions; gso.Type != stack.GSONone {
+		h.HdrLen = uint16(pkt.HeaderSize())
+		if gso.NeedsCsum {
+			h.Flags = net.NeedsCsum
+			h.CsumStart = header.EthernetMinimumSize + gso.L3HdrLen
+			h.CsumOffset = gso.CsumOffset
+		}
+		if pkt.Data().Size() > int(gso.MSS) {
+			h.GSOSize = gso.MSS
+			h.GSO = net.GSOTCPv4
+			if gso.Type == stack.GSOTCPv6 {
+				h.GSO = net.GSOTCPv6
+			}
+		}
+	}
+	var raw [net.HeaderLen]byte
+	h.Put(&raw)
+	// Frames are few pieces: headers, and the segments that a TCP packet is made of.
+	var few [16]unix.Iovec
+	iov := append(few[:0], unix.Iovec{Base: &raw[0], Len: net.HeaderLen})
+	for _, b := range pkt.AsSlices() {
+		if len(b) > 0 {
+			iov = append(iov, unix.Iovec{Base: unsafe.SliceData(b), Len: uint64(len(b))})
+		}
+	}
+	msg := unix.Msghdr{Iov: &iov[0], Iovlen: uint64(len(iov))}
+	for {
+		// First without a word to the scheduler, as there usually is room.
+		_, _, errno := unix.RawSyscall(unix.SYS_SENDMSG, uintptr(l.fd), uintptr(unsafe.Pointer(&msg)), unix.MSG_NOSIGNAL|unix.MSG_DONTWAIT)
+		if errno == unix.EAGAIN {
+			_, _, errno = unix.Syscall(unix.SYS_SENDMSG, uintptr(l.fd), uintptr(unsafe.Pointer(&msg)), unix.MSG_NOSIGNAL)
+		}
+		switch errno {
+		case 0:
+			return nil
+		case unix.EINTR:
+			continue
+		case unix.EAGAIN, unix.ENOBUFS, unix.ENOMEM, unix.EMSGSIZE:
+			return &tcpip.ErrNoBufferSpace{}
+		}
+		return &tcpip.ErrClosedForSend{}
+	}
+}
+
+// GSOMaxSize implements stack.GSOEndpoint.
+func (l *link) GSOMaxSize() uint32 {
+	return 65535 - header.IPv6MinimumSize - header.TCPHeaderMaximumSize
+}
+
+// SupportedGSO implements stack.GSOEndpoint.
+func (l *link) SupportedGSO() stack.SupportedGSO {
+	if l.offloads.Load() {
+		return stack.HostGSOSupported
+	}
+	return stack.GSONotSupported
+}
+
+// Capabilities implements stack.NetworkLinkEndpoint. The guest's checksums are not
+// looked at: they protect nothing between its memory and ours.
+func (l *link) Capabilities() stack.LinkEndpointCapabilities {
+	return stack.CapabilityRXChecksumOffload | stack.CapabilityResolutionRequired
+}
+
+// Attach implements stack.NetworkLinkEndpoint.
+func (l *link) Attach(d stack.NetworkDispatcher) {
+	l.mu.Lock()
+	l.dispatcher = d
+	l.mu.Unlock()
+}
+
+// IsAttached implements stack.NetworkLinkEndpoint.
+func (l *link) IsAttached() bool {
+	l.mu.RLock()
+	defer l.mu.RUnlock()
+	return l.dispatcher != nil
+}
+
+// AddHeader implements stack.NetworkLinkEndpoint.
+func (l *link) AddHeader(pkt *stack.PacketBuffer) {
+	header.Ethernet(pkt.LinkHeader().Push(header.EthernetMinimumSize)).Encode(&header.EthernetFields{
+		SrcAddr: l.mac, DstAddr: pkt.EgressRoute.RemoteLinkAddress, Type: pkt.NetworkProtocolNumber,
+	})
+}
+
+// ParseHeader implements stack.NetworkLinkEndpoint.
+func (l *link) ParseHeader(pkt *stack.PacketBuffer) bool {
+	_, ok := pkt.LinkHeader().Consume(header.EthernetMinimumSize)
+	return ok
+}
+
+// The rest of stack.LinkEndpoint has nothing to decide or to do here.
+
+func (l *link) MTU() uint32                             { return l.mtu }
+func (l *link) SetMTU(uint32)                           {}
+func (l *link) MaxHeaderLength() uint16                 { return header.EthernetMinimumSize }
+func (l *link) LinkAddress() tcpip.LinkAddress          { return l.mac }
+func (l *link) SetLinkAddress(tcpip.LinkAddress)        {}
+func (l *link) Wait()                                   {}
+func (l *link) ARPHardwareType() header.ARPHardwareType { return header.ARPHardwareEther }
+func (l *link) Close()                                  {}
+func (l *link) SetOnCloseAction(func())                 {}

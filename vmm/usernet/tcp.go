@@ -1,0 +1,313 @@
+package usernet
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"net/netip"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+	"gvisor.dev/gvisor/pkg/tcpip"
+	"gvisor.dev/gvisor/pkg/tcpip/header"
+	"gvisor.dev/gvisor/pkg/tcpip/stack"
+	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
+	"gvisor.dev/gvisor/pkg/waiter"
+)
+
+// connectTimeout bounds a connect to a host that is silent. A Linux guest gives up
+// after 130 s, and so does the host's kernel.
+const connectTimeout = 140 * time.Second
+
+// syns remembers the packets of connections on their way, to be quoted if they fail.
+type syns struct {
+	mu   sync.Mutex
+	open map[stack.TransportEndpointID][]byte
+}
+
+type packetHandler = func(stack.TransportEndpointID, *stack.PacketBuffer) bool
+
+// remember wraps the forwarder's handler, which says nothing of the packet.
+func (s *syns) remember(handle packetHandler) packetHandler {
+	s.open = map[stack.TransportEndpointID][]byte{}
+	return func(id stack.TransportEndpointID, pkt *stack.PacketBuffer) bool {
+		if h := header.TCP(pkt.TransportHeader().Slice()); len(h) >= header.TCPMinimumSize && h.Flags() == header.TCPFlagSyn {
+			s.mu.Lock()
+			if _, known := s.open[id]; !known && len(s.open) < maxHandshakes {
+				s.open[id] = quote(pkt)
+			}
+			s.mu.Unlock()
+		}
+		return handle(id, pkt)
+	}
+}
+
+func (s *syns) take(id stack.TransportEndpointID) []byte {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	b := s.open[id]
+	delete(s.open, id)
+	return b
+}
+
+// connectTCP is called by the stack, on a goroutine of its own, for each connection that
+// the guest wants.
+func (n *Network) connectTCP(r *tcp.ForwarderRequest) {
+	if n.ctx.Err() != nil {
+		r.Complete(false)
+		return
+	}
+	n.tasks.Add(1)
+	defer n.tasks.Done()
+	id := r.ID()
+	dst := addrPort(id.LocalAddress, id.LocalPort)
+	fail := func(why reason) {
+		n.unreachable(n.gateway(dst.Addr()), n.syns.take(id), why)
+		r.Complete(false)
+	}
+	to, v := n.decide(dst)
+	switch v {
+	case local:
+		n.syns.take(id)
+		if g := n.accept(r); g != nil {
+			n.serveDNSStream(g)
+		}
+		return
+	case silent:
+		fail(noHost)
+		return
+	case prohibit:
+		n.refused("TCP", dst)
+		fail(prohibited)
+		return
+	}
+	release := take(n.limits.tcp)
+	if release == nil {
+		n.log.printf("refused: TCP to %v: the guest has %d connections, as many as it may", dst, cap(n.limits.tcp))
+		n.syns.take(id)
+		r.Complete(true)
+		return
+	}
+	defer release()
+	ctx, cancel := context.WithTimeout(n.ctx, connectTimeout)
+	defer cancel()
+	host, err := dialTCP(ctx, to)
+	if err != nil {
+		switch why, ok := reasonOf(err); {
+		case errors.Is(err, unix.ECONNREFUSED):
+			n.syns.take(id)
+			r.Complete(true)
+		case ok:
+			fail(why)
+		default: // silence, for which the guest has waited itself
+			n.syns.take(id)
+			r.Complete(false)
+		}
+		return
+	}
+	defer host.Close()
+	n.syns.take(id)
+	g := n.accept(r)
+	if g == nil {
+		return
+	}
+	n.relayTCP(g, host)
+}
+
+// dialTCP connects to an address of the host's network; to loopback of either family,
+// which a service may have chosen one of.
+func dialTCP(ctx context.Context, to netip.AddrPort) (*net.TCPConn, error) {
+	var d net.Dialer
+	d.SetMultipathTCP(false)
+	c, err := d.DialContext(ctx, "tcp", to.String())
+	if err != nil && to.Addr().IsLoopback() && errors.Is(err, unix.ECONNREFUSED) {
+		other := netip.IPv6Loopback()
+		if to.Addr().Is6() {
+			other = netip.AddrFrom4([4]byte{127, 0, 0, 1})
+		}
+		var err2 error
+		if c, err2 = d.DialContext(ctx, "tcp", netip.AddrPortFrom(other, to.Port()).String()); err2 == nil {
+			err = nil
+		}
+	}
+	if err != nil {
+		return nil, err
+	}
+	return c.(*net.TCPConn), nil
+}
+
+// accept answers the guest's SYN; nil if the guest does not go on.
+func (n *Network) accept(r *tcp.ForwarderRequest) *guestConn {
+	g := &guestConn{}
+	ep, err := r.CreateEndpoint(&g.queue)
+	r.Complete(err != nil)
+	if err != nil {
+		return nil
+	}
+	ep.SocketOptions().SetKeepAlive(true) // a guest that vanished does not hold the host's connection
+	ep.SocketOptions().SetDelayOption(false)
+	g.ep = ep
+	return g
+}
+
+// guestConn is the stack's end of a connection.
+type guestConn struct {
+	ep    tcpip.Endpoint
+	queue waiter.Queue
+}
+
+// wait calls f until it does not have to wait any more.
+func (g *guestConn) wait(ctx context.Context, events waiter.EventMask, f func() tcpip.Error) error {
+	err := f()
+	if _, again := err.(*tcpip.ErrWouldBlock); !again {
+		return endpointError(err)
+	}
+	entry, ready := waiter.NewChannelEntry(events | waiter.EventErr | waiter.EventHUp)
+	g.queue.EventRegister(&entry)
+	defer g.queue.EventUnregister(&entry)
+	for {
+		err := f()
+		if _, again := err.(*tcpip.ErrWouldBlock); !again {
+			return endpointError(err)
+		}
+		select {
+		case <-ready:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// errReset: the guest's end was reset, or the stack gave it up.
+var errReset = errors.New("connection reset by the guest")
+
+func endpointError(err tcpip.Error) error {
+	switch err.(type) {
+	case nil:
+		return nil
+	case *tcpip.ErrClosedForReceive:
+		return io.EOF
+	}
+	return errReset
+}
+
+// readSome reads what there is into a buffer of the pool, which the caller puts back;
+// while there is nothing, there is no buffer.
+func (g *guestConn) readSome(ctx context.Context) (b *[]byte, n int, err error) {
+	err = g.wait(ctx, waiter.ReadableEvents, func() tcpip.Error {
+		b = chunks.Get().(*[]byte)
+		w := tcpip.SliceWriter(*b)
+		res, err := g.ep.Read(&w, tcpip.ReadOptions{})
+		if err != nil {
+			chunks.Put(b)
+			b = nil
+			return err
+		}
+		n = res.Count
+		g.ep.ModerateRecvBuf(n)
+		return nil
+	})
+	return b, n, err
+}
+
+func (g *guestConn) write(ctx context.Context, p []byte) error {
+	for len(p) > 0 {
+		r := payload(p)
+		var n int64
+		err := g.wait(ctx, waiter.WritableEvents, func() (err tcpip.Error) {
+			n, err = g.ep.Write(&r, tcpip.WriteOptions{})
+			return err
+		})
+		if err != nil {
+			return err
+		}
+		p = p[n:]
+	}
+	return nil
+}
+
+// payload is bytes as a tcpip.Payloader.
+type payload []byte
+
+func (p *payload) Read(b []byte) (int, error) {
+	n := copy(b, *p)
+	*p = (*p)[n:]
+	return n, nil
+}
+
+func (p *payload) Len() int { return len(*p) }
+
+// chunks are buffers for what is being carried.
+var chunks = sync.Pool{New: func() any {
+	b := make([]byte, 64<<10)
+	return &b
+}}
+
+// relayTCP carries both directions until both have ended, or one has failed, and then
+// tells the other side in the same way: FIN for FIN, RST for RST.
+func (n *Network) relayTCP(g *guestConn, host *net.TCPConn) {
+	ctx, cancel := context.WithCancelCause(n.ctx)
+	defer cancel(nil)
+	stop := context.AfterFunc(ctx, func() { _ = host.SetDeadline(time.Unix(1, 0)) })
+	defer stop()
+	defer g.ep.Close()
+	var up sync.WaitGroup
+	up.Go(func() {
+		if err := fromGuest(ctx, g, host); err != nil {
+			_ = host.SetLinger(0)
+			cancel(err)
+		}
+	})
+	if err := fromHost(ctx, g, host); err != nil {
+		g.ep.Abort()
+		cancel(err)
+	}
+	up.Wait()
+	if ctx.Err() != nil {
+		g.ep.Abort()
+	}
+}
+
+func fromGuest(ctx context.Context, g *guestConn, host *net.TCPConn) error {
+	for {
+		b, n, err := g.readSome(ctx)
+		if err == io.EOF {
+			return host.CloseWrite()
+		}
+		if err != nil {
+			return err
+		}
+		_, err = host.Write((*b)[:n])
+		chunks.Put(b)
+		if err != nil {
+			return err
+		}
+	}
+}
+
+func fromHost(ctx context.Context, g *guestConn, host *net.TCPConn) error {
+	rc, err := host.SyscallConn()
+	if err != nil {
+		return err
+	}
+	for {
+		b, n, err := recvSome(rc)
+		if err == nil && n == 0 {
+			chunks.Put(b)
+			if e := g.ep.Shutdown(tcpip.ShutdownWrite); e != nil {
+				return errReset
+			}
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		err = g.write(ctx, (*b)[:n])
+		chunks.Put(b)
+		if err != nil {
+			return err
+		}
+	}
+}

@@ -1,0 +1,222 @@
+// Package usernet is the network behind a guest's card, in user space and without
+// privileges: what the guest sends to the world is sent by this process through the
+// host's sockets, so that the host's routes, VPNs and firewall hold for it.
+//
+// The guest's side is gVisor's TCP/IP, which answers for every address there is. Each
+// TCP connection ends there, and a socket of the host's is connected to the same place
+// before the guest hears of an answer: refused is refused, unreachable is unreachable,
+// and silence is silence. UDP flows and pings have a socket of the host's each as well.
+//
+// On the gateway's address are the host (Config.HostLoopback) and a DNS server,
+// which asks the host's own.
+//
+// # Trust
+//
+// Frames come from a hostile guest. What they may cost is bounded: connections, flows,
+// pings and questions by number, their buffers by what is waiting to be read. What
+// they may reach is decided in policy.go, for each packet that begins something. Nothing
+// listens on an address of the host.
+package usernet
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"sync"
+
+	"golang.org/x/sys/unix"
+	"gvisor.dev/gvisor/pkg/tcpip"
+	"gvisor.dev/gvisor/pkg/tcpip/header"
+	"gvisor.dev/gvisor/pkg/tcpip/network/arp"
+	"gvisor.dev/gvisor/pkg/tcpip/network/ipv4"
+	"gvisor.dev/gvisor/pkg/tcpip/network/ipv6"
+	"gvisor.dev/gvisor/pkg/tcpip/stack"
+	"gvisor.dev/gvisor/pkg/tcpip/transport/icmp"
+	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
+	"gvisor.dev/gvisor/pkg/tcpip/transport/udp"
+
+	"github.com/wsl2/wsl2/vmm/usernet/policy"
+)
+
+// Config is a network.
+type Config struct {
+	// The two ends of the wire.
+	GuestMAC, GatewayMAC [6]byte
+	MTU                  uint16
+	Guest4, Gateway4     netip.Addr
+	Guest6, Gateway6     netip.Addr
+	// HostLoopback lets the guest reach what listens on the host's loopback, at the
+	// gateway's addresses.
+	HostLoopback bool
+	Policy       policy.Policy
+	DNS          DNSConfig
+	// Logf is told what an administrator might want to know. It must not block for long.
+	Logf func(format string, args ...any)
+}
+
+// Network is one guest's network.
+type Network struct {
+	cfg    Config
+	link   *link
+	stack  *stack.Stack
+	limits limits
+	dns    *resolver
+	log    limitedLog
+
+	ctx    context.Context // ends with Serve
+	cancel context.CancelFunc
+	tasks  sync.WaitGroup // everything that Serve waits for
+
+	syns syns
+}
+
+// nic is the stack's only interface.
+const nic = 1
+
+// New returns a network for the guest's card at the other end of fd (package
+// vmm/virtio/net says what is spoken there). Serve does the work.
+func New(cfg Config, fd int) (*Network, error) {
+	if cfg.Logf == nil {
+		cfg.Logf = func(string, ...any) {}
+	}
+	n := &Network{cfg: cfg, limits: newLimits()}
+	n.log.logf = cfg.Logf
+	n.ctx, n.cancel = context.WithCancel(context.Background())
+	n.dns = newResolver(n)
+	n.link = newLink(fd, cfg)
+	n.stack = stack.New(stack.Options{
+		NetworkProtocols:   []stack.NetworkProtocolFactory{ipv4.NewProtocol, ipv6.NewProtocol, arp.NewProtocol},
+		TransportProtocols: []stack.TransportProtocolFactory{tcp.NewProtocol, udp.NewProtocol, icmp.NewProtocol4, icmp.NewProtocol6},
+	})
+	if err := n.configure(); err != nil {
+		n.cancel()
+		n.stack.Destroy()
+		return nil, err
+	}
+	return n, nil
+}
+
+// Bounds of a connection's buffers in the stack; windows grow within them as a
+// connection needs it.
+const (
+	minBuffer     = 4 << 10
+	defaultBuffer = 1 << 20
+	maxBuffer     = 4 << 20
+)
+
+func (n *Network) configure() error {
+	s := n.stack
+	if err := s.CreateNIC(nic, n.link); err != nil {
+		return stackError("make the card", err)
+	}
+	for _, a := range []struct {
+		proto          tcpip.NetworkProtocolNumber
+		gateway, guest netip.Addr
+	}{{ipv4.ProtocolNumber, n.cfg.Gateway4, n.cfg.Guest4}, {ipv6.ProtocolNumber, n.cfg.Gateway6, n.cfg.Guest6}} {
+		own := tcpip.ProtocolAddress{Protocol: a.proto, AddressWithPrefix: address(a.gateway).addr().WithPrefix()}
+		if err := s.AddProtocolAddress(nic, own, stack.AddressProperties{}); err != nil {
+			return stackError("give the gateway its address", err)
+		}
+		// Who the guest is, is known: no packet waits for it to say so.
+		if err := s.AddStaticNeighbor(nic, a.proto, address(a.guest).addr(), tcpip.LinkAddress(n.cfg.GuestMAC[:])); err != nil {
+			return stackError("name the guest", err)
+		}
+	}
+	s.SetRouteTable([]tcpip.Route{{Destination: header.IPv4EmptySubnet, NIC: nic}, {Destination: header.IPv6EmptySubnet, NIC: nic}})
+	// It answers for every address, and under every address.
+	if err := s.SetPromiscuousMode(nic, true); err != nil {
+		return stackError("open the card", err)
+	}
+	if err := s.SetSpoofing(nic, true); err != nil {
+		return stackError("open the card", err)
+	}
+	// Half a minute for a guest that asks for a connection and does not go on.
+	retries := tcpip.TCPSynRetriesOption(4)
+	sack, moderate := tcpip.TCPSACKEnabled(true), tcpip.TCPModerateReceiveBufferOption(true)
+	for _, o := range []tcpip.SettableTransportProtocolOption{
+		&sack, &moderate, &retries,
+		&tcpip.TCPReceiveBufferSizeRangeOption{Min: minBuffer, Default: defaultBuffer, Max: maxBuffer},
+		&tcpip.TCPSendBufferSizeRangeOption{Min: minBuffer, Default: defaultBuffer, Max: maxBuffer},
+	} {
+		if err := s.SetTransportProtocolOption(tcp.ProtocolNumber, o); err != nil {
+			return stackError("set up TCP", err)
+		}
+	}
+	forwarder := tcp.NewForwarder(s, 0, maxHandshakes, n.connectTCP)
+	s.SetTransportProtocolHandler(tcp.ProtocolNumber, n.syns.remember(forwarder.HandlePacket))
+	s.SetTransportProtocolHandler(udp.ProtocolNumber, n.connectUDP)
+	s.SetTransportProtocolHandler(icmp.ProtocolNumber4, n.ping)
+	s.SetTransportProtocolHandler(icmp.ProtocolNumber6, n.ping)
+	return nil
+}
+
+func stackError(what string, err tcpip.Error) error { return fmt.Errorf("usernet: %s: %s", what, err) }
+
+// Serve moves packets until ctx ends or the guest's card has gone, both of which
+// return nil. The descriptor given to New is closed when it returns.
+func (n *Network) Serve(ctx context.Context) error {
+	stop := context.AfterFunc(ctx, n.link.shutdown)
+	err := n.link.serve()
+	stop()
+	n.cancel()
+	n.link.shutdown()
+	// Ends every connection with the guest, and with that what waits for one.
+	n.stack.Destroy()
+	n.tasks.Wait()
+	n.link.close()
+	return err
+}
+
+// address is a netip.Addr on its way to the stack.
+type address netip.Addr
+
+func (a address) addr() tcpip.Address { return tcpip.AddrFromSlice(netip.Addr(a).AsSlice()) }
+
+// addrPort is the other way.
+func addrPort(a tcpip.Address, port uint16) netip.AddrPort {
+	ip, _ := netip.AddrFromSlice(a.AsSlice())
+	return netip.AddrPortFrom(ip, port)
+}
+
+// limits are what all flows of the guest together may use of the host.
+type limits struct {
+	tcp, udp, pings, questions chan struct{}
+}
+
+const (
+	// maxHandshakes is how many connections may be on their way at a time. What comes
+	// beyond that is tried again by its sender, as with a full backlog.
+	maxHandshakes = 1024
+	maxTCP        = 16 << 10
+	maxUDP        = 4 << 10
+	maxPings      = 128
+	maxQuestions  = 256
+
+	// spareFiles are descriptors for what is no flow.
+	spareFiles = 64
+)
+
+// newLimits shares the descriptors that the process may have: each flow takes one.
+// (The Go runtime has raised the soft limit to the hard one.)
+func newLimits() limits {
+	files := uint64(maxTCP + maxUDP + maxPings + maxQuestions)
+	var l unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &l); err == nil && l.Cur < files+spareFiles {
+		files = max(l.Cur, 2*spareFiles) - spareFiles
+	}
+	part := func(most int) chan struct{} {
+		return make(chan struct{}, max(1, uint64(most)*files/(maxTCP+maxUDP+maxPings+maxQuestions)))
+	}
+	return limits{tcp: part(maxTCP), udp: part(maxUDP), pings: part(maxPings), questions: part(maxQuestions)}
+}
+
+// take tries to get one of a limited number; the result gives it back, and is nil if
+// there is none left.
+func take(limit chan struct{}) (release func()) {
+	select {
+	case limit <- struct{}{}:
+		return func() { <-limit }
+	default:
+		return nil
+	}
+}
