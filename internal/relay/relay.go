@@ -81,6 +81,9 @@ func (o *Output) relay() (open bool) {
 		}
 	}()
 	read := o.src.Read
+	if !o.discards {
+		read = o.readPTY
+	}
 	for {
 		n, err := read(buf)
 		if n > 0 {
@@ -110,11 +113,37 @@ func (o *Output) relay() (open bool) {
 			}
 		case errors.Is(err, syscall.EAGAIN):
 			return true
-		default: // io.EOF; EIO from a pty that nobody holds open
+		default: // io.EOF; EIO from a pty that nobody holds open, when the program has ended
 			o.dst.CloseWrite() //nolint:errcheck // the client may be gone
 			return false
 		}
 	}
+}
+
+// readPTY is Read on a pty's master, but waits where nobody holds the pty open (EIO):
+// a program may close its streams before it ends, or open its terminal again. To
+// close the master then would hang it up.
+func (o *Output) readPTY(buf []byte) (n int, err error) {
+	rc, err := o.src.SyscallConn()
+	if err != nil {
+		return 0, err
+	}
+	rerr := rc.Read(func(fd uintptr) bool {
+		for {
+			if n, err = unix.Read(int(fd), buf); err != unix.EINTR {
+				return err != unix.EAGAIN && err != unix.EIO
+			}
+		}
+	})
+	switch {
+	case rerr != nil:
+		return 0, rerr
+	case err != nil:
+		return 0, err
+	case n == 0:
+		return 0, io.EOF
+	}
+	return n, nil
 }
 
 // ptyBuffer is more than a pty holds (TTYB_DEFAULT_MEM_LIMIT, 640 KiB, and the

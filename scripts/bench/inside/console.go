@@ -82,6 +82,9 @@ func console(h *host) ([]report.Row, error) {
 	if err := measure("Ctrl-C under flood until the next output", "ms", &report.Bar{Factor: 50}, interrupt); err != nil {
 		return nil, err
 	}
+	if err := measure("resize of the terminal until the program's next output", "ms", &report.Bar{Factor: 20}, resize); err != nil {
+		return nil, err
+	}
 	make := "yes 0123456789012345678901234567890123456789012345678901234567890 | head -c " + strconv.Itoa(scaled(bigFile)) + " >/tmp/big"
 	for _, c := range []*exec.Cmd{ways["wsl2"]("sh", "-c", make), ways[peerTerminal]("sh", "-c", make)} {
 		if out, err := c.CombinedOutput(); err != nil {
@@ -193,6 +196,26 @@ func interrupt(start func(argv ...string) *exec.Cmd) (float64, error) {
 	}
 	began := time.Now()
 	s.WriteString("\x03")
+	if _, err := s.until("NEXT"); err != nil {
+		return 0, errors.Join(err, s.close())
+	}
+	return time.Since(began).Seconds() * 1e3, s.close()
+}
+
+// resize is the time from a new size of the terminal to the output of a program that
+// waits for it.
+func resize(start func(argv ...string) *exec.Cmd) (float64, error) {
+	s, err := onScreen(start("sh", "-c", "trap 'echo NEXT; kill $!; exit' WINCH; sleep 1000 & echo READY; wait"))
+	if err != nil {
+		return 0, err
+	}
+	if _, err := s.until("READY"); err != nil {
+		return 0, errors.Join(err, s.close())
+	}
+	began := time.Now()
+	if err := pty.Setsize(s.File, &pty.Winsize{Rows: 30, Cols: 100}); err != nil {
+		return 0, errors.Join(err, s.close())
+	}
 	if _, err := s.until("NEXT"); err != nil {
 		return 0, errors.Join(err, s.close())
 	}
