@@ -23,8 +23,8 @@ import (
 	"github.com/wsl2/wsl2/vmm/microvm"
 	"github.com/wsl2/wsl2/vmm/qemu"
 	"github.com/wsl2/wsl2/vmm/virtio"
-	"github.com/wsl2/wsl2/vmm/virtio/fs"
 	"github.com/wsl2/wsl2/vmm/virtio/blk"
+	"github.com/wsl2/wsl2/vmm/virtio/fs"
 	"github.com/wsl2/wsl2/vmm/virtio/rng"
 	"github.com/wsl2/wsl2/vmm/virtio/vsock"
 )
