@@ -69,7 +69,7 @@ func TestShareServerDies(t *testing.T) {
 	h := newHost(t)
 	home := h.Path("home")
 	testsys.Must(t, os.WriteFile(home+"/f", []byte("x\n"), 0o644))
-	live := h.Start("-d", "small", "--cd", "/", "-e", "sh", "-c", "cat /mnt/host/f; exec 3</mnt/host/f; read line; cat /mnt/host/f; echo $?; read line")
+	live := h.Start("-d", "small", "--cd", "/", "-e", "sh", "-c", "exec 3</mnt/host/f; cat /mnt/host/f; read line; cat /mnt/host/f; echo $?; read line")
 	live.Expect("x\n")
 	h.Process("share").Kill(t)
 	io.WriteString(live.Stdin, "go on\n")

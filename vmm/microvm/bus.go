@@ -92,7 +92,11 @@ func (b *bus) add(devices []virtio.Device, late int, log io.Writer) error {
 // wire gives the kernel the eventfds of device i. Without them its accesses are
 // exits, which Transport.Write serves.
 func (b *bus) wire(i int) error {
-	for queue, kick := range b.devices[i].Kicks() {
+	kicks, err := b.devices[i].Kicks()
+	if err != nil {
+		return err
+	}
+	for queue, kick := range kicks {
 		if err := b.vm.AssignIOEventFD(kick.FD(), deviceAddr(i)+mmio.RegQueueNotify, uint32(queue)); err != nil {
 			return err
 		}

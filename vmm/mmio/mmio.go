@@ -21,6 +21,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"os"
 	"sync"
 	"sync/atomic"
 	"unsafe"
@@ -117,14 +118,14 @@ type page [Size / 4]atomic.Uint32
 type Transport struct {
 	dev        virtio.Device
 	cfg        Config
-	offers     uint64             // immutable
-	kicks      []*eventfd.EventFD // immutable, one for each queue
-	page       *page              // not to be touched once closed
+	offers     uint64 // immutable
+	page       *page  // not to be touched once closed
 	needsReset atomic.Bool
 
 	// mu makes register writes one at a time. Device.Start and Stop run under it;
 	// what the device calls from its goroutines does not take it.
 	mu             sync.Mutex
+	kicks          []*eventfd.EventFD // one for each queue, or none until a driver comes
 	status         uint32
 	featureSel     uint32
 	driverFeatures uint64
@@ -158,11 +159,6 @@ func New(dev virtio.Device, cfg Config) (*Transport, error) {
 		if size == 0 || size&(size-1) != 0 {
 			return nil, errors.Join(fmt.Errorf("mmio: device %d: queue size %d is no power of two", dev.ID(), size), t.Close())
 		}
-		kick, err := eventfd.New()
-		if err != nil {
-			return nil, errors.Join(fmt.Errorf("mmio: device %d: %w", dev.ID(), err), t.Close())
-		}
-		t.kicks = append(t.kicks, kick)
 		t.queues = append(t.queues, queue{max: size})
 	}
 	t.reg(regMagicValue).Store(magicValue)
@@ -183,8 +179,28 @@ func (t *Transport) reg(off uint64) *atomic.Uint32 { return &t.page[off/4] }
 
 // Kicks returns one eventfd for each queue, to be signalled when the driver
 // writes the queue's index to RegQueueNotify. They stay the transport's and are
-// valid until Close. A write that reaches Write does the same, more slowly.
-func (t *Transport) Kicks() []*eventfd.EventFD { return t.kicks }
+// valid until Close. A write that reaches Write does the same, more slowly. They are made
+// when they are first asked for, or when a driver starts the device: most places for disks and
+// file systems stay empty, and each eventfd is a part of a start.
+func (t *Transport) Kicks() ([]*eventfd.EventFD, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.kicksLocked()
+}
+
+func (t *Transport) kicksLocked() ([]*eventfd.EventFD, error) {
+	if t.closed {
+		return nil, os.ErrClosed
+	}
+	for len(t.kicks) < len(t.queues) {
+		kick, err := eventfd.New()
+		if err != nil {
+			return nil, fmt.Errorf("mmio: device %d: %w", t.dev.ID(), err)
+		}
+		t.kicks = append(t.kicks, kick)
+	}
+	return t.kicks, nil
+}
 
 // Close stops the device and releases the eventfds. Afterwards the registers
 // read as 0 and writes are ignored.
@@ -249,9 +265,11 @@ func (t *Transport) writeLocked(off uint64, v uint32) {
 		t.queueSel = v
 		t.publishQueueLocked()
 	case RegQueueNotify:
-		if uint64(v) < uint64(len(t.kicks)) {
+		if kicks, err := t.kicksLocked(); err != nil {
+			t.fail(err)
+		} else if uint64(v) < uint64(len(kicks)) {
 			// An eventfd's counter is full after 2^64-2 signals.
-			_ = t.kicks[v].Signal()
+			_ = kicks[v].Signal()
 		}
 	case RegInterruptACK:
 		t.reg(regInterruptStatus).And(^v)
@@ -342,6 +360,11 @@ func (t *Transport) startLocked() {
 		t.fail(errors.New("the driver set DRIVER_OK without FEATURES_OK"))
 		return
 	}
+	kicks, err := t.kicksLocked()
+	if err != nil {
+		t.fail(err)
+		return
+	}
 	s := virtio.Session{
 		Features:      t.driverFeatures,
 		Memory:        t.cfg.Memory,
@@ -358,7 +381,6 @@ func (t *Transport) startLocked() {
 			t.fail(fmt.Errorf("queue %d: size %d, at most %d is offered", i, q.size, q.max))
 			return
 		}
-		var err error
 		s.Queues[i], err = virtio.NewQueue(virtio.QueueConfig{
 			Memory:    t.cfg.Memory,
 			Size:      q.size,
@@ -366,7 +388,7 @@ func (t *Transport) startLocked() {
 			Driver:    guestmem.Addr(q.driver),
 			Device:    guestmem.Addr(q.device),
 			Features:  t.driverFeatures,
-			Kick:      t.kicks[i],
+			Kick:      kicks[i],
 			Interrupt: func() { t.interrupt(InterruptUsed) },
 		})
 		if err != nil {

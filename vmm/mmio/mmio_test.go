@@ -338,7 +338,11 @@ func TestQueueNotify(t *testing.T) {
 	b.write(RegQueueNotify, 2) // there is none
 	b.write(RegQueueNotify, 0xffffffff)
 	b.write(RegQueueNotify, 1)
-	if err := b.tr.Kicks()[1].Wait(); err != nil {
+	kicks, err := b.tr.Kicks()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := kicks[1].Wait(); err != nil {
 		t.Fatal(err)
 	}
 }

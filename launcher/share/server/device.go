@@ -48,7 +48,10 @@ func serveDevice(ctx context.Context, s share.Spec, logf func(format string, arg
 		conn.Close()
 	})
 	defer mounted.Stop()
-	if err := announce(s); err != nil {
+	if err = fs.Accept(conn); err == nil {
+		err = announce(s)
+	}
+	if err != nil {
 		conn.Close()
 		return err
 	}

@@ -11,7 +11,8 @@
 //
 // # Connection
 //
-// Frames, little-endian, either way: length[4] of what follows, tag[4], and a FUSE message. The request's
+// The device sends one byte, attached, when it will hand requests on: only then may the guest be told
+// to mount. From then on there are frames, little-endian, either way: length[4] of what follows, tag[4], and a FUSE message. The request's
 // has room[4] before the message: how many bytes the answer may have. The server
 // answers each tag once, in any order; requests without room (FORGET) get no answer.
 //
@@ -55,6 +56,9 @@ const (
 	opInit    = 26
 	opDestroy = 38
 )
+
+// attached is what the device sends first.
+const attached = 'A'
 
 // ErrBusy is Attach's error for a device that is not free.
 var ErrBusy = errors.New("the file system device is in use")
@@ -137,7 +141,15 @@ func (d *Device) Attach(conn net.Conn) error {
 	}
 	s := &server{conn: conn, calls: map[uint32]*call{}}
 	d.server = s
-	go d.receive(s)
+	s.sendMu.Lock()
+	go func() {
+		_, err := s.conn.Write([]byte{attached})
+		s.sendMu.Unlock()
+		if err != nil {
+			s.conn.Close() // receive gives it up
+		}
+		d.receive(s)
+	}()
 	return nil
 }
 

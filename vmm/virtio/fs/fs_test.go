@@ -51,6 +51,9 @@ func attach(t *testing.T, d *Device, handle Handler) (end func()) {
 	}
 	var wg sync.WaitGroup
 	wg.Go(func() {
+		if Accept(theirs) != nil {
+			return // the device was closed at once
+		}
 		if err := Serve(theirs, handle); err != nil && !errors.Is(err, io.ErrClosedPipe) {
 			t.Error(err)
 		}
@@ -236,6 +239,9 @@ func TestBadServer(t *testing.T) {
 			g := virtiotest.Start(t, d, virtiotest.Options{})
 			ours, theirs := net.Pipe()
 			if err := d.Attach(ours); err != nil {
+				t.Fatal(err)
+			}
+			if err := Accept(theirs); err != nil {
 				t.Fatal(err)
 			}
 			first := g.Ring(requests).Send(t, [][]byte{message(opLookup, 7, "a")}, answered)

@@ -14,7 +14,19 @@ import (
 // It is called by many goroutines at once.
 type Handler = func(request, room []byte) int
 
-// Serve is the server's side of a device's connection. It returns when the device has
+// Accept waits until the device at the other end of conn hands requests on.
+func Accept(conn net.Conn) error {
+	var b [1]byte
+	if _, err := io.ReadFull(conn, b[:]); err != nil {
+		return fmt.Errorf("the file system device: %w", err)
+	}
+	if b[0] != attached {
+		return fmt.Errorf("the file system device says %#x", b[0])
+	}
+	return nil
+}
+
+// Serve is the server's side of a device's connection, after Accept. It returns when the device has
 // given the server up, with nil, or broken the protocol, after all requests have been answered. It closes conn.
 func Serve(conn net.Conn, handle Handler) error {
 	var running sync.WaitGroup
