@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -104,12 +105,17 @@ func nextDevice(known string) (string, error) {
 		return "", errors.New("it names no device")
 	}
 	last := lines[len(lines)-1]
-	var size, address uint64
-	var irq, id int
-	if _, err := fmt.Sscanf(last, "0x%x@0x%x:%d:%d", &size, &address, &irq, &id); err != nil {
-		return "", fmt.Errorf("%q: %w", last, err)
+	// Not fmt.Sscanf, which takes its time: a cold start with a network goes through here.
+	size, rest, _ := strings.Cut(last, "@")
+	address, rest, _ := strings.Cut(rest, ":")
+	irq, _, _ := strings.Cut(rest, ":")
+	n, err := strconv.ParseUint(size, 0, 64)
+	at, err2 := strconv.ParseUint(address, 0, 64)
+	_, err3 := strconv.ParseUint(irq, 10, 32)
+	if err := errors.Join(err, err2, err3); err != nil {
+		return "", fmt.Errorf("%q is no device: %w", last, err)
 	}
-	return fmt.Sprintf("%#x@%#x:%d", size, address+size, irq), nil
+	return size + "@0x" + strconv.FormatUint(at+n, 16) + ":" + irq, nil
 }
 
 func exists(path string) bool {
