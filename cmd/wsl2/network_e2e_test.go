@@ -27,6 +27,10 @@ func TestNetworkRules(t *testing.T) {
 			t.Errorf("%s is not in the log: %s", to, log)
 		}
 	}
+	h.Setenv("HTTPS_PROXY", "http://localhost:1234")
+	if out := h.OK("-d", "small", "-e", "env"); !strings.Contains(out, "HTTPS_PROXY=http://host.wsl2.internal:1234\n") {
+		t.Errorf("the caller's proxy: %s", out)
+	}
 	h.OK("--shutdown")
 	h.Config("[wsl2]", "networkingMode = none")
 	if r := h.Run("-d", "small", "-e", "sh", "-c", "ls /sys/class/net; wget -O - http://10.77.0.1/"); strings.Contains(r.Stdout, "eth0") || !strings.Contains(r.Stderr, "unreachable") {

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -111,22 +112,34 @@ func nextDevice(known string) (string, error) {
 			last = d
 		}
 	}
-	return fmt.Sprintf("%#x@%#x:%d", last.size, last.address+last.size, last.irq), nil
+	hex := func(n uint64) string { return "0x" + strconv.FormatUint(n, 16) }
+	return hex(last.size) + "@" + hex(last.address+last.size) + ":" + strconv.FormatUint(last.irq, 10), nil
 }
 
 // mmioDevice is one on the bus.
 type mmioDevice struct {
-	size, address uint64
-	irq           int
+	size, address, irq uint64
+}
+
+// parseDevice reads "SIZE@ADDRESS:IRQ" and what may follow. Not by fmt.Sscanf, which takes its
+// time: a cold start goes through here.
+func parseDevice(s string) (d mmioDevice, err error) {
+	size, rest, _ := strings.Cut(s, "@")
+	address, rest, _ := strings.Cut(rest, ":")
+	irq, _, _ := strings.Cut(rest, ":")
+	var errs [3]error
+	d.size, errs[0] = strconv.ParseUint(size, 0, 64)
+	d.address, errs[1] = strconv.ParseUint(address, 0, 64)
+	d.irq, errs[2] = strconv.ParseUint(irq, 10, 32)
+	return d, errors.Join(errs[:]...)
 }
 
 // parseDevices reads what mmioDevices says, in the order of addresses.
 func parseDevices(known string) (list []mmioDevice, err error) {
 	for _, line := range strings.Fields(strings.TrimRight(known, "\x00")) { // which the kernel counts
-		var d mmioDevice
-		var id int
-		if _, err := fmt.Sscanf(line, "0x%x@0x%x:%d:%d", &d.size, &d.address, &d.irq, &id); err != nil {
-			return nil, fmt.Errorf("%q: %w", line, err)
+		d, err := parseDevice(line)
+		if err != nil {
+			return nil, fmt.Errorf("%q is no device: %w", line, err)
 		}
 		list = append(list, d)
 	}
@@ -145,9 +158,11 @@ func RegisterDevice(device string) error {
 		return err
 	}
 	defer unlock()
-	var address uint64
-	if _, rest, ok := strings.Cut(device, "@"); ok {
-		fmt.Sscanf(rest, "0x%x:", &address) //nolint:errcheck // 0 is none of them
+	_, rest, _ := strings.Cut(device, "@")
+	rest, _, _ = strings.Cut(rest, ":")
+	address, err := strconv.ParseUint(rest, 0, 64)
+	if err != nil {
+		return fmt.Errorf("register %q: %w", device, err)
 	}
 	known, err := os.ReadFile(mmioDevices)
 	if err != nil {

@@ -25,7 +25,11 @@ func Up(m *wire.Network) error {
 	if err := distro.Plug("/sys/class/net/" + Card); err != nil {
 		return fmt.Errorf("bring up %s: %w", Card, err)
 	}
-	// Nor is there anybody who advertises himself as a router.
+	return configure(m)
+}
+
+func configure(m *wire.Network) error {
+	// There is nobody who advertises himself as a router.
 	if err := (mounts.Value{Path: "/proc/sys/net/ipv6/conf/" + Card + "/accept_ra", Value: "0"}).Make(); err != nil && !errors.Is(err, unix.ENOENT) {
 		return fmt.Errorf("bring up %s: %w", Card, err)
 	}

@@ -111,6 +111,7 @@ type Opened struct {
 	FirstRun        bool
 	SetUp, SetUpUID string
 	Shares          hostpath.Table // the host's directories in the distro
+	Proxy           bool           // the caller's proxies are the distro's as well
 }
 
 // Error is a failure that the user is told of.
@@ -420,6 +421,7 @@ func AppendOpened(b []byte, o *Opened) []byte {
 	for _, s := range o.Shares {
 		b = appendString(appendString(b, s.Host), s.Guest)
 	}
+	b = appendBool(b, o.Proxy)
 	binary.LittleEndian.PutUint32(b[start:], uint32(len(b)-start-4))
 	return b
 }
@@ -451,6 +453,7 @@ func DecodeOpened(body []byte) (Opened, error) {
 	for n := d.u32(); n > 0 && d.err == nil; n-- {
 		o.Shares = append(o.Shares, hostpath.Share{Host: d.string(), Guest: d.string()})
 	}
+	o.Proxy = d.bool()
 	return o, d.end()
 }
 

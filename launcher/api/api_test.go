@@ -28,7 +28,7 @@ func TestOpenRoundTrip(t *testing.T) {
 
 func TestOpenedRoundTrip(t *testing.T) {
 	in := Opened{"debian", "/run/v", 1025, "me", true, "/setup --now", "1000",
-		hostpath.Table{{Host: "/home/me", Guest: "/mnt/host"}, {Host: "/srv", Guest: "/mnt/srv"}}}
+		hostpath.Table{{Host: "/home/me", Guest: "/mnt/host"}, {Host: "/srv", Guest: "/mnt/srv"}}, true}
 	kind, body, err := Read(bytes.NewReader(AppendOpened(nil, &in)))
 	if err != nil || kind != KindOpened {
 		t.Fatal(kind, err)

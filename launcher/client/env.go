@@ -11,10 +11,13 @@ import (
 )
 
 // guestEnv is what a session takes over from the caller's environment: the
-// language, what describes the terminal if there is one, and what WSLENV names.
+// language, what describes the terminal if there is one, the proxies, and what WSLENV names.
 // All else stays on the host.
-func guestEnv(std Stdio, tty bool, shares hostpath.Table) []string {
+func guestEnv(std Stdio, tty bool, o api.Opened) []string {
 	var env []string
+	if o.Proxy {
+		env = proxies(std.Environ)
+	}
 	for _, kv := range std.Environ {
 		name, value, _ := strings.Cut(kv, "=")
 		switch {
@@ -27,7 +30,7 @@ func guestEnv(std Stdio, tty bool, shares hostpath.Table) []string {
 			env = append(env, kv)
 		}
 	}
-	return append(env, wslenv.Select(std.Getenv("WSLENV"), std.Environ, wslenv.ToGuest, shares.ToGuest)...)
+	return append(env, wslenv.Select(std.Getenv("WSLENV"), std.Environ, wslenv.ToGuest, o.Shares.ToGuest)...)
 }
 
 // callersDir is the distro's path of the caller's directory; "", the home, if it has

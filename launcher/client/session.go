@@ -93,7 +93,7 @@ func (c *Client) run(spec RunSpec, std Stdio) (status int, err error) {
 		start.Cwd = c.callersDir(spec, std, opened.Shares)
 	}
 	run := console.Session{Peer: s, Stdio: console.Stdio{In: std.In, Out: std.Out, Err: std.Err}, AnswerWait: c.AnswerWait}
-	return run.Run(start, func(terminal bool) []string { return guestEnv(std, terminal, opened.Shares) })
+	return run.Run(start, func(terminal bool) []string { return guestEnv(std, terminal, opened) })
 }
 
 // Open opens one connection to the distro's session port.

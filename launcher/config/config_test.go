@@ -115,7 +115,7 @@ func TestSettings(t *testing.T) {
 				{Distro: "debian", Port: 80, HostPort: 8080, Allow: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}},
 				{Distro: "debian", UDP: true, Port: 53, HostPort: 53, Address: netip.MustParseAddr("192.168.1.5")},
 			}},
-		Network: Network{Off: true, Policy: policy.Policy{
+		Network: Network{Off: true, AutoProxy: true, Policy: policy.Policy{
 			Restricted: true,
 			Allow:      []policy.Rule{{Name: "*.example.org", Port: 443}, {Net: netip.MustParsePrefix("192.0.2.0/24")}},
 			Deny:       []policy.Rule{{Net: netip.MustParsePrefix("2001:db8::1/128"), Port: 25}},

@@ -14,7 +14,11 @@ type Network struct {
 	Off          bool // no network at all
 	HostLoopback bool // host.wsl2.internal reaches what listens on the host's loopback
 	Policy       policy.Policy
+	AutoProxy    bool // sessions take the caller's proxies over
 }
+
+// Proxied tells whether sessions take the caller's proxies over.
+func (n Network) Proxied() bool { return n.AutoProxy && !n.Off }
 
 // otherModes are WSL's that there are none of here (docs/network.md says why).
 var otherModes = []string{"mirrored", "bridged", "virtioproxy"}
@@ -31,6 +35,15 @@ func (n *Network) setMode(v string) string {
 		n.Off = true // who writes this may want less than nat
 		return "Networking mode must be nat or none (none is used):"
 	}
+	return ""
+}
+
+func (n *Network) setAutoProxy(v string) string {
+	on, ok := ini.Bool(v)
+	if !ok {
+		return "Invalid boolean value"
+	}
+	n.AutoProxy = on
 	return ""
 }
 

@@ -92,7 +92,7 @@ func Defaults(h Host) Settings {
 		SSHAgent:            true,
 		Shares:              defaultShares(h.Home),
 		Ports:               ports.Policy{Localhost: true},
-		Network:             Network{HostLoopback: true},
+		Network:             Network{HostLoopback: true, AutoProxy: true},
 	}
 }
 
@@ -206,7 +206,7 @@ var knownNames = []string{
 	"wsl2.kernel", "wsl2.kernelCommandLine", "wsl2.accel", "wsl2.defaultVhdSize",
 	"interop.enabled", "interop.hostPrograms", "interop.sshAgent", "wsl2.safeMode", "wsl2.swap", "wsl2.swapFile",
 	"wsl2.localhostForwarding", "ports.ignore", "ports.privileged", "ports.publish", "experimental.ignoredPorts",
-	"wsl2.networkingMode", "network.hostLoopback", "network.allow", "network.deny",
+	"wsl2.networkingMode", "wsl2.autoProxy", "network.hostLoopback", "network.allow", "network.deny",
 }
 
 // settings maps "section.key" to what stores the value; the result is a
@@ -289,6 +289,7 @@ var settings = map[string]func(s *Settings, value string, h Host) string{
 		s.HostPrograms = strings.FieldsFunc(v, func(r rune) bool { return r == ',' || r == ' ' || r == '\t' })
 		return ""
 	},
+	"wsl2.autoproxy":       func(s *Settings, v string, _ Host) string { return s.Network.setAutoProxy(v) },
 	"wsl2.networkingmode":  func(s *Settings, v string, _ Host) string { return s.Network.setMode(v) },
 	"network.hostloopback": func(s *Settings, v string, _ Host) string { return s.Network.setHostLoopback(v) },
 	"network.allow":        func(s *Settings, v string, _ Host) string { return s.Network.setAllow(v) },
@@ -359,7 +360,7 @@ var knownElsewhere = []string{
 	"wsl2.pagereporting", "wsl2.nestedvirtualization", "wsl2.hardwareperformancecounters",
 	"wsl2.mountdevicetimeout", "wsl2.debugconsole", "wsl2.debugconsolelogfile", "wsl2.earlybootlogging",
 	"wsl2.vmswitch", "wsl2.macaddress", "wsl2.dhcp", "wsl2.dhcptimeout", "wsl2.ipv6",
-	"wsl2.dnsproxy", "wsl2.dnstunneling", "wsl2.firewall", "wsl2.autoproxy",
+	"wsl2.dnsproxy", "wsl2.dnstunneling", "wsl2.firewall",
 	"wsl2.gpusupport", "wsl2.guiapplications", "wsl2.systemdistro", "wsl2.hostfilesystemaccess", "wsl2.virtio", "wsl2.virtiofs", "wsl2.virtio9p",
 	"wsl2.crashdumpfolder", "wsl2.maxcrashdumpcount", "wsl2.isolatedistrocgroup", "wsl2.telemetry",
 	"general.distributioninstallpath",

@@ -76,6 +76,7 @@ type Session struct {
 	VsockPath string
 	Port      uint32
 	Shares    hostpath.Table
+	Proxy     bool // the caller's proxies are the distro's as well
 	// Notices are for the user whose command started the VM.
 	Notices []string
 }
@@ -159,7 +160,7 @@ func (m *Manager) Open(ctx context.Context, spec DistroSpec, options api.VMOptio
 		if d.err != nil {
 			return nil, Session{}, d.err
 		}
-		s := Session{VsockPath: d.vm.machine.Info().VsockPath, Port: d.port, Shares: shareTable(d.shares)}
+		s := Session{VsockPath: d.vm.machine.Info().VsockPath, Port: d.port, Shares: shareTable(d.shares), Proxy: d.vm.settings.Network.Proxied()}
 		if starter {
 			s.Notices = append(append(m.startNotices(d.vm), d.repaired...), d.warnings...)
 		}

@@ -439,7 +439,7 @@ func (s *Service) open(p *peer, o api.Open) {
 	for _, n := range session.Notices {
 		p.notice(n)
 	}
-	opened := api.Opened{Distro: spec.Name, VsockPath: session.VsockPath, Port: session.Port, DefaultUser: d.DefaultUser, Shares: session.Shares}
+	opened := api.Opened{Distro: spec.Name, VsockPath: session.VsockPath, Port: session.Port, DefaultUser: d.DefaultUser, Shares: session.Shares, Proxy: session.Proxy}
 	if f := d.FirstRun; f != nil {
 		opened.FirstRun, opened.SetUp, opened.SetUpUID = true, f.Command, f.UID
 	}

@@ -162,6 +162,37 @@ func TestSYNFlood(t *testing.T) {
 	}
 }
 
+// TestServeEndsHalfOpen: who waits for a guest that does not go on does not keep the network
+// from ending.
+func TestServeEndsHalfOpen(t *testing.T) {
+	port := listen(t, "127.0.0.1:0", echo)
+	pair := socketpair(t)
+	n, err := New(testConfig(), pair[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.cfg.HostLoopback = true
+	ended := make(chan error, 1)
+	go func() { ended <- n.Serve(t.Context()) }()
+	var raw [net.HeaderLen]byte
+	if _, err := unix.Write(pair[1], append(raw[:], syn(1, netip.AddrPortFrom(n.cfg.Gateway4, uint16(port)).String())...)); err != nil {
+		t.Fatal(err)
+	}
+	// The SYN-ACK: it is half open now.
+	if k, err := unix.Read(pair[1], make([]byte, 1<<16)); err != nil || k == 0 {
+		t.Fatal(k, err)
+	}
+	unix.Close(pair[1])
+	select {
+	case err := <-ended:
+		if err != nil {
+			t.Error(err)
+		}
+	case <-time.After(deadline):
+		t.Error("Serve goes on")
+	}
+}
+
 func TestParseRule(t *testing.T) {
 	for s, want := range map[string]string{
 		"192.0.2.1": "192.0.2.1/32", "192.0.2.1:80": "192.0.2.1/32:80", "192.0.2.77/24": "192.0.2.0/24", "10.0.0.0/8:443": "10.0.0.0/8:443",

@@ -55,11 +55,10 @@ func (s *syns) take(id stack.TransportEndpointID) []byte {
 // connectTCP is called by the stack, on a goroutine of its own, for each connection that
 // the guest wants.
 func (n *Network) connectTCP(r *tcp.ForwarderRequest) {
-	if n.ctx.Err() != nil {
+	if !n.begin() {
 		r.Complete(false)
 		return
 	}
-	n.tasks.Add(1)
 	defer n.tasks.Done()
 	id := r.ID()
 	dst := addrPort(id.LocalAddress, id.LocalPort)

@@ -68,6 +68,19 @@ type Network struct {
 	tasks  sync.WaitGroup // everything that Serve waits for
 
 	syns syns
+
+	mu    sync.Mutex
+	ended bool // no task begins any more that the link's goroutine does not begin; guarded by mu
+}
+
+// begin counts a task that the stack has started by itself; false if it is too late for it.
+func (n *Network) begin() bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if !n.ended {
+		n.tasks.Add(1)
+	}
+	return !n.ended
 }
 
 // nic is the stack's only interface.
@@ -159,6 +172,9 @@ func (n *Network) Serve(ctx context.Context) error {
 	err := n.link.serve()
 	stop()
 	n.cancel()
+	n.mu.Lock()
+	n.ended = true
+	n.mu.Unlock()
 	n.link.shutdown()
 	// Ends every connection with the guest, and with that what waits for one.
 	n.stack.Destroy()

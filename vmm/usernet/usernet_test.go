@@ -85,6 +85,13 @@ func socketpair(t testing.TB) [2]int {
 // newGuest starts a network and a guest with it; change may alter the network's Config.
 func newGuest(t testing.TB, change func(*Config)) *guest {
 	t.Helper()
+	return newGuestBehind(t, change, nil)
+}
+
+// newGuestBehind is newGuest with a wire between both that carries what carry, if not nil,
+// says of the guest's records.
+func newGuestBehind(t testing.TB, change func(*Config), carry func(record []byte) bool) *guest {
+	t.Helper()
 	c := testConfig()
 	g := &guest{t: t, log: &lines{}, ended: make(chan error, 1)}
 	c.Logf = g.log.add
@@ -92,6 +99,19 @@ func newGuest(t testing.TB, change func(*Config)) *guest {
 		change(&c)
 	}
 	pair := socketpair(t)
+	if carry != nil {
+		far := socketpair(t)
+		var pumps sync.WaitGroup
+		near := pair[0]
+		pumps.Go(func() { pump(far[1], near, carry) })
+		pumps.Go(func() { pump(near, far[1], func([]byte) bool { return true }) })
+		t.Cleanup(func() {
+			pumps.Wait()
+			unix.Close(near)
+			unix.Close(far[1])
+		})
+		pair[0] = far[0]
+	}
 	var err error
 	if g.net, err = New(c, pair[0]); err != nil {
 		t.Fatal(err)
@@ -147,6 +167,27 @@ func newGuest(t testing.TB, change func(*Config)) *guest {
 		g.link.close()
 	})
 	return g
+}
+
+// pump carries records until their end, which it passes on.
+func pump(to, from int, carry func([]byte) bool) {
+	b := make([]byte, 1<<17)
+	for {
+		n, err := unix.Read(from, b)
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil || n == 0 {
+			break
+		}
+		if carry(b[:n]) {
+			if _, err := unix.Write(to, b[:n]); err != nil {
+				break
+			}
+		}
+	}
+	unix.Shutdown(to, unix.SHUT_RDWR)   //nolint:errcheck // it may be gone
+	unix.Shutdown(from, unix.SHUT_RDWR) //nolint:errcheck // it may be gone
 }
 
 func full(a netip.AddrPort) tcpip.FullAddress {

@@ -713,3 +713,35 @@ func BenchmarkQueueRoundTrip(b *testing.B) {
 		<-req.Done()
 	}
 }
+
+// TestQueuePushAll: the driver sees several chains at once, and one interrupt is for all of
+// them.
+func TestQueuePushAll(t *testing.T) {
+	r := newRaw(t, 8, plain, 0)
+	for i := range 3 {
+		r.setDesc(r.desc, i, virtiotest.Desc{Addr: rawBase, Len: 16, Flags: virtiotest.DescWrite})
+		r.offer(uint16(i))
+	}
+	var c virtio.Chain
+	for range 3 {
+		if ok, err := r.Pop(&c); !ok || err != nil {
+			t.Fatal(ok, err)
+		}
+	}
+	r.PushAll([]virtio.Used{{Head: 2, Len: 5}, {Head: 0, Len: 6}, {Head: 1}})
+	if _, used := r.Indices(); used != 3 {
+		t.Errorf("used index %d", used)
+	}
+	for i, want := range []virtio.Used{{Head: 2, Len: 5}, {Head: 0, Len: 6}, {Head: 1}} {
+		e := r.at(r.used + 4 + 8*guestmem.Addr(i))
+		if head, n := binary.LittleEndian.Uint32(e), binary.LittleEndian.Uint32(e[4:]); head != uint32(want.Head) || n != want.Len {
+			t.Errorf("element %d: chain %d, %d bytes; want %+v", i, head, n, want)
+		}
+	}
+	if idx := binary.LittleEndian.Uint16(r.at(r.used + 2)); idx != 3 {
+		t.Errorf("the driver sees %d", idx)
+	}
+	if r.Notify(); r.interrupts != 1 {
+		t.Errorf("%d interrupts", r.interrupts)
+	}
+}
