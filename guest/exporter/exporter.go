@@ -30,14 +30,15 @@ func run(j *diskjob.Job, m *wire.Export) (string, error) {
 		j.Log.Errorf("raise the limit of descriptors: %v", err)
 	}
 	// The journal of a disk that was not unmounted is replayed nevertheless.
-	if err := diskjob.Mount(m.Slot, unix.MS_RDONLY); err != nil {
+	dir, err := diskjob.Mount(m.Slot, unix.MS_RDONLY)
+	if err != nil {
 		return "", err
 	}
 	c, err := j.Accept(m.ID, m.Archive)
 	if err != nil {
 		return "", err
 	}
-	if err = diskjob.Enter(); err == nil {
+	if err = diskjob.Enter(dir); err == nil {
 		w := bufio.NewWriterSize(c, sendBuffer)
 		if err = Pack("/", w, func(name, why string) { j.Log.Printf("%s: left out: %s", name, why) }); err == nil {
 			err = w.Flush()

@@ -48,6 +48,7 @@ const (
 	TypeExited       Type = 53
 	TypeHostExec     Type = 54
 	TypeMountShare   Type = 55
+	TypeRemoveRoot   Type = 80
 )
 
 // newMessage returns an empty message of type t, or nil.
@@ -97,6 +98,8 @@ func newMessage(t Type) Message {
 		return new(HostExec)
 	case TypeMountShare:
 		return new(MountShare)
+	case TypeRemoveRoot:
+		return new(RemoveRoot)
 	}
 	return nil
 }

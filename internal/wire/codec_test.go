@@ -26,6 +26,7 @@ func samples() []Message {
 		&Maintain{ID: 14, Slot: 5, Task: TaskShrink, Bytes: 1 << 32, Archive: id},
 		&MountDisk{ID: 15, Slot: 6, Partition: 2, Name: "data", FSType: "ext4", Options: "ro"},
 		&ReleaseDisk{ID: 16, Slot: 6},
+		&RemoveRoot{ID: 17},
 		&Shutdown{ID: 10, GraceMillis: 1},
 		&Reply{ID: 11, Code: CodeRefused, Text: "no", Port: 70000},
 		&ImportReady{ID: 12, Port: 1025},
