@@ -41,10 +41,19 @@ var small struct {
 	ok   bool
 }
 
+// versionVariable says of which version newHost's distro is; "" is 2.
+const versionVariable = "WSL2_TEST_VERSION"
+
 // newHost makes a host with the distro "small", a busybox with the users root,
 // alice and broken. It is imported once per run of the tests.
 func newHost(t *testing.T) *testsys.Host {
 	t.Helper()
+	if os.Getenv(versionVariable) == "1" {
+		h := testsys.New(t)
+		h.OK("--set-default-version", "1")
+		h.Import("small", testsys.Busybox(t)...)
+		return h
+	}
 	small.once.Do(func() {
 		h := testsys.New(t)
 		h.Config("[wsl2]", "defaultVhdSize=8GB") // e2fsck reads each group of blocks

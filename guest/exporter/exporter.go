@@ -26,7 +26,13 @@ func Run(args []string) int {
 
 func run(j *diskjob.Job, m *wire.Export) (string, error) {
 	// A descriptor for each level of directories.
-	if err := syscall.Setrlimit(unix.RLIMIT_NOFILE, &syscall.Rlimit{Cur: 1 << 18, Max: 1 << 18}); err != nil {
+	limit := syscall.Rlimit{Cur: 1 << 18, Max: 1 << 18}
+	if m.Slot == wire.DirSlot { // no root of the host that could raise it
+		if err := syscall.Getrlimit(unix.RLIMIT_NOFILE, &limit); err == nil {
+			limit.Cur = limit.Max
+		}
+	}
+	if err := syscall.Setrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
 		j.Log.Errorf("raise the limit of descriptors: %v", err)
 	}
 	// The journal of a disk that was not unmounted is replayed nevertheless.

@@ -382,6 +382,8 @@ func (t Type) String() string {
 		return "HostExec"
 	case TypeMountShare:
 		return "MountShare"
+	case TypeRemoveRoot:
+		return "RemoveRoot"
 	}
 	return fmt.Sprintf("Type(%d)", uint8(t))
 }

@@ -86,10 +86,11 @@ func (s *Service) manage(p *peer, reg *registry.Registry, d registry.Distro, c a
 	return changed, nil
 }
 
-// diskUse returns a disk's size and what it takes of the host's file system.
+// diskUse returns a disk's size and what it takes of the host's file system; nothing for a root: to
+// count its files would take too long.
 func diskUse(disk string) (size, used int64) {
 	var st unix.Stat_t
-	if unix.Stat(disk, &st) != nil {
+	if unix.Stat(disk, &st) != nil || st.Mode&unix.S_IFMT != unix.S_IFREG {
 		return 0, 0
 	}
 	return st.Size, st.Blocks * 512
@@ -349,12 +350,10 @@ func (s *Service) export(p *peer, d registry.Distro, c api.Call) error {
 	defer release()
 	ctx, sent, end := p.watch()
 	defer end()
-	_, used := diskUse(d.Disk)
-	if d.Version == 1 {
-		if used = 0; c.Disk { // not known
-			return noDisk(d, "no disk that could be exported")
-		}
+	if d.Version == 1 && c.Disk {
+		return noDisk(d, "no disk that could be exported")
 	}
+	_, used := diskUse(d.Disk)
 	if c.Disk {
 		lock, err := blk.Open(d.Disk, true)
 		if err != nil {

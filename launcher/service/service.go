@@ -555,9 +555,7 @@ func (s *Service) list(reg *registry.Registry) api.List {
 		key := strings.ToLower(d.Name)
 		row := api.Distro{Name: d.Name, Default: d.Name == def, State: api.StateStopped, Version: d.Version, Disk: d.Disk, DefaultUser: d.DefaultUser}
 		row.OwnVM = own[d.ID] != nil && own[d.ID].runs(d.Name)
-		if d.Version == 2 { // to count the files of a directory would take too long
-			row.SizeBytes, row.UsedBytes = diskUse(d.Disk)
-		}
+		row.SizeBytes, row.UsedBytes = diskUse(d.Disk)
 		if st, ok := states[key]; ok {
 			row.State, row.Sessions = st.State, st.Sessions
 		} else if lock, ok := locked[key]; ok {

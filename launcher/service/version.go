@@ -53,10 +53,7 @@ func (s *Service) transform(ctx context.Context, p *peer, reg *registry.Registry
 // copyTo makes the disk or root of the distro to, with the files of another that does not run.
 func (s *Service) copyTo(ctx context.Context, p *peer, from, to registry.Distro, o api.VMOptions) error {
 	partial := to.Disk + partialSuffix
-	total := int64(0)
-	if from.Version == 2 {
-		_, total = diskUse(from.Disk)
-	}
+	_, total := diskUse(from.Disk) // of a root it is not known
 	if err := images.CheckSpace(filepath.Dir(to.Disk), uint64(total)); err != nil {
 		return err
 	}
@@ -67,31 +64,43 @@ func (s *Service) copyTo(ctx context.Context, p *peer, from, to registry.Distro,
 	// archive's connections end.
 	work, giveUp := context.WithCancelCause(context.Background())
 	defer giveUp(nil)
+	gone := ctx
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	source, target := newEnd(), newEnd()
-	done := make(chan error, 3)
+	done := make(chan error, 2)
+	maker := to
+	maker.ID = registry.NewID() // one machine works on one root: both may be the same distro's
 	go func() {
 		defer close(source.ended)
 		done <- s.managerOf(from).Export(work, from.Name, from.Disk, source.archive, o, source.isReady)
 	}()
 	go func() {
 		defer close(target.ended)
-		_, err := s.makerOf(to).Import(work, to.Name, partial, target.archive, o, target.isReady)
+		_, err := s.makerOf(maker).Import(work, to.Name, partial, target.archive, o, target.isReady)
 		done <- err
 	}()
 	progress := p.progress("copying the files")
-	go func() { done <- pump(ctx, source, target, func(n int64) { progress(n, max(n+1, total)) }) }()
-	var failure error // the first is the reason of the others
-	for range 3 {
+	pumped := make(chan error, 1)
+	go func() { pumped <- pump(ctx, source, target, func(n int64) { progress(n, max(n+1, total)) }) }()
+	defer context.AfterFunc(ctx, func() {
+		time.AfterFunc(killAfter, func() { giveUp(fmt.Errorf("the archive was not given up within %v", killAfter)) })
+	})()
+	var failure error // the first is the reason of the other
+	for range 2 {
 		if err := <-done; err != nil && failure == nil {
 			failure = err
 			cancel(err)
-			defer time.AfterFunc(killAfter, func() { giveUp(fmt.Errorf("the archive was not given up within %v", killAfter)) }).Stop()
 		}
 	}
-	if failure != nil {
+	err := <-pumped
+	switch {
+	case failure != nil && gone.Err() != nil:
+		return context.Cause(gone)
+	case failure != nil:
 		return failure
+	case err != nil:
+		return err
 	}
 	return commit(partial, to.Disk)
 }
