@@ -52,6 +52,16 @@ func TestAccept(t *testing.T) {
 	}
 }
 
+// TestAcceptGone: what is read of who has gone does not depend on when it was accepted.
+func TestAcceptGone(t *testing.T) {
+	client, server := dial(t)
+	client.Write([]byte("CONNECT 0\nhello"))
+	client.Close()
+	if got, err := io.ReadAll(server); err != nil || string(got) != "hello" {
+		t.Errorf("%q, %v", got, err)
+	}
+}
+
 func FuzzAccept(f *testing.F) {
 	f.Add([]byte("CONNECT 0\nrest"))
 	f.Add([]byte("CONNECT \n"))
