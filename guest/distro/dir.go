@@ -18,6 +18,8 @@ import (
 // This file is version 1: a distro whose root is a directory of the host, in namespaces of the
 // host's own kernel (package native).
 
+const binfmtMisc = "/proc/sys/fs/binfmt_misc"
+
 // Pivot makes the working directory, a mount, the root. prepare runs in between, when "/" is the
 // new root and the working directory the old one, which is gone afterwards.
 func Pivot(prepare func() error) error {
@@ -61,6 +63,8 @@ func (d *distro) makeDirRoot(m *wire.StartDistro, trees []string) error {
 		if err := mounts.All(dirRoot); err != nil {
 			d.log.Errorf("%s: %v", d.name, err)
 		}
+		// Each user namespace has formats of its own since Linux 6.7; before, the host's hold.
+		_ = unix.Mount("binfmt_misc", binfmtMisc, "binfmt_misc", mounts.NoSuidDevExec, "")
 		return nil
 	})
 	if err != nil {
@@ -68,6 +72,9 @@ func (d *distro) makeDirRoot(m *wire.StartDistro, trees []string) error {
 	}
 	if initErr == nil {
 		initErr = installTools(init)
+	}
+	if initErr == nil && exists(binfmtMisc+"/register") {
+		initErr = mounts.Value{Path: binfmtMisc + "/register", Value: BinfmtMZ}.Make()
 	}
 	if initErr != nil {
 		d.log.Errorf("%s: no tools: %v", d.name, initErr)
