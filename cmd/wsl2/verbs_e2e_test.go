@@ -110,15 +110,11 @@ func TestVerbs(t *testing.T) {
 	if s := list(); s["small"] != "Running" {
 		t.Fatalf("after a command: %v", s)
 	}
-	version := "2"
-	if version1() {
-		version = "1"
-	}
 	out := h.OK("--list", "--verbose")
-	if f := strings.Fields(out); len(f) < 7 || strings.Join(f[:7], " ") != "NAME STATE VERSION * small Running "+version {
+	if f := strings.Fields(out); len(f) < 7 || strings.Join(f[:7], " ") != "NAME STATE VERSION * small Running 2" {
 		t.Fatalf("--list --verbose: %q", out)
 	}
-	if out := h.OK("--status"); !strings.Contains(out, "small") || !(version1() || strings.Contains(out, "kvm") || strings.Contains(strings.ToLower(out), "tcg")) {
+	if out := h.OK("--status"); !strings.Contains(out, "small") || !(strings.Contains(out, "kvm") || strings.Contains(strings.ToLower(out), "tcg")) {
 		t.Fatalf("--status: %q", out)
 	}
 

@@ -151,20 +151,21 @@ func (m IDMap) write(pid int) error {
 
 // MakeRoot makes the directory of a new root, which the distro's own root can take over.
 func MakeRoot(path string) error {
+	m, err := ThisUser()
+	if err != nil {
+		return err
+	}
 	if err := os.Mkdir(path, 0o755); err != nil {
 		return err
 	}
 	if os.Geteuid() != 0 {
 		return nil // the caller is one of the distro's users
 	}
-	m, err := ThisUser()
-	if err == nil {
-		err = os.Chown(path, int(m.UIDs[0].Outside), int(m.GIDs[0].Outside))
-	}
-	if err != nil {
+	if err := os.Chown(path, int(m.UIDs[0].Outside), int(m.GIDs[0].Outside)); err != nil {
 		os.Remove(path)
+		return err
 	}
-	return err
+	return nil
 }
 
 // lastCapability is the kernel's (capabilities(7)).

@@ -38,8 +38,16 @@ func (n *Native) Boot(_ context.Context, r BootRequest) (Machine, error) {
 	}
 	return &nativeMachine{
 		req: r, root: r.Disk, log: n.Log, done: make(chan struct{}),
-		spec: native.Spec{Init: init, Socket: n.Paths.ForVM(r.Own).VsockPath()},
+		spec: native.Spec{Init: init, Socket: n.Paths.ForVM(r.Own).NativeSocket()},
 	}, nil
+}
+
+// Sweep removes the sockets that a service left which was killed: who listened there has ended with it.
+func (n *Native) Sweep() {
+	left, _ := filepath.Glob(n.Paths.NativeSocket() + "-*")
+	for _, path := range left {
+		os.Remove(path)
+	}
 }
 
 // Remove deletes a root with all that is in it.
@@ -47,6 +55,10 @@ func (n *Native) Remove(root string) error {
 	if !exists(root) {
 		os.Remove(root + native.LockSuffix) // if there is one
 		return os.ErrNotExist
+	}
+	if os.Remove(root) == nil { // it was empty
+		os.Remove(root + native.LockSuffix)
+		return nil
 	}
 	m, err := n.Boot(context.Background(), BootRequest{Own: registry.NewID(), Disk: root})
 	if err != nil {
