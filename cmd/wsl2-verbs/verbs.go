@@ -31,6 +31,7 @@ var actions = map[string]func(*command) error{
 	"--status":          status,
 	"--mount":           mountDisk,
 	"--unmount":         unmountDisk,
+	"ps":                ps,
 	"cp":                copyFiles,
 	"doctor":            doctor,
 	"ssh-config":        sshConfig,

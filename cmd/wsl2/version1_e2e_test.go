@@ -105,6 +105,9 @@ func TestVersion1Life(t *testing.T) {
 			l := h.Start("-d", "small", "-e", "sh", "-c", "echo ready; exec sleep 54321")
 			l.Expect("ready\n")
 			pid := hostPID(t, initOf(h, "small").PID, "sleep\x0054321\x00")
+			if out := h.OK("ps", "small"); !strings.Contains(out, fmt.Sprint(initOf(h, "small").PID)+"  small         1  wsl2-distro") || !strings.Contains(out, fmt.Sprint(pid)+"  small") {
+				t.Errorf("ps: %s", out)
+			}
 			testsys.Must(t, unix.Kill(pid, unix.SIGTERM))
 			if r := l.Wait(); r.Status != 143 {
 				t.Errorf("killed on the host: %v", r)

@@ -271,6 +271,8 @@ type Distro struct {
 	SizeBytes   int64  `json:"sizeBytes"`
 	UsedBytes   int64  `json:"usedBytes"`
 	DefaultUser string `json:"defaultUser,omitempty"`
+	// PID is its init's on the host, while a distro of version 1 runs.
+	PID int `json:"pid,omitempty"`
 	// OwnVM: it runs in a VM of its own.
 	OwnVM bool `json:"ownVM,omitempty"`
 }

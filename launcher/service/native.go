@@ -393,4 +393,13 @@ func (m *nativeMachine) Done() <-chan struct{} { return m.done }
 
 func (m *nativeMachine) Exit() error { return nil }
 
-func (m *nativeMachine) Info() MachineInfo { return MachineInfo{VsockPath: m.spec.Socket} }
+// Info has the pid of the distro's init where a VM has its own.
+func (m *nativeMachine) Info() MachineInfo {
+	info := MachineInfo{VsockPath: m.spec.Socket}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.distro != nil {
+		info.PID = m.distro.p.PID
+	}
+	return info
+}

@@ -46,6 +46,20 @@ func (o *ownVMs) list() map[string]*Manager {
 	return all
 }
 
+// pidOf returns the pid of the init of a distro of version 1, 0 while it does not run.
+func (o *ownVMs) pidOf(d registry.Distro) int {
+	o.mu.Lock()
+	m := o.native[d.ID]
+	o.mu.Unlock()
+	if m == nil || d.Version != 1 {
+		return 0
+	}
+	if vm := m.VM(); vm != nil {
+		return vm.PID
+	}
+	return 0
+}
+
 // managers returns the Managers of all VMs, the shared one first.
 func (s *Service) managers() []*Manager {
 	all := []*Manager{s.m}

@@ -556,6 +556,7 @@ func (s *Service) list(reg *registry.Registry) api.List {
 		row := api.Distro{Name: d.Name, Default: d.Name == def, State: api.StateStopped, Version: d.Version, Disk: d.Disk, DefaultUser: d.DefaultUser}
 		row.OwnVM = own[d.ID] != nil && own[d.ID].runs(d.Name)
 		row.SizeBytes, row.UsedBytes = diskUse(d.Disk)
+		row.PID = s.own.pidOf(d)
 		if st, ok := states[key]; ok {
 			row.State, row.Sessions = st.State, st.Sessions
 		} else if lock, ok := locked[key]; ok {

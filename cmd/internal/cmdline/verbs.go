@@ -75,6 +75,7 @@ var Verbs = []Verb{
 	{Long: "--uninstall", Help: "delete all distros and what wsl2 keeps\n(asks first)", Options: []Option{
 		{Long: "yes", Short: "y", Help: "do not ask"},
 	}},
+	{Long: "ps", Args: "[NAME]", Max: 1, Help: "the processes of distros of version 1, by their\nnumbers on the host and in the distro", Options: []Option{jsonOption}},
 	{Long: "cp", Args: "SRC... DST", Min: 2, Max: math.MaxInt, Help: "copy files and directories to, from and\nbetween distros: debian:/etc/hosts .", Options: []Option{
 		{Long: "user", Short: "u", Value: "USER", Help: "with the rights of USER in the distros"},
 		{Long: "archive", Short: "a", Help: "keep owners, set-id bits and devices (-u root)"},
