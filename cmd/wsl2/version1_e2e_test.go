@@ -254,6 +254,7 @@ func TestSetVersion(t *testing.T) {
 		l.Wait()
 		// Cut off while it works.
 		was := registered()
+		service := h.Process("service") // one that is about to start a program would be two
 		c := h.Start("--set-version", "small", version)
 		for len(notes(h)) == 0 {
 			if c.Cmd.ProcessState != nil {
@@ -261,7 +262,7 @@ func TestSetVersion(t *testing.T) {
 			}
 		}
 		c.Kill() // or it would ask the next service
-		h.Process("service").Kill(t)
+		service.Kill(t)
 		if now := registered(); now != was {
 			t.Errorf("cut off, the registry is %s, was %s", now, was)
 		}
