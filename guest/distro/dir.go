@@ -55,10 +55,6 @@ func (d *distro) makeDirRoot(m *wire.StartDistro, trees []string) error {
 	init, initErr := openTree("/proc/self/exe")
 	resolvConf, resolvErr := os.ReadFile("/etc/resolv.conf")
 	err := Pivot(func() error {
-		// Container engines bind-mount with propagation and need a shared root.
-		if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_SHARED, ""); err != nil {
-			return fmt.Errorf("share the new root: %w", err)
-		}
 		// One thing that cannot be mounted must not lock the user out of the rest.
 		if err := mounts.All(dirRoot); err != nil {
 			d.log.Errorf("%s: %v", d.name, err)
@@ -69,6 +65,11 @@ func (d *distro) makeDirRoot(m *wire.StartDistro, trees []string) error {
 	})
 	if err != nil {
 		return err
+	}
+	// Container engines bind-mount with propagation and need a shared root. No earlier: what is bound from
+	// the host's root would be its peer, and lose with it what is mounted on top.
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_SHARED, ""); err != nil {
+		return fmt.Errorf("share the new root: %w", err)
 	}
 	if initErr == nil {
 		initErr = installTools(init)

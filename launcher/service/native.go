@@ -224,7 +224,12 @@ func (m *nativeMachine) read(d *nativeDistro, answer chan<- *wire.Reply) {
 		case *wire.HostExec:
 			event(func() { m.req.HostExec(d.name, msg.Session) })
 		default:
-			m.log.Warn("unexpected message of a distro", "distro", d.name, "type", msg.Type())
+			m.log.Warn("unexpected message of a distro's init, which is killed", "distro", d.name, "type", msg.Type())
+			d.p.Kill() // nor is it asked any further
+			if !started {
+				close(answer)
+			}
+			return
 		}
 	}
 }
