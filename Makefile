@@ -38,9 +38,9 @@ kernel: ## build out/vmlinux, the guest kernel (cached by the hash of its inputs
 	@scripts/kernel
 
 .PHONY: initramfs
-initramfs: ## build out/initramfs.cpio: /init and the system distro
+initramfs: ## build out/initramfs.cpio: /init and the system distro; and /init as out/wsl2-init
 	@mkdir -p $(OUT)
-	$(GO) run ./scripts/initramfs -o $(OUT)/initramfs.cpio -version '$(VERSION)'
+	$(GO) run ./scripts/initramfs -o $(OUT)/initramfs.cpio -init $(OUT)/wsl2-init -version '$(VERSION)'
 
 .PHONY: run
 run: ## build, import Debian and open its shell (no terminal: run one command there)

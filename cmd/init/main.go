@@ -12,8 +12,11 @@ import (
 	"github.com/wsl2/wsl2/guest/files"
 	"github.com/wsl2/wsl2/guest/importer"
 	"github.com/wsl2/wsl2/guest/maintain"
+	"github.com/wsl2/wsl2/guest/native"
 	"github.com/wsl2/wsl2/guest/pid1"
+	"github.com/wsl2/wsl2/guest/remover"
 	"github.com/wsl2/wsl2/guest/tools"
+	"github.com/wsl2/wsl2/internal/nsinit"
 )
 
 func main() {
@@ -30,6 +33,10 @@ func main() {
 		os.Exit(files.Run())
 	case maintain.Argv0:
 		os.Exit(maintain.Run(os.Args))
+	case remover.Argv0:
+		os.Exit(remover.Run(os.Args))
+	case nsinit.Argv0:
+		os.Exit(native.Run(os.Args))
 	}
 	// PID 1 of a container in a distro may be one of the tools; it has their environment.
 	if os.Getpid() != 1 || os.Getenv("WSL_DISTRO_NAME") != "" {

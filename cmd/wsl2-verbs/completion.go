@@ -28,7 +28,7 @@ func completion(c *command) error {
 }
 
 // takesDistro are the options and verbs whose value is a distro's name.
-var takesDistro = []string{"-d", "--distribution", "-t", "--terminate", "-s", "--set-default", "--unregister", "--export", "--manage", "ssh-proxy"}
+var takesDistro = []string{"-d", "--distribution", "-t", "--terminate", "-s", "--set-default", "--unregister", "--export", "--manage", "--set-version", "ps", "ssh-proxy"}
 
 // takesFile are the verbs behind which files are completed.
 var takesFile = []string{"--import", "--import-in-place", "--export", "--mount", "--unmount"}

@@ -18,15 +18,20 @@ import (
 // actions are what the verbs of package cmdline do, but for those that are
 // processes of wsl2 itself.
 var actions = map[string]func(*command) error{
-	"--list":            list,
-	"--import":          importDistro,
-	"--set-default":     setDefault,
-	"--terminate":       terminate,
+	"--list":        list,
+	"--import":      importDistro,
+	"--set-default": setDefault,
+	"--set-version": setVersion,
+	"--terminate":   terminate,
+
+	"--set-default-version": setDefaultVersion,
+
 	"--unregister":      unregister,
 	"--shutdown":        shutdown,
 	"--status":          status,
 	"--mount":           mountDisk,
 	"--unmount":         unmountDisk,
+	"ps":                ps,
 	"cp":                copyFiles,
 	"--fs-path":         fsPath,
 	"doctor":            doctor,
@@ -165,6 +170,25 @@ func setDefault(c *command) error {
 	return c.call(api.Call{Verb: api.VerbSetDefault, Name: c.Args().First()}, true)
 }
 
+func setDefaultVersion(c *command) error {
+	version, err := parseVersion(c.Args().First())
+	if err != nil {
+		return err
+	}
+	return c.call(api.Call{Verb: api.VerbDefaultVersion, Version: version}, true)
+}
+
+// parseVersion reads the version of a distro.
+func parseVersion(text string) (int, error) {
+	switch text {
+	case "1":
+		return 1, nil
+	case "2":
+		return 2, nil
+	}
+	return 0, cmdline.Usagef("version %s: a distro is of version 1, on the host's kernel, or 2, in a VM", text)
+}
+
 func terminate(c *command) error {
 	return c.call(api.Call{Verb: api.VerbTerminate, Name: c.Args().First()}, true)
 }
@@ -207,6 +231,7 @@ func status(c *command) error {
 		def = "none (wsl2 --import NAME FILE.tar)"
 	}
 	fmt.Fprintf(w, "Default distro:  %s\n", def)
+	fmt.Fprintf(w, "Default version: %d\n", st.DefaultVersion)
 	fmt.Fprintf(w, "Distros:         %d installed, %d running, %d sessions\n", st.Distros, st.Running, st.Sessions)
 	if vm := st.VM; vm != nil {
 		fmt.Fprintf(w, "VM:              running on %s, pid %d, %d vCPUs, %d MiB\n", vm.Accel, vm.PID, vm.CPUs, vm.MemoryBytes>>20)

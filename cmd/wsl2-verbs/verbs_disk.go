@@ -37,11 +37,14 @@ func (c *command) begin(b *bar) (*client.Client, error) {
 }
 
 func importDistro(c *command) error {
-	if v := c.String("version"); v != "" && v != "2" {
-		return cmdline.Usagef("--version %s: distros of version 2 are the only ones there are", v)
-	}
 	args := c.Args().Slice()
 	call := api.Call{Name: args[0]}
+	if v := c.String("version"); v != "" {
+		var err error
+		if call.Version, err = parseVersion(v); err != nil {
+			return err
+		}
+	}
 	file := args[len(args)-1]
 	if len(args) == 3 {
 		dir, err := filepath.Abs(args[1])
@@ -133,6 +136,22 @@ func export(c *command) error {
 		return errors.Join(err, out.Abort())
 	}
 	return out.Commit()
+}
+
+func setVersion(c *command) error {
+	call := api.Call{Verb: api.VerbSetVersion, Name: c.Args().Get(0)}
+	var err error
+	if call.Version, err = parseVersion(c.Args().Get(1)); err != nil {
+		return err
+	}
+	b := newBar(c.app.err, "converting "+call.Name)
+	defer b.finish()
+	cl, err := c.begin(b)
+	if err != nil {
+		return err
+	}
+	call.VM = c.vm
+	return cl.Call(call, nil, true)
 }
 
 // manageActions are the options of --manage of which exactly one is given.

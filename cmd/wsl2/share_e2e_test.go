@@ -59,6 +59,10 @@ func TestShare(t *testing.T) {
 	if out := script("cat *"); out != "changed\n" {
 		t.Errorf("after a change: %q", out)
 	}
+	setuid := ""
+	if version1() {
+		setuid = "4" // a bind mount
+	}
 	// Names, links, times, holes, files that are open and gone.
 	if out := script(`set -e
 mkdir -p d/e; ln -s ../d/e l; readlink l; mv d D; ls
@@ -69,7 +73,7 @@ touch -d @7000000000 t; stat -c %Y t
 dd if=/dev/zero of=hole bs=1 count=1 seek=5000000000 2>/dev/null; stat -c %s hole; test $(stat -c %b hole) -lt 100
 echo a >app; echo b >>app; cat app
 chmod u+s app; stat -c %a app
-rm -r D l p t hole app`); out != "../d/e\nD\nl\nof the host\n2\n1\nkept\nthrough\n7000000000\n5000000001\na\nb\n644\n" {
+rm -r D l p t hole app`); out != "../d/e\nD\nl\nof the host\n2\n1\nkept\nthrough\n7000000000\n5000000001\na\nb\n"+setuid+"644\n" {
 		t.Errorf("%q", out)
 	}
 	h.Want(in(h, project, "-e", "sh", "-c", "mknod null c 1 3"), 1, "not permitted")
@@ -163,7 +167,11 @@ func TestShareSettings(t *testing.T) {
 	config("[shares]", "host = none", "data = "+data+", ro", "gone = /nosuchdir")
 	r := in(h, data, "-e", "sh", "-c", "pwd; cat f; ls /mnt; echo x >f; ls out/; ls /mnt/gone")
 	h.Want(r, 1, "Read-only file system", "out/", "/mnt/gone")
-	if r.Stdout != "/mnt/data\ndata\ndata\ngone\nwsl\n" {
+	mounts := "data\ngone\nwsl\n"
+	if version1() {
+		mounts = "data\n"
+	}
+	if r.Stdout != "/mnt/data\ndata\n"+mounts {
 		t.Errorf("%v", r)
 	}
 	config("[shares]", "data = "+data, "[shares.Small]", "isolated = true")

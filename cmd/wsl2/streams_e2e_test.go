@@ -142,7 +142,7 @@ func TestSessions(t *testing.T) {
 			if r.Stdout != "here\n" {
 				t.Fatal(r)
 			}
-			h.Want(shell("pidof sleep && killall sleep"), 0)
+			h.Want(shell("until pidof sleep; do :; done; killall sleep"), 0) // it may not be one yet
 		}},
 		{"signals of the caller reach the program", func(t *testing.T) {
 			l := h.Start("-d", "small", "-e", "sh", "-c", `trap 'echo term; exit 6' TERM; echo ready; while :; do sleep 100000 & wait $!; done`)

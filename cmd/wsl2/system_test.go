@@ -54,10 +54,22 @@ var small struct {
 	ok   bool
 }
 
+// versionVariable says of which version newHost's distro is; "" is 2.
+const versionVariable = "WSL2_TEST_VERSION"
+
+// version1 tells whether newHost's distro is of version 1, as in TestVersion1.
+func version1() bool { return os.Getenv(versionVariable) == "1" }
+
 // newHost makes a host with the distro "small", a busybox with the users root,
 // alice and broken. It is imported once per run of the tests.
 func newHost(t *testing.T) *testsys.Host {
 	t.Helper()
+	if version1() {
+		h := testsys.New(t)
+		h.OK("--set-default-version", "1")
+		h.Import("small", testsys.Busybox(t)...)
+		return h
+	}
 	small.once.Do(func() {
 		h := testsys.New(t)
 		h.Config("[wsl2]", "defaultVhdSize=8GB") // e2fsck reads each group of blocks

@@ -14,12 +14,13 @@ import (
 	"strconv"
 	"time"
 
-	"github.com/mdlayher/vsock"
 	"golang.org/x/sys/unix"
 
 	"github.com/wsl2/wsl2/guest/distro"
 	"github.com/wsl2/wsl2/guest/kmsg"
+	"github.com/wsl2/wsl2/guest/port"
 	"github.com/wsl2/wsl2/guest/untar"
+	"github.com/wsl2/wsl2/internal/nsinit"
 	"github.com/wsl2/wsl2/internal/wire"
 )
 
@@ -34,7 +35,7 @@ type Job struct {
 	channel *os.File
 }
 
-// Run is the main function of such a process: args[1] is the vsock port on which
+// Run is the main function of such a process: args[1] is the port (package port) on which
 // it may listen. It hands the request of type M, whose ID is id's, to work, whose text goes
 // into the Reply whatever the error, and returns the exit status.
 func Run[M wire.Message](args []string, id func(M) uint32, work func(*Job, M) (text string, err error)) int {
@@ -45,10 +46,13 @@ func Run[M wire.Message](args []string, id func(M) uint32, work func(*Job, M) (t
 		j.Log.Errorf("unexpected request: %v %v %v", m, err, args)
 		return 1
 	}
-	port, err := strconv.ParseUint(args[1], 10, 32)
+	n, err := strconv.ParseUint(args[1], 10, 32)
 	reply := &wire.Reply{ID: id(request)}
 	if err == nil {
-		j.port = uint32(port)
+		if j.port = uint32(n); j.port == nsinit.Port {
+			j.Log = kmsg.ToStderr(args[0])
+			go j.watch()
+		}
 		reply.Text, err = work(j, request)
 	}
 	if err != nil {
@@ -66,6 +70,12 @@ func Run[M wire.Message](args []string, id func(M) uint32, work func(*Job, M) (t
 	return 0
 }
 
+// watch ends the process with the launcher, where no VM's end does.
+func (j *Job) watch() {
+	wire.Read(j.channel) //nolint:errcheck // nothing but the end comes
+	os.Exit(1)
+}
+
 // Private keeps the process's mounts to itself, and lets go of what others mount.
 func Private() error {
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
@@ -78,25 +88,31 @@ func Private() error {
 	return nil
 }
 
-// Mount mounts the disk of a slot on distro.MountPoint with mount(2)'s flags, for
-// this process only.
-func Mount(slot int32, flags uintptr) error {
+// Mount mounts the disk of a slot with mount(2)'s flags, for this process only, and
+// returns where.
+func Mount(slot int32, flags uintptr) (dir string, err error) {
+	if slot == wire.DirSlot {
+		return ".", nil
+	}
 	if err := Private(); err != nil {
-		return err
+		return "", err
 	}
 	device, err := distro.Device(slot)
 	if err == nil {
 		err = distro.MountDisk(device, distro.MountPoint, flags)
 	}
 	if err != nil {
-		return DiskError{err}
+		return "", DiskError{err}
 	}
-	return nil
+	return distro.MountPoint, nil
 }
 
-// Enter confines the process to the mounted disk.
-func Enter() error {
-	if err := unix.Chdir(distro.MountPoint); err != nil {
+// Enter confines the process to the disk mounted on dir.
+func Enter(dir string) error {
+	if dir == "." {
+		return distro.Pivot(func() error { return nil })
+	}
+	if err := unix.Chdir(dir); err != nil {
 		return fmt.Errorf("enter the disk: %w", err)
 	}
 	if err := unix.Chroot("."); err != nil {
@@ -117,7 +133,8 @@ func Finish(dir string) error {
 	if err != nil {
 		return DiskError{fmt.Errorf("write back the disk: %w", err)}
 	}
-	if err := unix.Mount("", dir, "", unix.MS_REMOUNT|unix.MS_RDONLY, ""); err != nil {
+	// Where it is a directory of the host, the file system is not ours to close.
+	if err := unix.Mount("", dir, "", unix.MS_REMOUNT|unix.MS_RDONLY, ""); err != nil && err != unix.EPERM {
 		return DiskError{fmt.Errorf("make the disk clean: %w", err)}
 	}
 	return nil
@@ -125,17 +142,17 @@ func Finish(dir string) error {
 
 // Accept says ImportReady for the request and waits for its archive's connection,
 // passing over any other. The caller closes it.
-func (j *Job) Accept(request uint32, archive wire.SessionID) (*vsock.Conn, error) {
-	l, err := vsock.ListenContextID(unix.VMADDR_CID_ANY, j.port, nil)
+func (j *Job) Accept(request uint32, archive wire.SessionID) (port.Conn, error) {
+	l, err := port.Listen(j.port)
 	if err != nil {
-		return nil, fmt.Errorf("listen on vsock port %d: %w", j.port, err)
+		return nil, err
 	}
 	defer l.Close()
 	if err := wire.Write(j.channel, &wire.ImportReady{ID: request, Port: j.port}); err != nil {
 		return nil, err
 	}
 	deadline := time.Now().Add(connectTimeout)
-	if err := l.SetDeadline(deadline); err != nil {
+	if err := l.(interface{ SetDeadline(time.Time) error }).SetDeadline(deadline); err != nil {
 		return nil, err
 	}
 	for {
@@ -149,7 +166,7 @@ func (j *Job) Accept(request uint32, archive wire.SessionID) (*vsock.Conn, error
 		switch {
 		case err == nil && ok && hello.Role == wire.RoleArchive && hello.Session == archive:
 			c.SetDeadline(time.Time{}) //nolint:errcheck // Read tells
-			return c.(*vsock.Conn), nil
+			return c.(port.Conn), nil
 		case err == nil:
 			err = errors.New("not the connection of this request")
 		}

@@ -11,6 +11,17 @@ import (
 	"github.com/wsl2/wsl2/internal/wslconf"
 )
 
+// hostResolvConf is what version 1 has of the host's.
+const hostResolvConf = "/run/wsl2/resolv.conf"
+
+// resolvConf is what the distro's /etc/resolv.conf links to.
+func (d *distro) resolvConf() string {
+	if d.dir {
+		return hostResolvConf
+	}
+	return ResolvConf
+}
+
 // ResolvConf is the resolv.conf(5) of the VM's network, which distros link to.
 const ResolvConf = Shared + "/resolv.conf"
 
@@ -22,14 +33,14 @@ func GeneratedBy(key string) string {
 
 // etc writes what a distro's /etc takes over from outside. root is its root, entries
 // are the host's for hosts(5). One file that cannot be written does not keep it from the others.
-func etc(root string, conf wslconf.Config, hostname, entries, timezone string) error {
+func etc(root string, conf wslconf.Config, resolvConf, hostname, entries, timezone string) error {
 	dir := filepath.Join(root, "etc")
 	errs := []error{replaceFile(filepath.Join(dir, "hostname"), hostname+"\n")} // systemd sets it from there
 	if conf.GenerateHosts {
 		errs = append(errs, replaceFile(filepath.Join(dir, "hosts"), hosts(hostname, entries)))
 	}
-	if _, err := os.Stat(filepath.Join(root, ResolvConf)); err == nil && conf.GenerateResolvConf {
-		errs = append(errs, replaceLink(filepath.Join(dir, "resolv.conf"), ResolvConf))
+	if _, err := os.Stat(filepath.Join(root, resolvConf)); err == nil && conf.GenerateResolvConf {
+		errs = append(errs, replaceLink(filepath.Join(dir, "resolv.conf"), resolvConf))
 	}
 	if conf.HostTimezone {
 		errs = append(errs, setTimezone(root, timezone))

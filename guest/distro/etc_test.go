@@ -34,7 +34,7 @@ func TestEtc(t *testing.T) {
 		must(t, os.WriteFile(in(path), []byte(content), 0o644))
 	}
 	conf := wslconf.Defaults()
-	must(t, etc(root, conf, "box.example", "192.0.2.1\tnas\n", "Europe/Berlin"))
+	must(t, etc(root, conf, ResolvConf, "box.example", "192.0.2.1\tnas\n", "Europe/Berlin"))
 	if h := read(t, in("etc/hosts")); !strings.Contains(h, "\n127.0.1.1\tbox.example\tbox\n") || !strings.HasPrefix(h, "# Written by wsl2") || !strings.HasSuffix(h, "\n# The host's:\n192.0.2.1\tnas\n") {
 		t.Errorf("hosts: %q", h)
 	}
@@ -56,7 +56,7 @@ func TestEtc(t *testing.T) {
 	must(t, os.Remove(in("etc/localtime")))
 	must(t, os.Symlink("../usr/share/zoneinfo/Europe/Berlin", in("etc/localtime")))
 	for _, zone := range []string{"Europe/Berlin", "No/Such", "../../../etc/hosts", "Europe", ""} {
-		must(t, etc(root, conf, "box.example", "192.0.2.1\tnas\n", zone))
+		must(t, etc(root, conf, ResolvConf, "box.example", "192.0.2.1\tnas\n", zone))
 	}
 	if after, err := os.Stat(in("etc/hosts")); err != nil || !os.SameFile(before, after) {
 		t.Errorf("hosts was written again: %v", err)
@@ -71,7 +71,7 @@ func TestEtc(t *testing.T) {
 	}
 	must(t, os.WriteFile(in("etc/hosts"), []byte("mine"), 0o644))
 	must(t, os.Symlink("elsewhere", in("etc/hostname")))
-	must(t, etc(root, wslconf.Config{}, "other", "", "Europe/Berlin"))
+	must(t, etc(root, wslconf.Config{}, ResolvConf, "other", "", "Europe/Berlin"))
 	if h := read(t, in("etc/hosts")); h != "mine" {
 		t.Errorf("hosts: %q", h)
 	}
@@ -82,7 +82,7 @@ func TestEtc(t *testing.T) {
 	}
 
 	// No etc at all: an error, and nothing else.
-	if err := etc(t.TempDir(), conf, "a", "", ""); err == nil || !strings.Contains(err.Error(), "etc/hosts") {
+	if err := etc(t.TempDir(), conf, ResolvConf, "a", "", ""); err == nil || !strings.Contains(err.Error(), "etc/hosts") {
 		t.Errorf("without /etc: %v", err)
 	}
 }

@@ -18,6 +18,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"os/signal"
 	"path"
@@ -28,23 +29,25 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/mdlayher/vsock"
 	"golang.org/x/sys/unix"
 
 	"github.com/wsl2/wsl2/guest/kmsg"
 	"github.com/wsl2/wsl2/guest/mounts"
+	"github.com/wsl2/wsl2/guest/port"
 	"github.com/wsl2/wsl2/guest/reaper"
 	"github.com/wsl2/wsl2/guest/session"
 	"github.com/wsl2/wsl2/guest/shares"
 	"github.com/wsl2/wsl2/guest/tools"
 	"github.com/wsl2/wsl2/guest/untar"
 	"github.com/wsl2/wsl2/guest/users"
+	"github.com/wsl2/wsl2/internal/nsinit"
 	"github.com/wsl2/wsl2/internal/wire"
 	"github.com/wsl2/wsl2/internal/wslconf"
 )
 
 // Argv0 is the name under which /init is a distro's init; os.Args[1] is the
-// vsock port of its sessions, os.Args[2] the distro's name (for ps).
+// port of its sessions (package port), os.Args[2] the distro's name (for ps). What follows
+// are descriptors, with version 1: of the mounts that are the shares, -1 for one that there is not.
 const Argv0 = "wsl2-distro"
 
 // ChannelFD is the descriptor of the channel to PID 1 of the VM.
@@ -69,7 +72,7 @@ type distro struct {
 	log *kmsg.Logger
 	rp  *reaper.Reaper
 	srv *session.Server
-	l   *vsock.Listener
+	l   net.Listener
 
 	mu      sync.Mutex // guards writes to channel
 	channel *os.File
@@ -77,6 +80,7 @@ type distro struct {
 	// Immutable once it serves.
 	name     string
 	cgroup   string // where its processes are, if it has no pid namespace: in the VM's own root
+	dir      bool   // version 1: the root is a directory of the host, and the kernel the host's
 	shares   *shares.Mounter
 	conf     wslconf.Config
 	warnings []string // for the user
@@ -102,6 +106,10 @@ func newDistro(args []string) (d *distro, port uint32, err error) {
 		return d, 0, fmt.Errorf("no channel to the VM's init: %w", err)
 	}
 	d.channel = os.NewFile(ChannelFD, "channel")
+	if n == nsinit.Port {
+		d.log = kmsg.ToStderr("wsl2-distro")
+		unix.CloseOnExec(nsinit.LockFD)
+	}
 	return d, uint32(n), nil
 }
 
@@ -119,7 +127,12 @@ func Run(args []string) int {
 		return 1
 	}
 	d.name = start.Name
-	if err = d.makeRoot(start); err == nil && d.conf.Systemd {
+	if start.Slot == wire.DirSlot {
+		err = d.makeDirRoot(start, args[3:])
+	} else {
+		err = d.makeRoot(start)
+	}
+	if err == nil && d.conf.Systemd && !d.dir {
 		if exe := findSystemd(); exe == "" {
 			d.warnings = append(d.warnings, fmt.Sprintf("the distro has no systemd, which boot.systemd in %s asks for; install it, or drop the line", wslconf.Path))
 		} else {
@@ -227,7 +240,7 @@ func (d *distro) configure(m *wire.StartDistro) error {
 	if err := unix.Sethostname([]byte(d.hostname(m))); err != nil {
 		return fmt.Errorf("set the host name %q: %w", d.hostname(m), err)
 	}
-	if err := etc("/", d.conf, d.hostname(m), m.Hosts, m.Timezone); err != nil { // a disk that is read-only, say
+	if err := etc("/", d.conf, d.resolvConf(), d.hostname(m), m.Hosts, m.Timezone); err != nil { // a disk that is read-only, say
 		d.log.Errorf("%s: %v", d.name, err)
 	}
 	return nil
@@ -241,21 +254,30 @@ func (d *distro) hostname(m *wire.StartDistro) string {
 	return m.Hostname
 }
 
-// open listens and runs what the distro wants run at its start.
-func (d *distro) open(m *wire.StartDistro, port uint32) error {
+// open listens on port n and runs what the distro wants run at its start.
+func (d *distro) open(m *wire.StartDistro, n uint32) error {
 	if m.Limits.PIDs != 0 {
 		spareThreads(8)
 	}
 	for _, l := range limits {
 		// syscall's, not unix's: it also stops Go from restoring the old limit in children.
-		if err := syscall.Setrlimit(l.resource, &syscall.Rlimit{Cur: l.rlimit.Cur, Max: l.rlimit.Max}); err != nil {
+		limit := syscall.Rlimit{Cur: l.rlimit.Cur, Max: l.rlimit.Max}
+		if d.dir { // root of a user namespace raises no limit of the host's
+			var has syscall.Rlimit
+			if err := syscall.Getrlimit(l.resource, &has); err == nil {
+				limit = syscall.Rlimit{Cur: min(limit.Cur, has.Max), Max: min(limit.Max, has.Max)}
+			}
+		}
+		if err := syscall.Setrlimit(l.resource, &limit); err != nil {
 			d.log.Errorf("%s: set resource limit %d: %v", d.name, l.resource, err)
 		}
 	}
-	d.share(m)
-	l, err := vsock.ListenContextID(unix.VMADDR_CID_ANY, port, nil)
+	if !d.dir {
+		d.share(m)
+	}
+	l, err := port.Listen(n)
 	if err != nil {
-		return fmt.Errorf("listen on vsock port %d: %w", port, err)
+		return err
 	}
 	d.l = l
 	// Telling that it is idle is left to a goroutine: the reaper must not wait for
@@ -472,8 +494,8 @@ func (d *distro) stop(m *wire.StopDistro) int {
 		}
 	}
 	d.srv.Wait(settle)
-	if d.cgroup != "" {
-		return 0 // the root is PID 1's
+	if d.cgroup != "" || d.dir {
+		return 0 // the root is PID 1's, or the host's
 	}
 	if d.systemd != nil {
 		return d.powerOff()

@@ -1,6 +1,8 @@
 package distro
 
 import (
+	"slices"
+
 	"golang.org/x/sys/unix"
 
 	m "github.com/wsl2/wsl2/guest/mounts"
@@ -16,23 +18,31 @@ var outer = []string{Shared, "/sys/fs/cgroup", "/sys", "/proc", "/dev"}
 // a tmpfs and not the VM's devtmpfs: that one holds every distro's disk, and what one
 // distro does to it would happen to all. /tmp stays on the disk: where
 // it lives is the distro's own decision.
-var root = []m.Item{
+var root = slices.Concat([]m.Item{
 	m.Mount{FSType: "proc", Target: "/proc", Flags: m.NoSuidDevExec, Why: "its own pid namespace"},
 	m.Mount{FSType: "sysfs", Target: "/sys", Flags: m.NoSuidDevExec, Why: "udev, docker, lscpu"},
 	m.Mount{FSType: "cgroup2", Target: "/sys/fs/cgroup", Flags: m.NoSuidDevExec, Data: "nsdelegate", Optional: true, Why: "the distro's subtree, delegated"},
 	m.Mount{FSType: "binfmt_misc", Target: "/proc/sys/fs/binfmt_misc", Flags: m.NoSuidDevExec, Optional: true, Why: "programs for other systems, qemu-user"},
+}, ownFileSystems, directories, nodes, links)
+
+// ownFileSystems are new with each start of a distro.
+var ownFileSystems = []m.Item{
 	m.Mount{FSType: "tmpfs", Target: "/dev", Flags: unix.MS_NOSUID, Data: "mode=755,size=1m", Why: "nodes of its own"},
 	m.Mount{FSType: "devpts", Target: "/dev/pts", Flags: unix.MS_NOSUID | unix.MS_NOEXEC, Data: "newinstance,ptmxmode=0666,mode=620,gid=5", Why: "terminals of its own; gid 5 is tty"},
 	m.Mount{FSType: "tmpfs", Target: "/dev/shm", Flags: m.NoSuidDev, Data: "mode=1777", Why: "shm_open(3)"},
 	m.Mount{FSType: "mqueue", Target: "/dev/mqueue", Flags: m.NoSuidDevExec, Optional: true, Why: "its own ipc namespace"},
 	m.Mount{FSType: "tmpfs", Target: "/run", Flags: m.NoSuidDev, Data: "mode=755", Why: "hier(7): empty at each start"},
+}
+
+var directories = []m.Item{
 	m.Dir{Path: "/run/lock", Mode: 0o1777, Why: "/var/lock points here"},
 	m.Dir{Path: "/run/user", Mode: 0o755, Why: "XDG_RUNTIME_DIR"},
 	m.Dir{Path: "/run/wsl2", Mode: 0o755, Why: "what the VM tells its distros"},
 	m.Dir{Path: "/run/wsl2/bin", Mode: 0o755},
-	m.Link{Path: session.Browser, To: tools.Init, Why: "$BROWSER: pages open on the host"},
 	m.Dir{Path: "/tmp", Mode: 0o1777, Why: "some images lack it"},
+}
 
+var nodes = []m.Item{
 	m.Node{Path: "/dev/null", Mode: 0o666, Major: 1, Minor: 3},
 	m.Node{Path: "/dev/zero", Mode: 0o666, Major: 1, Minor: 5},
 	m.Node{Path: "/dev/full", Mode: 0o666, Major: 1, Minor: 7},
@@ -43,11 +53,38 @@ var root = []m.Item{
 	m.Node{Path: "/dev/fuse", Mode: 0o666, Major: 10, Minor: 229, Why: "sshfs, AppImage"},
 	m.Node{Path: "/dev/net/tun", Mode: 0o666, Major: 10, Minor: 200, Why: "VPNs"},
 	m.Node{Path: "/dev/loop-control", Mode: 0o660, Major: 10, Minor: 237, Why: "mount -o loop"},
+}
+
+var links = []m.Item{
+	m.Link{Path: session.Browser, To: tools.Init, Why: "$BROWSER: pages open on the host"},
 	m.Link{Path: "/dev/ptmx", To: "pts/ptmx", Why: "the instance above"},
 	m.Link{Path: "/dev/fd", To: "/proc/self/fd"},
 	m.Link{Path: "/dev/stdin", To: "/proc/self/fd/0"},
 	m.Link{Path: "/dev/stdout", To: "/proc/self/fd/1"},
 	m.Link{Path: "/dev/stderr", To: "/proc/self/fd/2"},
+}
+
+// dirRoot is the same in a root of version 1, whose kernel is the host's. It is made when "/" is the
+// distro's root and the working directory still the host's.
+var dirRoot = slices.Concat([]m.Item{
+	m.Mount{FSType: "proc", Target: "/proc", Flags: m.NoSuidDevExec, Why: "its own pid namespace"},
+	m.Bind{From: "sys", Target: "/sys", Dir: true, Attributes: unix.MOUNT_ATTR_RDONLY | noSuidDevExec, Why: "the network's, hence the host's: a new one is not allowed"},
+	m.Mount{FSType: "cgroup2", Target: "/sys/fs/cgroup", Flags: m.NoSuidDevExec, Data: "nsdelegate", Optional: true, Why: "as seen from its cgroup namespace"},
+}, ownFileSystems, directories, []m.Item{
+	node("null"), node("zero"), node("full"), node("random"), node("urandom"), node("tty"), node("fuse"), node("net/tun"),
+	hidden("kcore"), hidden("keys"), hidden("latency_stats"), hidden("sched_debug"), hidden("sysrq-trigger"), hidden("timer_list"),
+}, links)
+
+const noSuidDevExec = unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV | unix.MOUNT_ATTR_NOEXEC
+
+// node is a device of the host's: nobody makes one in a user namespace.
+func node(name string) m.Item {
+	return m.Bind{From: "dev/" + name, Target: "/dev/" + name, Attributes: unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NOEXEC, Optional: true, Why: "as in root"}
+}
+
+// hidden covers what a file of /proc tells of the host. Files that a kernel lacks are not there to cover.
+func hidden(name string) m.Item {
+	return m.Bind{From: "dev/null", Target: "/proc/" + name, Covers: true, Attributes: unix.MOUNT_ATTR_RDONLY, Why: "the host's"}
 }
 
 // limits are the sessions' resource limits where the kernel's defaults are too

@@ -26,18 +26,25 @@ func Run(args []string) int {
 
 func run(j *diskjob.Job, m *wire.Export) (string, error) {
 	// A descriptor for each level of directories.
-	if err := syscall.Setrlimit(unix.RLIMIT_NOFILE, &syscall.Rlimit{Cur: 1 << 18, Max: 1 << 18}); err != nil {
+	limit := syscall.Rlimit{Cur: 1 << 18, Max: 1 << 18}
+	if m.Slot == wire.DirSlot { // no root of the host that could raise it
+		if err := syscall.Getrlimit(unix.RLIMIT_NOFILE, &limit); err == nil {
+			limit.Cur = limit.Max
+		}
+	}
+	if err := syscall.Setrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
 		j.Log.Errorf("raise the limit of descriptors: %v", err)
 	}
 	// The journal of a disk that was not unmounted is replayed nevertheless.
-	if err := diskjob.Mount(m.Slot, unix.MS_RDONLY); err != nil {
+	dir, err := diskjob.Mount(m.Slot, unix.MS_RDONLY)
+	if err != nil {
 		return "", err
 	}
 	c, err := j.Accept(m.ID, m.Archive)
 	if err != nil {
 		return "", err
 	}
-	if err = diskjob.Enter(); err == nil {
+	if err = diskjob.Enter(dir); err == nil {
 		w := bufio.NewWriterSize(c, sendBuffer)
 		if err = Pack("/", w, func(name, why string) { j.Log.Printf("%s: left out: %s", name, why) }); err == nil {
 			err = w.Flush()

@@ -5,14 +5,13 @@ package importer
 import (
 	"context"
 	"fmt"
+	"io"
 	"os"
 	"strings"
 
-	"github.com/mdlayher/vsock"
 	"golang.org/x/sys/unix"
 
 	"github.com/wsl2/wsl2/guest/diskjob"
-	"github.com/wsl2/wsl2/guest/distro"
 	"github.com/wsl2/wsl2/guest/kmsg"
 	"github.com/wsl2/wsl2/guest/untar"
 	"github.com/wsl2/wsl2/internal/wire"
@@ -28,17 +27,23 @@ func Run(args []string) int {
 
 // run mounts, receives, unpacks, checks and unmounts.
 func run(j *diskjob.Job, m *wire.Import) (string, error) {
-	if err := diskjob.Mount(m.Slot, 0); err != nil {
+	dir, err := diskjob.Mount(m.Slot, 0)
+	if err != nil {
 		return "", err
 	}
-	if err := checkEmpty(distro.MountPoint); err != nil {
+	if m.Slot == wire.DirSlot { // whoever made it is none of the distro's users
+		if err := unix.Fchownat(unix.AT_FDCWD, dir, 0, 0, 0); err != nil {
+			return "", fmt.Errorf("take over the root: %w", err)
+		}
+	}
+	if err := checkEmpty(dir); err != nil {
 		return "", err
 	}
 	c, err := j.Accept(m.ID, m.Archive)
 	if err != nil {
 		return "", err
 	}
-	err = unpack(c, j.Log)
+	err = unpack(c, dir, j.Log)
 	// Before the Reply: a launcher blocked in writing wakes up.
 	c.Close()
 	if err != nil {
@@ -94,20 +99,20 @@ func checkEmpty(dir string) error {
 	return nil
 }
 
-// unpack confines the process to the disk and unpacks there.
-func unpack(c *vsock.Conn, log *kmsg.Logger) error {
-	if err := diskjob.Enter(); err != nil {
+// unpack confines the process to the disk mounted on dir and unpacks there.
+func unpack(c io.Reader, dir string, log *kmsg.Logger) error {
+	if err := diskjob.Enter(dir); err != nil {
 		return err
 	}
 	const logged = 10
 	n := 0
-	err := untar.Unpack(context.Background(), "/", c, func(name, attr string) {
+	err := untar.Unpack(context.Background(), "/", c, func(name, what string) {
 		if n++; n <= logged {
-			log.Printf("%s: attribute %s is not supported here and was left out", name, attr)
+			log.Printf("%s: %s is not supported here and was left out", name, what)
 		}
 	})
 	if n > logged {
-		log.Printf("%d attributes were left out in all", n)
+		log.Printf("%d attributes or devices were left out in all", n)
 	}
 	return err
 }

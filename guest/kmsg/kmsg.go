@@ -28,10 +28,15 @@ type Logger struct {
 	mu     sync.Mutex
 	f      *os.File // guarded by mu; nil until the first record
 	broken bool     // guarded by mu; the device cannot be opened
+	stderr bool     // immutable
 }
 
 // New returns a Logger that prefixes each record with "name: ".
 func New(name string) *Logger { return &Logger{prefix: name + ": "} }
+
+// ToStderr returns a Logger for where the kernel's log is the host's: it writes lines to the
+// standard error, which is read by who started the process.
+func ToStderr(name string) *Logger { return &Logger{prefix: name + ": ", stderr: true} }
 
 // Printf logs at level "info".
 func (l *Logger) Printf(format string, args ...any) { l.log(6, format, args...) }
@@ -43,6 +48,10 @@ func (l *Logger) log(level int, format string, args ...any) {
 	text := strings.ReplaceAll(fmt.Sprintf(format, args...), "\n", " ")
 	record := fmt.Appendf(nil, "<%d>%s%s", level, l.prefix, text)
 	record = record[:min(len(record), maxRecord)]
+	if l.stderr {
+		os.Stderr.Write(append(record[len("<6>"):], '\n')) //nolint:errcheck // there is nowhere left to report it
+		return
+	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.f == nil && !l.broken {

@@ -40,7 +40,8 @@ func run(j *diskjob.Job, m *wire.Maintain) (string, error) {
 	if m.Task.NeedsTools() {
 		return withTools(j, m)
 	}
-	if err := diskjob.Mount(m.Slot, 0); err != nil {
+	dir, err := diskjob.Mount(m.Slot, 0)
+	if err != nil {
 		return "", err
 	}
 	device, err := distro.Device(m.Slot)
@@ -50,16 +51,16 @@ func run(j *diskjob.Job, m *wire.Maintain) (string, error) {
 	var text string
 	switch m.Task {
 	case wire.TaskTrim:
-		text, err = trim(distro.MountPoint)
+		text, err = trim(dir)
 	case wire.TaskGrow:
-		text, err = grow(device, distro.MountPoint)
+		text, err = grow(device, dir)
 	default:
 		return "", fmt.Errorf("%w: unknown task %d", diskjob.ErrRefused, m.Task)
 	}
 	if err != nil {
 		return text, err
 	}
-	return text, diskjob.Finish(distro.MountPoint)
+	return text, diskjob.Finish(dir)
 }
 
 // fitrim is FITRIM of <linux/fs.h>: _IOWR('X', 121, struct fstrim_range).

@@ -81,6 +81,97 @@ func (n Node) Make() error {
 
 func (n Node) String() string { return fmt.Sprintf("node %s (%d:%d)", n.Path, n.Major, n.Minor) }
 
+// Bind shows a file or a directory, with what is mounted below it, at a second place, whose
+// target is created if it is not there.
+type Bind struct {
+	From, Target string
+	Dir          bool
+	// Attributes are mount_setattr(2)'s, for the whole of it.
+	Attributes uint64
+	// Optional: the source may not be there.
+	Optional bool
+	// Covers: the target is not made; if it is not there, there is nothing to cover.
+	Covers bool
+	Why    string
+}
+
+// Make binds it.
+func (b Bind) Make() error {
+	flags := uint(unix.OPEN_TREE_CLONE | unix.OPEN_TREE_CLOEXEC | unix.AT_RECURSIVE)
+	fd, err := unix.OpenTree(unix.AT_FDCWD, b.From, flags)
+	if err == unix.ENOENT && b.Optional {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("%v: %w", b, err)
+	}
+	defer unix.Close(fd)
+	if b.Attributes != 0 {
+		err = unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH|unix.AT_RECURSIVE, &unix.MountAttr{Attr_set: b.Attributes})
+	}
+	switch {
+	case err != nil:
+	case !b.Covers:
+		err = place(fd, b.Target, b.Dir)
+	default:
+		if err = moveTo(fd, b.Target); err == unix.ENOENT {
+			err = nil
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("%v: %w", b, err)
+	}
+	return nil
+}
+
+func (b Bind) String() string { return fmt.Sprintf("bind %s to %s", b.From, b.Target) }
+
+// place moves a mount that has none yet to target, making that if need be.
+func place(fd int, target string, dir bool) error {
+	err := moveTo(fd, target)
+	if err != unix.ENOENT {
+		return err
+	}
+	if dir {
+		err = os.MkdirAll(target, 0o755)
+	} else if err = os.MkdirAll(filepath.Dir(target), 0o755); err == nil {
+		var f *os.File
+		if f, err = os.OpenFile(target, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o644); err == nil {
+			f.Close()
+		}
+	}
+	if err != nil {
+		return err
+	}
+	return moveTo(fd, target)
+}
+
+func moveTo(fd int, target string) error {
+	return unix.MoveMount(fd, "", unix.AT_FDCWD, target, unix.MOVE_MOUNT_F_EMPTY_PATH)
+}
+
+// Tree is a mount that somebody else has taken hold of (open_tree(2)) and that is placed once; FD is closed.
+type Tree struct {
+	FD         int
+	Target     string
+	Attributes uint64
+}
+
+// Make places the mount.
+func (t Tree) Make() error {
+	defer unix.Close(t.FD)
+	err := unix.MountSetattr(t.FD, "", unix.AT_EMPTY_PATH|unix.AT_RECURSIVE, &unix.MountAttr{Attr_set: t.Attributes})
+	if err == nil {
+		err = place(t.FD, t.Target, true)
+	}
+	if err != nil {
+		return fmt.Errorf("%v: %w", t, err)
+	}
+	return nil
+}
+
+func (t Tree) String() string { return fmt.Sprintf("mount on %s", t.Target) }
+
 // Link is a symbolic link.
 type Link struct{ Path, To, Why string }
 

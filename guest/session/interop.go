@@ -63,6 +63,8 @@ type interop struct {
 type askSocket struct {
 	l    *net.UnixListener
 	path string
+	// starting is held from before a session's program can ask until its client knows that it has started.
+	starting sync.Mutex
 	// owner is the session whose client is asked; nil: the service.
 	owner atomic.Pointer[session]
 }
@@ -186,13 +188,16 @@ func (i *interop) serve(s *askSocket) {
 			}
 			return
 		}
-		go i.request(c, s.owner.Load())
+		go i.request(c, s)
 	}
 }
 
 // request serves one process until it closes its connection.
-func (i *interop) request(c *net.UnixConn, x *session) {
+func (i *interop) request(c *net.UnixConn, s *askSocket) {
 	defer c.Close()
+	s.starting.Lock() // its program may ask before we know that it runs
+	x := s.owner.Load()
+	s.starting.Unlock()
 	first := make([]byte, 1)
 	if _, err := io.ReadFull(c, first); err != nil {
 		return
@@ -254,11 +259,13 @@ func (i *interop) agent(c *net.UnixConn, x *session, first []byte) {
 		host.SetReadDeadline(time.Time{}) //nolint:errcheck // the read tells
 		go func() {
 			io.Copy(c, host) //nolint:errcheck // either end closes
-			c.Close()
+			c.CloseWrite()   // not both ways: a refusal that comes while it still writes would be SIGPIPE
 		}()
 		if _, err := host.Write(first); err == nil {
 			io.Copy(host, c) //nolint:errcheck // either end closes
 		}
+		c.SetReadDeadline(time.Now().Add(controlTimeout)) //nolint:errcheck // the read tells
+		io.Copy(io.Discard, c)                            //nolint:errcheck // what is left of the request
 	case <-timer.C:
 	}
 }

@@ -118,11 +118,15 @@ func (x *session) serve(r io.Reader, m *wire.Start) {
 	defer x.closeConns()
 	var socket *askSocket
 	var err error
+	begun := func() {}
 	if i := x.srv.interop; i != nil {
 		if socket, err = i.take(); err != nil {
 			x.srv.cfg.Logf("no programs of the host: %v", err)
 		} else {
 			defer i.release(socket, x)
+			socket.starting.Lock()
+			begun = sync.OnceFunc(socket.starting.Unlock)
+			defer begun()
 			env := []string{"WSL_INTEROP=" + socket.path, "BROWSER=" + Browser}
 			if m.Agent {
 				env = append(env, "SSH_AUTH_SOCK="+socket.path)
@@ -135,10 +139,12 @@ func (x *session) serve(r io.Reader, m *wire.Start) {
 		socket.owner.Store(x)
 	}
 	if err != nil {
+		begun()
 		x.send(toFailed(err)) //nolint:errcheck // the client may be gone
 		return
 	}
 	err = x.send(&wire.Started{PID: uint32(x.process.PID), Notice: notice})
+	begun()
 	for _, o := range x.outputs {
 		go o.Run()
 	}

@@ -48,8 +48,9 @@ const (
 // Unpack reads a tar archive from r up to its end and unpacks it below root. It
 // stops at the first error, or when ctx is done. It sets the process' umask
 // while it works, so nothing else may create files then. skipped, if not nil, is told of
-// extended attributes that the file system does not support; they are left out.
-func Unpack(ctx context.Context, root string, r io.Reader, skipped func(name, attr string)) error {
+// what is left out: extended attributes that the file system does not support and, in a user
+// namespace (version 1), devices and the attributes that mean the whole host.
+func Unpack(ctx context.Context, root string, r io.Reader, skipped func(name, what string)) error {
 	fd, err := unix.Open(root, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return fmt.Errorf("open %s: %w", root, err)
@@ -150,7 +151,7 @@ type unpacker struct {
 	parent     int // O_PATH descriptor of parentName, or -1: entries come directory by directory
 	parentName string
 	dirs       []dirTime
-	skipped    func(name, attr string)
+	skipped    func(name, what string)
 	buf        []byte
 
 	layered bool                // see layer.go
@@ -336,6 +337,10 @@ func (u *unpacker) entry(h *tar.Header, r io.Reader) error {
 		}
 		dev := unix.Mkdev(uint32(h.Devmajor), uint32(h.Devminor))
 		err = u.replace(dir, base, func() error { return unix.Mknodat(dir, base, kind|mode, int(dev)) })
+		if err == unix.EPERM {
+			u.leaveOut(h.Name, "a device")
+			return nil
+		}
 	default:
 		return fmt.Errorf("%w: unknown kind of entry %q", ErrArchive, h.Typeflag)
 	}
@@ -531,15 +536,22 @@ func (u *unpacker) directoryMeta(dir int, base, name string, h *tar.Header, mode
 	return nil
 }
 
+func (u *unpacker) leaveOut(name, what string) {
+	if u.skipped != nil {
+		u.skipped(name, what)
+	}
+}
+
 // xattr judges the result of setting an attribute.
 func (u *unpacker) xattr(name, attr string, err error) error {
+	if err == unix.EPERM && (strings.HasPrefix(attr, "trusted.") || strings.HasPrefix(attr, "security.")) {
+		err = unix.ENOTSUP // for the root of a user namespace
+	}
 	switch err {
 	case nil:
 		return nil
 	case unix.ENOTSUP: // security.selinux without SELinux, say
-		if u.skipped != nil {
-			u.skipped(name, attr)
-		}
+		u.leaveOut(name, "attribute "+attr)
 		return nil
 	case unix.ENOSPC, unix.EDQUOT:
 		return fmt.Errorf("set attribute %s: %w", attr, err)

@@ -24,11 +24,14 @@ type Process struct {
 
 func (p Process) String() string { return fmt.Sprintf("%d %s", p.PID, strings.Join(p.Argv, " ")) }
 
-// Role is what the process is: "service", "vm", "net", "share", "qemu", or "" for others.
+// Role is what the process is: "service", "vm", "net", "share", "mount", "qemu", "distro" for the init
+// of a distro of version 1, or "" for others.
 func (p Process) Role() string {
 	switch {
 	case len(p.Argv) > 0 && strings.HasPrefix(filepath.Base(p.Argv[0]), "qemu-system"):
 		return "qemu"
+	case len(p.Argv) > 0 && p.Argv[0] == "wsl2-distro":
+		return "distro"
 	case len(p.Argv) > 1 && (p.Argv[1] == "service" || p.Argv[1] == "vm" || p.Argv[1] == "net" || p.Argv[1] == "share" || p.Argv[1] == "mount"):
 		return p.Argv[1]
 	}

@@ -503,6 +503,14 @@ func (t Type) String() string {
 		return "RegisterDevice"
 	case TypeShareDevice:
 		return "ShareDevice"
+	case TypeRemoveRoot:
+		return "RemoveRoot"
 	}
 	return fmt.Sprintf("Type(%d)", uint8(t))
 }
+
+func (*RemoveRoot) Type() Type { return TypeRemoveRoot }
+
+func (m *RemoveRoot) appendBody(b []byte) []byte { return appendU32(b, m.ID) }
+
+func (m *RemoveRoot) readBody(d *decoder) { m.ID = d.u32() }

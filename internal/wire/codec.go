@@ -57,6 +57,8 @@ const (
 	TypeWatchPorts Type = 70
 	TypePortsOpen  Type = 71
 	TypeDialPort   Type = 72
+
+	TypeRemoveRoot Type = 80
 )
 
 // newMessage returns an empty message of type t, or nil.
@@ -122,6 +124,8 @@ func newMessage(t Type) Message {
 		return new(RegisterDevice)
 	case TypeShareDevice:
 		return new(ShareDevice)
+	case TypeRemoveRoot:
+		return new(RemoveRoot)
 	}
 	return nil
 }

@@ -27,6 +27,7 @@ func samples() []Message {
 		&MountDisk{ID: 15, Slot: 6, Partition: 2, Name: "data", FSType: "ext4", Options: "ro"},
 		&ReleaseDisk{ID: 16, Slot: 6},
 		&SwapOn{ID: 16, Slot: 6},
+		&RemoveRoot{ID: 17},
 		&Shutdown{ID: 10, GraceMillis: 1},
 		&Reply{ID: 11, Code: CodeRefused, Text: "no", Port: 70000},
 		&ImportReady{ID: 12, Port: 1025},

@@ -89,10 +89,12 @@ type Share struct {
 	ReadOnly    bool
 }
 
-// StartDistro.Slot of the system distro, and of the VM's own root.
+// Slot of the system distro, of the VM's own root, and of version 1: the root is the
+// directory in which /init is started (package nsinit), for StartDistro, Import and Export.
 const (
 	SystemSlot = -1
 	RootSlot   = -2
+	DirSlot    = -3
 )
 
 // Network gives the VM's network card its addresses (with the network's size, as
@@ -192,6 +194,9 @@ type SwapOn struct {
 	ID   uint32
 	Slot int32
 }
+
+// RemoveRoot deletes what is in the root directory of a distro of version 1.
+type RemoveRoot struct{ ID uint32 }
 
 // Shutdown stops every distro, unmounts, syncs and powers off through
 // engine.ExitPort. There is no Reply on success: the VM ends.

@@ -185,18 +185,22 @@ const (
 	VerbShutdown   = "shutdown"
 	VerbStatus     = "status"
 	VerbPorts      = "ports"
+	VerbSetVersion = "set-version"
+	// VerbDefaultVersion sets the version of new distros.
+	VerbDefaultVersion = "set-default-version"
 )
 
 // Call is any request but Open.
 type Call struct {
-	Verb  string `json:"verb"`
-	Name  string `json:"name,omitempty"`
-	Dir   string `json:"dir,omitempty"`   // import, move, clone: where the disk goes; absolute
-	New   string `json:"new,omitempty"`   // rename, clone: the new name
-	User  string `json:"user,omitempty"`  // set-default-user; "" leaves it to the distro
-	Size  uint64 `json:"size,omitempty"`  // resize, import of an archive: the disk's, in bytes
-	Image string `json:"image,omitempty"` // import of a disk image, import-in-place, mount, unmount ("": all): its absolute path
-	Disk  bool   `json:"disk,omitempty"`  // export: as a disk image, which the client makes
+	Verb    string `json:"verb"`
+	Name    string `json:"name,omitempty"`
+	Dir     string `json:"dir,omitempty"`     // import, move, clone: where the disk goes; absolute
+	New     string `json:"new,omitempty"`     // rename, clone: the new name
+	User    string `json:"user,omitempty"`    // set-default-user; "" leaves it to the distro
+	Size    uint64 `json:"size,omitempty"`    // resize, import of an archive: the disk's, in bytes
+	Image   string `json:"image,omitempty"`   // import of a disk image, import-in-place, mount, unmount ("": all): its absolute path
+	Version int    `json:"version,omitempty"` // set-version, set-default-version, import (0: the default)
+	Disk    bool   `json:"disk,omitempty"`    // export: as a disk image, which the client makes
 	// Install is an import that is set up at its first run, and named by its archive if Name is "".
 	Install bool `json:"install,omitempty"`
 	Force   bool `json:"force,omitempty"` // shutdown: without the guest's help
@@ -281,6 +285,8 @@ type Distro struct {
 	SizeBytes   int64  `json:"sizeBytes"`
 	UsedBytes   int64  `json:"usedBytes"`
 	DefaultUser string `json:"defaultUser,omitempty"`
+	// PID is its init's on the host, while a distro of version 1 runs.
+	PID int `json:"pid,omitempty"`
 	// OwnVM: it runs in a VM of its own.
 	OwnVM bool `json:"ownVM,omitempty"`
 }
@@ -305,13 +311,15 @@ type List struct {
 
 // Status is the Result of VerbStatus.
 type Status struct {
-	Version  string `json:"version"`
-	PID      int    `json:"pid"`
-	Default  string `json:"default"`
-	Distros  int    `json:"distros"`
-	Running  int    `json:"running"`
-	Sessions int    `json:"sessions"`
-	VM       *VM    `json:"vm"` // the shared one; nil while none runs
+	Version string `json:"version"`
+	PID     int    `json:"pid"`
+	Default string `json:"default"`
+	// DefaultVersion is that of new distros.
+	DefaultVersion int `json:"defaultVersion"`
+	Distros        int `json:"distros"`
+	Running        int `json:"running"`
+	Sessions       int `json:"sessions"`
+	VM             *VM `json:"vm"` // the shared one; nil while none runs
 	// OwnVMs are those of distros that have one of their own, and run.
 	OwnVMs []OwnVM `json:"ownVMs,omitempty"`
 	// Disks are those that distros share.

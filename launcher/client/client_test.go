@@ -1081,7 +1081,7 @@ func TestStatus(t *testing.T) {
 			t.Fatal(st, err)
 		}
 	}
-	if len(notices) != 1 || notices[0] != "KVM unusable: it is broken; using QEMU TCG (slow)" {
+	if len(notices) != 1 || notices[0] != "KVM unusable: it is broken; using QEMU TCG (slow); a distro of version 1 needs no VM: wsl2 --set-version NAME 1" {
 		t.Errorf("notices %q", notices)
 	}
 	var st api.Status

@@ -42,6 +42,9 @@ func FindInitramfs(getenv func(string) string) (string, error) {
 	return find("initramfs", "initramfs.cpio")
 }
 
+// FindInit returns the /init that came with wsl2 as a program of the host's, for distros of version 1.
+func FindInit() (string, error) { return find("wsl2-init", "wsl2-init") }
+
 // FindSSH returns the wsl2-ssh that came with wsl2.
 func FindSSH() (string, error) { return find("wsl2-ssh", "wsl2-ssh") }
 

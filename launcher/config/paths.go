@@ -79,6 +79,9 @@ func (p Paths) HostMounts() string { return filepath.Join(p.Runtime, "fs") }
 // reach VsockPath_P.
 func (p Paths) VsockPath() string { return p.vmFile(p.Runtime, "vsock") }
 
+// NativeSocket is where a distro of version 1 listens.
+func (p Paths) NativeSocket() string { return p.vmFile(p.Runtime, "native") }
+
 // ServiceLog is the service's log; ConsoleLog the last VM's kernel log.
 func (p Paths) ServiceLog() string { return filepath.Join(p.State, "service.log") }
 
@@ -216,7 +219,7 @@ func (p Paths) RemoveAll() error {
 		}
 	}
 	remove(p.Registry(), p.PortRules(), p.Distros(), p.Data)
-	own := []string{p.VMLock(), p.VsockPath(), p.ConsoleLog(), p.Swap("")} // and those of VMs of single distros
+	own := []string{p.VMLock(), p.VsockPath(), p.NativeSocket(), p.ConsoleLog(), p.Swap("")} // and those of VMs of single distros
 	for _, path := range own {
 		files, _ := filepath.Glob(path + "-*")
 		remove(files...)

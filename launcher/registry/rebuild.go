@@ -26,6 +26,9 @@ const maxAttribute = 64 << 10
 // Mark writes down with the file at path that it is d's disk. A file system without
 // extended attributes costs a damaged registry the distro's name, if that is not its directory's.
 func Mark(path string, d Distro) error {
+	if d.Version == 1 { // its root is none of the user's files, the directory around it is
+		path = filepath.Dir(path)
+	}
 	d.Disk = ""
 	text, err := json.Marshal(d)
 	if err != nil {
@@ -64,14 +67,14 @@ func legible(text []byte, field string) (values []string) {
 }
 
 // Rebuild makes a registry in place of the damaged one at path, which is kept under
-// the name returned. Its distros are those of the disks that the pattern (filepath.Glob)
-// finds, and of those that the damaged file still names. A disk without a mark is the distro of its directory's name.
-func Rebuild(path, pattern string) (r *Registry, kept string, err error) {
+// the name returned. Its distros are those of the disks that the patterns (filepath.Glob)
+// find, and of those that the damaged file still names. A disk without a mark is the distro of its directory's name.
+func Rebuild(path string, patterns ...string) (r *Registry, kept string, err error) {
 	text, err := os.ReadFile(path)
 	if err != nil {
 		return nil, "", err
 	}
-	f, err := salvage(text, pattern)
+	f, err := salvage(text, patterns...)
 	if err != nil {
 		return nil, "", err
 	}
@@ -90,10 +93,14 @@ func Rebuild(path, pattern string) (r *Registry, kept string, err error) {
 }
 
 // salvage finds the distros for Rebuild.
-func salvage(text []byte, pattern string) (f file, err error) {
-	disks, err := filepath.Glob(pattern)
-	if err != nil {
-		return f, err
+func salvage(text []byte, patterns ...string) (f file, err error) {
+	var disks []string
+	for _, pattern := range patterns {
+		paths, err := filepath.Glob(pattern)
+		if err != nil {
+			return f, err
+		}
+		disks = append(disks, paths...)
 	}
 	found := len(disks)
 	for _, disk := range legible(text, "disk") {
@@ -103,10 +110,15 @@ func salvage(text []byte, pattern string) (f file, err error) {
 	}
 	f.Version = fileVersion
 	for i, disk := range disks {
-		if st, err := os.Stat(disk); err != nil || st.IsDir() {
+		st, err := os.Stat(disk)
+		if err != nil {
 			continue
 		}
-		d, err := marked(disk)
+		version, carrier := 2, disk
+		if st.IsDir() {
+			version, carrier = 1, filepath.Dir(disk)
+		}
+		d, err := marked(carrier)
 		if err != nil {
 			if name := filepath.Base(filepath.Dir(disk)); i < found && CheckName(name) == nil {
 				d = Distro{Name: name, ID: NewID(), Created: time.Now().UTC().Truncate(time.Second)}
@@ -114,7 +126,7 @@ func salvage(text []byte, pattern string) (f file, err error) {
 				continue
 			}
 		}
-		d.Disk = disk
+		d.Disk, d.Version = disk, version
 		// One disk of two is left by a move that was cut off.
 		if slices.ContainsFunc(f.Distros, func(o Distro) bool { return o.Disk == disk || o.ID == d.ID }) {
 			continue

@@ -7,6 +7,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 	"time"
 )
 
@@ -137,4 +139,36 @@ func FuzzSalvage(f *testing.F) {
 			t.Fatalf("%v of %q", err, damaged)
 		}
 	})
+}
+
+// TestRebuildVersion1: a root is found by the mark of the directory around it, which is the user's.
+func TestRebuildVersion1(t *testing.T) {
+	base := t.TempDir()
+	root := filepath.Join(base, "distros/dir/rootfs")
+	if err := os.MkdirAll(root, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(base, "registry.json")
+	r, err := Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := Distro{Name: "one", ID: NewID(), Disk: root, Version: 1, DefaultUser: "alice"}
+	if err := r.Add(d); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := unix.Getxattr(filepath.Dir(root), attribute, make([]byte, maxAttribute)); err != nil {
+		d.Name, d.ID, d.DefaultUser = "dir", "", "" // a file system without attributes: by the directory's name
+	}
+	if err := os.WriteFile(path, []byte("damaged"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	r, _, err = Rebuild(path, filepath.Join(base, "distros/*/disk.ext4"), filepath.Join(base, "distros/*/rootfs"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := r.List()
+	if len(got) != 1 || got[0].Name != d.Name || d.ID != "" && got[0].ID != d.ID || got[0].Version != 1 || got[0].Disk != root || got[0].DefaultUser != d.DefaultUser {
+		t.Errorf("%+v, want %+v", got, d)
+	}
 }

@@ -11,6 +11,7 @@ package registry
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/rand"
 	"encoding/json"
 	"errors"
@@ -32,8 +33,10 @@ type Distro struct {
 	Name string `json:"name"`
 	// ID is random and stays when the name changes.
 	ID string `json:"id"`
-	// Disk is the absolute path of its ext4 disk.
+	// Disk is the absolute path of its ext4 disk; with Version 1 of the directory that is its root.
 	Disk string `json:"disk"`
+	// Version is 2 for a distro in a VM, 1 for one on the host's kernel.
+	Version int `json:"version,omitempty"`
 	// DefaultUser runs its sessions; "" leaves the choice to the distro (root).
 	DefaultUser string    `json:"defaultUser,omitempty"`
 	Created     time.Time `json:"created"`
@@ -54,6 +57,8 @@ type file struct {
 	Version int      `json:"version"`
 	Default string   `json:"default"` // a distro's name, "" if there is none
 	Distros []Distro `json:"distros"`
+	// DefaultVersion is that of new distros, 0 if none was chosen: 2.
+	DefaultVersion int `json:"defaultVersion,omitempty"`
 }
 
 // Errors that callers decide on.
@@ -104,6 +109,9 @@ func Open(path string) (*Registry, error) {
 	if err := r.f.check(); err != nil {
 		return nil, &CorruptError{path, err, r.f.Version <= fileVersion}
 	}
+	for i := range r.f.Distros { // before there was another
+		r.f.Distros[i].Version = cmp.Or(r.f.Distros[i].Version, 2)
+	}
 	return r, nil
 }
 
@@ -117,6 +125,9 @@ func (f *file) check() error {
 		}
 		if !filepath.IsAbs(d.Disk) {
 			return fmt.Errorf("distro %s: disk path %q is not absolute", d.Name, d.Disk)
+		}
+		if d.Version < 0 || d.Version > 2 {
+			return fmt.Errorf("distro %s: version %d", d.Name, d.Version)
 		}
 		if f.find(d.Name) != i {
 			return fmt.Errorf("distro %s is listed twice", d.Name)
@@ -203,6 +214,7 @@ func (r *Registry) Add(d Distro) error {
 	if !filepath.IsAbs(d.Disk) {
 		return fmt.Errorf("registry: disk path %q is not absolute", d.Disk)
 	}
+	d.Version = cmp.Or(d.Version, 2)
 	err := r.change(func(f *file) error {
 		if f.find(d.Name) >= 0 {
 			return ErrExists
@@ -280,6 +292,21 @@ func (r *Registry) SetDefault(name string) error {
 			return ErrNotFound
 		}
 		f.Default = f.Distros[i].Name
+		return nil
+	})
+}
+
+// DefaultVersion returns the version of new distros.
+func (r *Registry) DefaultVersion() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return cmp.Or(r.f.DefaultVersion, 2)
+}
+
+// SetDefaultVersion changes it.
+func (r *Registry) SetDefaultVersion(version int) error {
+	return r.change(func(f *file) error {
+		f.DefaultVersion = version
 		return nil
 	})
 }

@@ -219,3 +219,37 @@ func FuzzOpen(f *testing.F) {
 		}
 	})
 }
+
+// TestVersions: distros of before there were two versions are of version 2, and so are new ones
+// unless something else was said.
+func TestVersions(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "registry.json")
+	write := func(version string) {
+		t.Helper()
+		text := `{"version":1,"default":"","distros":[{"name":"old","id":"x","disk":"/d"` + version + `}]}`
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("")
+	r, err := Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d, err := r.Get("old"); err != nil || d.Version != 2 || r.DefaultVersion() != 2 {
+		t.Errorf("%+v, %v, default %d", d, err, r.DefaultVersion())
+	}
+	if err := r.SetDefaultVersion(1); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.Add(Distro{Name: "new", ID: "y", Disk: "/e"}); err != nil {
+		t.Fatal(err)
+	}
+	if r, err = Open(path); err != nil || r.DefaultVersion() != 1 || r.List()[1].Version != 2 {
+		t.Errorf("%+v, %v, default %d", r.List(), err, r.DefaultVersion())
+	}
+	write(`,"version":3`)
+	if _, err := Open(path); err == nil {
+		t.Error("a distro of version 3 was read")
+	}
+}

@@ -26,6 +26,7 @@ const (
 	beingCompacted    lockReason = "being compacted"
 	beingCloned       lockReason = "being cloned"
 	beingRepaired     lockReason = "being repaired"
+	beingConverted    lockReason = "being converted"
 )
 
 // state is what lists show meanwhile.

@@ -1,6 +1,7 @@
 package service
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -16,6 +17,7 @@ import (
 	"github.com/wsl2/wsl2/internal/wire"
 	"github.com/wsl2/wsl2/launcher/api"
 	"github.com/wsl2/wsl2/launcher/config"
+	"github.com/wsl2/wsl2/launcher/native"
 	"github.com/wsl2/wsl2/launcher/registry"
 	"github.com/wsl2/wsl2/vmm/virtio/blk"
 )
@@ -24,6 +26,7 @@ import (
 // it is complete.
 const (
 	diskName      = "disk.ext4"
+	rootName      = "rootfs" // of a distro of version 1, in place of a disk
 	partialSuffix = ".partial"
 )
 
@@ -56,6 +59,13 @@ func (s *Service) distroDir(reg *registry.Registry, name, dir string) string {
 // importDistro makes a distro from an archive that the client sends, or from a
 // disk image. On any failure, the client's death included, nothing is left.
 func (s *Service) importDistro(p *peer, reg *registry.Registry, c api.Call) (any, error) {
+	version := cmp.Or(c.Version, reg.DefaultVersion())
+	if c.Image != "" { // a disk is version 2's
+		if c.Version == 1 {
+			return nil, api.Errorf(api.CodeBadRequest, "import it as version 2, then: wsl2 --set-version "+c.Name+" 1", "a distro of version 1 has no disk")
+		}
+		version = 2
+	}
 	unnamed := c.Install && c.Name == ""
 	if unnamed { // the archive has to say
 		c.Name = "install-" + registry.NewID()
@@ -70,22 +80,22 @@ func (s *Service) importDistro(p *peer, reg *registry.Registry, c api.Call) (any
 	}
 	ctx, sent, end := p.watch()
 	defer end()
-	op, err := s.begin(note{Name: c.Name}, dir)
+	op, err := s.begin(note{Name: c.Name}, dir, baseName(version))
 	if err != nil {
 		return nil, err
 	}
 	defer op.end(reg)
-	disk := filepath.Join(dir, diskName)
+	disk := filepath.Join(dir, baseName(version))
+	d := registry.Distro{Name: c.Name, ID: registry.NewID(), Disk: disk, Version: version, Created: now()}
 	conf := ""
 	if c.Image != "" {
 		err = s.importImage(ctx, p, c.Image, disk+partialSuffix)
 	} else {
-		conf, err = s.importArchive(ctx, p, sent, c, disk+partialSuffix)
+		conf, err = s.importArchive(ctx, p, sent, c, d)
 	}
 	if err != nil {
 		return nil, err
 	}
-	d := registry.Distro{Name: c.Name, ID: registry.NewID(), Disk: disk, Created: now()}
 	if c.Install {
 		var name string
 		if name, d.FirstRun = parseDistribution(conf); unnamed {
@@ -134,22 +144,51 @@ func parseDistribution(conf string) (name string, first *registry.FirstRun) {
 
 func now() time.Time { return time.Now().UTC().Truncate(time.Second) }
 
-// importArchive fills the new disk from the client's archive.
-func (s *Service) importArchive(ctx context.Context, p *peer, sent <-chan struct{}, c api.Call, disk string) (conf string, err error) {
-	settings, _ := config.Load(s.paths.ConfigFile, config.ThisHost())
-	size := settings.DefaultDiskBytes
-	if c.Size != 0 {
-		if c.Size < minInstall || c.Size > maxResize {
-			return "", api.Errorf(api.CodeSize, "", "a disk of %d bytes: from %d MiB to %d TiB are possible", c.Size, minInstall>>20, maxResize>>40)
-		}
-		size = (c.Size + sizeStep - 1) / sizeStep * sizeStep
+// baseName is how a distro's disk or root is called in its directory.
+func baseName(version int) string {
+	if version == 1 {
+		return rootName
 	}
-	if err := images.CreateDisk(ctx, disk, size); err != nil {
+	return diskName
+}
+
+// createEmpty makes a new disk of this size, 0 for the default, or a new root.
+func (s *Service) createEmpty(ctx context.Context, version int, path string, size uint64) error {
+	if version == 1 {
+		if size != 0 {
+			return api.Errorf(api.CodeBadRequest, "leave the size out", "a distro of version 1 has no disk")
+		}
+		return native.MakeRoot(path)
+	}
+	settings, _ := config.Load(s.paths.ConfigFile, config.ThisHost())
+	bytes := settings.DefaultDiskBytes
+	if size != 0 {
+		if size < minInstall || size > maxResize {
+			return api.Errorf(api.CodeSize, "", "a disk of %d bytes: from %d MiB to %d TiB are possible", size, minInstall>>20, maxResize>>40)
+		}
+		bytes = (size + sizeStep - 1) / sizeStep * sizeStep
+	}
+	return images.CreateDisk(ctx, path, bytes)
+}
+
+// makerOf returns the Manager under which the disk or root of a distro that is not registered
+// yet is filled.
+func (s *Service) makerOf(d registry.Distro) *Manager {
+	if d.Version == 1 {
+		return s.own.ofVersion1(d.ID)
+	}
+	return s.m
+}
+
+// importArchive fills the new disk from the client's archive.
+func (s *Service) importArchive(ctx context.Context, p *peer, sent <-chan struct{}, c api.Call, d registry.Distro) (conf string, err error) {
+	disk := d.Disk + partialSuffix
+	if err := s.createEmpty(ctx, d.Version, disk, c.Size); err != nil {
 		return "", importFailure(err)
 	}
 	archive := newArchive()
 	err = s.transfer(ctx, p, api.Ready{Archive: archive}, func(ctx context.Context, ready func(Session)) (err error) {
-		conf, err = s.m.Import(ctx, c.Name, disk, archive, c.VM, ready)
+		conf, err = s.makerOf(d).Import(ctx, c.Name, disk, archive, c.VM, ready)
 		return err
 	})
 	if err != nil {
@@ -349,7 +388,7 @@ func (s *Service) unregister(reg *registry.Registry, d registry.Distro) error {
 	}
 	// Off the list first: a crash in between leaves a file, which the note
 	// names, not an entry without a disk.
-	op, err := s.begin(note{Name: d.Name, Drop: []string{d.Disk}}, "")
+	op, err := s.begin(note{Name: d.Name, Drop: []string{d.Disk}}, "", "")
 	if err != nil {
 		return err
 	}
@@ -360,7 +399,7 @@ func (s *Service) unregister(reg *registry.Registry, d registry.Distro) error {
 	if err := reg.Remove(d.Name); err != nil {
 		return err
 	}
-	if err := os.Remove(d.Disk); err != nil && !errors.Is(err, os.ErrNotExist) {
+	if err := s.remove(d.Disk); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return api.Errorf(api.CodeFailed, "delete it yourself", "%s is unregistered, but its disk could not be deleted: %v", d.Name, err)
 	}
 	os.Remove(filepath.Dir(d.Disk)) // if nothing else is there

@@ -23,12 +23,12 @@ func TestImportsToOneDirectory(t *testing.T) {
 	}
 	dir := filepath.Join(base, "shared")
 	partial := filepath.Join(dir, diskName+partialSuffix)
-	one, err := s.begin(note{Name: "one"}, dir)
+	one, err := s.begin(note{Name: "one"}, dir, diskName)
 	if err != nil {
 		t.Fatal(err)
 	}
 	os.WriteFile(partial, nil, 0o600)
-	if _, err := s.begin(note{Name: "two"}, dir); err == nil || api.AsError(err).Code != api.CodeBusy {
+	if _, err := s.begin(note{Name: "two"}, dir, diskName); err == nil || api.AsError(err).Code != api.CodeBusy {
 		t.Fatal(err)
 	}
 	notes, _ := filepath.Glob(filepath.Join(s.paths.Distros(), notePrefix+"*"))
@@ -41,7 +41,7 @@ func TestImportsToOneDirectory(t *testing.T) {
 	// A disk that is nobody's is nobody's to remove.
 	os.Mkdir(dir, 0o700)
 	os.WriteFile(partial, nil, 0o600)
-	if _, err := s.begin(note{Name: "three"}, dir); err == nil || api.AsError(err).Code != api.CodeExists || !exists(partial) {
+	if _, err := s.begin(note{Name: "three"}, dir, diskName); err == nil || api.AsError(err).Code != api.CodeExists || !exists(partial) {
 		t.Fatal(err)
 	}
 }

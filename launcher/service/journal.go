@@ -43,9 +43,9 @@ type operation struct {
 	lock *os.File // of the directory that files are made in, or nil
 }
 
-// begin notes a change. dir, if not "", is the directory that it makes a disk in:
-// it is made if need be and claimed, and has no disk yet. The caller ends it with end.
-func (s *Service) begin(n note, dir string) (*operation, error) {
+// begin notes a change. dir, if not "", is the directory that it makes a disk or a root in, which is
+// called base there: it is made if need be and claimed, and has nothing of that name yet. The caller ends it with end.
+func (s *Service) begin(n note, dir, base string) (*operation, error) {
 	if err := os.MkdirAll(s.paths.Distros(), 0o700); err != nil {
 		return nil, err
 	}
@@ -54,10 +54,10 @@ func (s *Service) begin(n note, dir string) (*operation, error) {
 			return nil, api.Errorf(api.CodeBadRequest, "", "directory %q is not absolute", dir)
 		}
 		// Before the note is written: what it names is removed after a crash.
-		if disk := filepath.Join(dir, diskName); exists(disk) {
+		if disk := filepath.Join(dir, base); exists(disk) {
 			return nil, diskThere(disk)
 		}
-		n.Make = append(n.Make, filepath.Join(dir, diskName+partialSuffix), filepath.Join(dir, diskName))
+		n.Make = append(n.Make, filepath.Join(dir, base+partialSuffix), filepath.Join(dir, base))
 		if !exists(dir) {
 			n.Dirs = append(n.Dirs, dir)
 		}
@@ -74,7 +74,7 @@ func (s *Service) begin(n note, dir string) (*operation, error) {
 	if dir == "" {
 		return o, nil
 	}
-	if o.lock, err = claimDir(dir); err != nil {
+	if o.lock, err = claimDir(dir, base); err != nil {
 		os.Remove(o.path)
 		for _, d := range n.Dirs {
 			os.Remove(d) // if it is empty, hence nobody else's
@@ -90,7 +90,7 @@ func (o *operation) end(reg *registry.Registry) {
 	if o.lock != nil {
 		defer o.lock.Close()
 	}
-	err := o.note.settle(reg)
+	err := o.s.settle(&o.note, reg)
 	if err == nil {
 		err = os.Remove(o.path)
 	}
@@ -100,13 +100,13 @@ func (o *operation) end(reg *registry.Registry) {
 }
 
 // settle removes what is garbage by the registry.
-func (n *note) settle(reg *registry.Registry) error {
+func (s *Service) settle(n *note, reg *registry.Registry) error {
 	distros := reg.List()
 	registered := func(path string) bool {
 		return slices.ContainsFunc(distros, func(d registry.Distro) bool { return d.Disk == path })
 	}
 	remove := func(path string) error {
-		err := os.Remove(path)
+		err := s.remove(path)
 		if errors.Is(err, fs.ErrNotExist) {
 			return nil
 		}
@@ -125,7 +125,7 @@ func (n *note) settle(reg *registry.Registry) error {
 	}
 	for _, path := range n.Make {
 		if !registered(path) {
-			if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			if err := s.remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 				errs = append(errs, err)
 			}
 		}
@@ -134,6 +134,15 @@ func (n *note) settle(reg *registry.Registry) error {
 		os.Remove(dir) // if it is empty: the user may have put something there
 	}
 	return errors.Join(errs...)
+}
+
+// remove removes a disk, or a root with all that is in it.
+func (s *Service) remove(path string) error {
+	switch filepath.Base(path) {
+	case rootName, rootName + partialSuffix:
+		return s.removeRoot(path)
+	}
+	return os.Remove(path)
 }
 
 // sweep settles the changes that a crash cut off. The VM that worked on them may
@@ -153,7 +162,7 @@ func (s *Service) sweep(reg *registry.Registry) {
 			os.Remove(path)
 			continue
 		}
-		if err := n.settle(reg); err != nil {
+		if err := s.settle(&n, reg); err != nil {
 			s.log.Warn("not cleaned up", "distro", n.Name, "err", err)
 			continue
 		}
@@ -164,7 +173,7 @@ func (s *Service) sweep(reg *registry.Registry) {
 
 // claimDir makes the directory and locks it (flock) for one change: two that were
 // given the same one would take each other's disk. Nothing of a disk may be there.
-func claimDir(dir string) (lock *os.File, err error) {
+func claimDir(dir, base string) (lock *os.File, err error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
 	}
@@ -181,7 +190,7 @@ func claimDir(dir string) (lock *os.File, err error) {
 	} else if err != nil {
 		return nil, fmt.Errorf("lock %s: %w", dir, err)
 	}
-	for _, name := range []string{diskName, diskName + partialSuffix} {
+	for _, name := range []string{base, base + partialSuffix} {
 		if path := filepath.Join(dir, name); exists(path) {
 			return nil, diskThere(path)
 		}
@@ -212,12 +221,15 @@ func writeSynced(path string, text []byte) error {
 
 // commit makes a file durable under its final name.
 func commit(partial, disk string) error {
-	f, err := os.Open(partial)
-	if err != nil {
-		return err
-	}
-	if err := errors.Join(f.Sync(), f.Close()); err != nil {
-		return err
+	// Who filled a root has written it back; to its user it may be closed.
+	if filepath.Base(disk) != rootName {
+		f, err := os.Open(partial)
+		if err != nil {
+			return err
+		}
+		if err := errors.Join(f.Sync(), f.Close()); err != nil {
+			return err
+		}
 	}
 	if err := os.Rename(partial, disk); err != nil {
 		return err

@@ -65,8 +65,10 @@ func Main(paths config.Paths) error {
 		return p, nil
 	}
 	boot := &Booter{Paths: paths, Start: start, Getenv: os.Getenv, Log: log}
+	n := &Native{Paths: paths, Log: log}
+	n.Sweep()
 	log.Info("service started", "version", api.Version)
-	err = New(Config{Paths: paths, Boot: boot.Boot, Log: log, Self: api.Self(), Tools: packTools}).Serve(ctx, l)
+	err = New(Config{Paths: paths, Boot: boot.Boot, Log: log, Self: api.Self(), Tools: packTools, Native: n.Boot, RemoveRoot: n.Remove}).Serve(ctx, l)
 	log.Info("service ends", "err", err)
 	return err
 }

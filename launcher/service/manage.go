@@ -41,6 +41,8 @@ func (s *Service) manage(p *peer, reg *registry.Registry, d registry.Distro, c a
 		return struct{}{}, reg.Update(d.Name, func(d *registry.Distro) { d.FirstRun, d.DefaultUser = nil, c.User })
 	case api.VerbExport:
 		return struct{}{}, s.export(p, d, c)
+	case api.VerbSetVersion:
+		why, work = beingConverted, func(ctx context.Context) (api.Changed, error) { return s.setVersion(ctx, p, reg, d, c) }
 	case api.VerbMove:
 		why, work = beingMoved, func(ctx context.Context) (api.Changed, error) { return s.move(ctx, p, reg, d, c.Dir) }
 	case api.VerbClone:
@@ -59,6 +61,9 @@ func (s *Service) manage(p *peer, reg *registry.Registry, d registry.Distro, c a
 		}
 	default:
 		return nil, api.Errorf(api.CodeBadRequest, "", "unknown request %q", c.Verb)
+	}
+	if d.Version == 1 && (c.Verb == api.VerbResize || c.Verb == api.VerbCompact || c.Verb == api.VerbRepair) {
+		return nil, noDisk(d, "no disk")
 	}
 	release, err := s.hold(d.Name, why)
 	if err != nil {
@@ -81,10 +86,11 @@ func (s *Service) manage(p *peer, reg *registry.Registry, d registry.Distro, c a
 	return changed, nil
 }
 
-// diskUse returns a disk's size and what it takes of the host's file system.
+// diskUse returns a disk's size and what it takes of the host's file system; nothing for a root: to
+// count its files would take too long.
 func diskUse(disk string) (size, used int64) {
 	var st unix.Stat_t
-	if unix.Stat(disk, &st) != nil {
+	if unix.Stat(disk, &st) != nil || st.Mode&unix.S_IFMT != unix.S_IFREG {
 		return 0, 0
 	}
 	return st.Size, st.Blocks * 512
@@ -130,11 +136,18 @@ func (s *Service) clone(ctx context.Context, p *peer, reg *registry.Registry, d 
 	}
 	defer s.m.Unlock(c.New)
 	dir := s.distroDir(reg, c.New, c.Dir)
-	op, err := s.begin(note{Name: c.New}, dir)
+	op, err := s.begin(note{Name: c.New}, dir, baseName(d.Version))
 	if err != nil {
 		return changed, err
 	}
 	defer op.end(reg)
+	if d.Version == 1 {
+		clone := registry.Distro{Name: c.New, ID: registry.NewID(), Disk: filepath.Join(dir, rootName), Version: 1, DefaultUser: d.DefaultUser, Created: now()}
+		if err := s.copyTo(ctx, p, d, clone, c.VM); err != nil {
+			return changed, err
+		}
+		return changed, reg.Add(clone)
+	}
 	lock, err := blk.Open(d.Disk, true)
 	if err != nil {
 		return changed, diskBusy(err, d.Disk)
@@ -156,7 +169,10 @@ func (s *Service) move(ctx context.Context, p *peer, reg *registry.Registry, d r
 	if filepath.Clean(dir) == filepath.Dir(d.Disk) {
 		return changed, api.Errorf(api.CodeBadRequest, "", "%s is in %s already", d.Name, dir)
 	}
-	op, err := s.begin(note{Name: d.Name, Drop: []string{d.Disk}}, filepath.Clean(dir))
+	if d.Version == 1 {
+		return changed, s.transform(ctx, p, reg, d, 1, filepath.Clean(dir), api.VMOptions{})
+	}
+	op, err := s.begin(note{Name: d.Name, Drop: []string{d.Disk}}, filepath.Clean(dir), diskName)
 	if err != nil {
 		return changed, err
 	}
@@ -236,7 +252,7 @@ func (s *Service) shrink(ctx context.Context, p *peer, reg *registry.Registry, d
 	if exists(partial) {
 		return diskThere(partial)
 	}
-	op, err := s.begin(note{Name: d.Name, Make: []string{partial}}, "")
+	op, err := s.begin(note{Name: d.Name, Make: []string{partial}}, "", "")
 	if err != nil {
 		return err
 	}
@@ -337,6 +353,9 @@ func (s *Service) export(p *peer, d registry.Distro, c api.Call) error {
 	defer release()
 	ctx, sent, end := p.watch()
 	defer end()
+	if d.Version == 1 && c.Disk {
+		return noDisk(d, "no disk that could be exported")
+	}
 	_, used := diskUse(d.Disk)
 	if c.Disk {
 		lock, err := blk.Open(d.Disk, true)

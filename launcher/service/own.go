@@ -10,15 +10,29 @@ import (
 )
 
 // This file is the VMs of a user: the one that distros share (Service.m), and one for each
-// distro with `vm = own`, which shares neither kernel nor memory with any other.
+// distro with `vm = own`, which shares neither kernel nor memory with any other. A distro of version 1 has
+// a Manager of its own as well, whose machines are none (Native).
 
-// ownVMs are the Managers of those distros, by the distros' IDs. They stay, without a VM,
-// until the service ends.
+// ownVMs are the Managers of those distros, and of those of version 1, by the distros' IDs. They
+// stay, without a VM, until the service ends.
 type ownVMs struct {
-	make func(id string) *Manager
+	makeVM, makeNative func(id string) *Manager
 
-	mu   sync.Mutex
-	byID map[string]*Manager // guarded by mu
+	mu     sync.Mutex
+	byID   map[string]*Manager // guarded by mu
+	native map[string]*Manager // of version 1; guarded by mu
+}
+
+// ofVersion1 returns the Manager of a distro of version 1.
+func (o *ownVMs) ofVersion1(id string) *Manager {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	m := o.native[id]
+	if m == nil {
+		m = o.makeNative(id)
+		o.native[id] = m
+	}
+	return m
 }
 
 // list returns them with their distros' IDs.
@@ -32,10 +46,29 @@ func (o *ownVMs) list() map[string]*Manager {
 	return all
 }
 
+// pidOf returns the pid of the init of a distro of version 1, 0 while it does not run.
+func (o *ownVMs) pidOf(d registry.Distro) int {
+	o.mu.Lock()
+	m := o.native[d.ID]
+	o.mu.Unlock()
+	if m == nil || d.Version != 1 {
+		return 0
+	}
+	if vm := m.VM(); vm != nil {
+		return vm.PID
+	}
+	return 0
+}
+
 // managers returns the Managers of all VMs, the shared one first.
 func (s *Service) managers() []*Manager {
 	all := []*Manager{s.m}
 	for _, m := range s.own.list() {
+		all = append(all, m)
+	}
+	s.own.mu.Lock()
+	defer s.own.mu.Unlock()
+	for _, m := range s.own.native {
 		all = append(all, m)
 	}
 	return all
@@ -44,6 +77,9 @@ func (s *Service) managers() []*Manager {
 // managerOf returns the Manager of a distro's VM. While the distro runs, that is where it
 // does, whatever wslconfig says by now; a command in it does not wait for wslconfig to be read.
 func (s *Service) managerOf(d registry.Distro) *Manager {
+	if d.Version == 1 {
+		return s.own.ofVersion1(d.ID)
+	}
 	if s.m.runs(d.Name) {
 		return s.m
 	}
@@ -58,7 +94,7 @@ func (s *Service) managerOf(d registry.Distro) *Manager {
 		return s.m
 	}
 	if m == nil {
-		m = s.own.make(d.ID)
+		m = s.own.makeVM(d.ID)
 		s.own.byID[d.ID] = m
 	}
 	return m

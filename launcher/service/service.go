@@ -51,7 +51,9 @@ type Service struct {
 	m      *Manager // of the VM that distros share
 	own    ownVMs
 	mounts hostMounts
-	uid    uint32
+	// removeRoot deletes the root directory of a distro of version 1.
+	removeRoot func(root string) error
+	uid        uint32
 
 	linger time.Duration
 	tools  func(ctx context.Context) ([]byte, error)
@@ -77,30 +79,41 @@ type Config struct {
 	// Tools makes the archive of e2fsprogs for the guest (package images/tools, which
 	// would cost each start of this process).
 	Tools func(ctx context.Context) ([]byte, error)
+	// Native makes the machines of distros of version 1, RemoveRoot deletes a root of theirs.
+	Native     BootFunc
+	RemoveRoot func(root string) error
 	// Linger replaces the default if it is positive.
 	Linger time.Duration
 }
 
 // New returns a Service. What changes that were cut off left on disk is removed.
 func New(c Config) *Service {
-	s := &Service{paths: c.Paths, self: c.Self, log: c.Log, uid: uint32(os.Getuid()), linger: linger, tools: c.Tools, stop: make(chan struct{})}
+	s := &Service{paths: c.Paths, self: c.Self, log: c.Log, uid: uint32(os.Getuid()), linger: linger, tools: c.Tools, removeRoot: c.RemoveRoot, stop: make(chan struct{})}
 	if c.Linger > 0 {
 		s.linger = c.Linger
 	}
 	settings := func() (config.Settings, []string) { return config.Load(c.Paths.ConfigFile, config.ThisHost()) }
 	s.m = NewManager(c.Boot, settings, c.Log, func() { go s.touch() })
 	s.m.tools = c.Tools
-	s.own.byID = map[string]*Manager{}
 	s.mounts = hostMounts{run: hostmount.Run, byName: map[string]*hostMount{}}
 	hostmount.Clean(c.Paths.HostMounts())
-	s.own.make = func(id string) *Manager {
+	managerFor := func(id string, engine BootFunc, settings func() (config.Settings, []string)) *Manager {
 		boot := func(ctx context.Context, r BootRequest) (Machine, error) {
 			r.Own = id
-			return c.Boot(ctx, r)
+			return engine(ctx, r)
 		}
 		m := NewManager(boot, settings, c.Log.With("vm", id), func() { go s.touch() })
 		m.tools, m.locks, m.book = c.Tools, s.m.locks, s.m.book
 		return m
+	}
+	s.own.byID, s.own.native = map[string]*Manager{}, map[string]*Manager{}
+	s.own.makeVM = func(id string) *Manager { return managerFor(id, c.Boot, settings) }
+	s.own.makeNative = func(id string) *Manager {
+		return managerFor(id, c.Native, func() (config.Settings, []string) {
+			st, warnings := settings()
+			st.VMIdleTimeout = 0 // there is none that would have to boot again
+			return st, warnings
+		})
 	}
 	s.m.RememberDisks(c.Paths.SharedDisks())
 	book, err := newPortBook(c.Paths.PortRules())
@@ -124,7 +137,7 @@ func (s *Service) registry() (*registry.Registry, error) {
 		var corrupt *registry.CorruptError
 		if errors.As(err, &corrupt) && corrupt.Damaged {
 			var kept string
-			reg, kept, err = registry.Rebuild(s.paths.Registry(), filepath.Join(s.paths.Distros(), "*", diskName))
+			reg, kept, err = registry.Rebuild(s.paths.Registry(), filepath.Join(s.paths.Distros(), "*", diskName), filepath.Join(s.paths.Distros(), "*", rootName))
 			if err == nil {
 				s.rebuilt = fmt.Sprintf("the registry was damaged (%v) and has been made anew from %d disks; `wsl2 --list` shows them, the damaged file is %s", corrupt.Reason, len(reg.List()), kept)
 				s.log.Warn(s.rebuilt)
@@ -476,6 +489,9 @@ func (s *Service) resolve(o api.Open) (*Manager, DistroSpec, registry.Distro, er
 	if o.DebugShell {
 		return s.managerOf(d), DistroSpec{Name: registry.DebugShell}, none, nil
 	}
+	if d.Version == 1 && o.VM != (api.VMOptions{}) {
+		return fail(noDisk(d, "no VM, for which --kernel and --accel are"))
+	}
 	if _, err := os.Stat(d.Disk); err != nil {
 		return fail(api.Errorf(api.CodeFailed, "put it back, or give the distro up: wsl2 --unregister "+d.Name, "the disk of %s is missing: %v", d.Name, err))
 	}
@@ -517,6 +533,8 @@ func (s *Service) call(p *peer, c api.Call) (any, error) {
 		return s.importInPlace(reg, c)
 	case api.VerbPorts:
 		return s.ports(p, reg, c)
+	case api.VerbDefaultVersion:
+		return struct{}{}, reg.SetDefaultVersion(c.Version)
 	}
 	d, err := reg.Get(c.Name)
 	if err != nil {
@@ -551,9 +569,10 @@ func (s *Service) list(reg *registry.Registry) api.List {
 	def := reg.Default()
 	for _, d := range reg.List() {
 		key := strings.ToLower(d.Name)
-		row := api.Distro{Name: d.Name, Default: d.Name == def, State: api.StateStopped, Version: 2, Disk: d.Disk, DefaultUser: d.DefaultUser}
+		row := api.Distro{Name: d.Name, Default: d.Name == def, State: api.StateStopped, Version: d.Version, Disk: d.Disk, DefaultUser: d.DefaultUser}
 		row.OwnVM = own[d.ID] != nil && own[d.ID].runs(d.Name)
 		row.SizeBytes, row.UsedBytes = diskUse(d.Disk)
+		row.PID = s.own.pidOf(d)
 		if st, ok := states[key]; ok {
 			row.State, row.Sessions = st.State, st.Sessions
 		} else if lock, ok := locked[key]; ok {
@@ -571,7 +590,7 @@ func (s *Service) list(reg *registry.Registry) api.List {
 func (s *Service) status() api.Status {
 	st := api.Status{Version: s.self.Version, PID: os.Getpid(), Running: len(s.states()), VM: s.m.VM(), Disks: s.m.SharedDisks()}
 	if reg, err := s.registry(); err == nil {
-		st.Default, st.Distros, st.OwnVMs = reg.Default(), len(reg.List()), s.ownStatus(reg)
+		st.Default, st.Distros, st.OwnVMs, st.DefaultVersion = reg.Default(), len(reg.List()), s.ownStatus(reg), reg.DefaultVersion()
 	}
 	s.mu.Lock()
 	st.Sessions = s.leases

@@ -269,10 +269,12 @@ func (m *Manager) bootVM(v *vm) {
 	v.machine = machine
 	info := machine.Info()
 	if info.Accel == "tcg" && info.AccelReason != "" {
-		warnings = append([]string{fmt.Sprintf("KVM unusable: %s; using QEMU TCG (slow)", info.AccelReason)}, warnings...)
+		warnings = append([]string{fmt.Sprintf("KVM unusable: %s; using QEMU TCG (slow); a distro of version 1 needs no VM: wsl2 --set-version NAME 1", info.AccelReason)}, warnings...)
 	}
 	v.warnings = append(warnings, info.Warnings...)
-	m.log.Info("VM is up", "pid", info.PID, "accel", info.Accel, "kernel", info.KernelRelease, "boot_ms", info.BootMillis)
+	if info.PID != 0 { // version 1 has none
+		m.log.Info("VM is up", "pid", info.PID, "accel", info.Accel, "kernel", info.KernelRelease, "boot_ms", info.BootMillis)
+	}
 	m.wg.Go(func() { m.watch(v) })
 	m.armVM(v)
 	close(v.up)
@@ -290,6 +292,9 @@ func (m *Manager) watch(v *vm) {
 	level, failure := slog.LevelInfo, vmFailure(exit)
 	if exit != nil {
 		level = slog.LevelError
+	}
+	if v.machine.Info().PID == 0 {
+		level = slog.LevelDebug
 	}
 	m.log.Log(context.Background(), level, "VM has ended", "exit", exit)
 	var ended []func(error)

@@ -7,7 +7,7 @@
 // to its root, so the system distro stays where it is, and compressed, until it is
 // asked for: see packed.
 //
-//	go run ./scripts/initramfs -o out/initramfs.cpio
+//	go run ./scripts/initramfs -o out/initramfs.cpio -init out/wsl2-init
 package main
 
 import (
@@ -23,19 +23,20 @@ import (
 
 func main() {
 	out := flag.String("o", "out/initramfs.cpio", "file to write")
+	initOut := flag.String("init", "", "file to write /init to as well, for distros of version 1")
 	cache := flag.String("cache", "", "directory that keeps the system distro's busybox between builds (default: beside the output)")
 	version := flag.String("version", "unknown", "what wslinfo --version says in the guest")
 	flag.Parse()
 	if *cache == "" {
 		*cache = filepath.Join(filepath.Dir(*out), ".initramfs")
 	}
-	if err := build(*out, *cache, *version); err != nil {
+	if err := build(*out, *initOut, *cache, *version); err != nil {
 		fmt.Fprintln(os.Stderr, "initramfs:", err)
 		os.Exit(1)
 	}
 }
 
-func build(out, cache, version string) error {
+func build(out, initOut, cache, version string) error {
 	tmp, err := os.MkdirTemp("", "wsl2-initramfs-")
 	if err != nil {
 		return err
@@ -58,6 +59,15 @@ func build(out, cache, version string) error {
 	}
 	if err := writeAtomic(out, func(w io.Writer) error { return writeCPIO(w, init, system) }); err != nil {
 		return err
+	}
+	if initOut != "" {
+		err := writeAtomic(initOut, func(w io.Writer) error { _, err := w.Write(init); return err })
+		if err == nil {
+			err = os.Chmod(initOut, 0o755)
+		}
+		if err != nil {
+			return err
+		}
 	}
 	st, err := os.Stat(out)
 	if err != nil {

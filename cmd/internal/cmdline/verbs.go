@@ -37,7 +37,7 @@ var Verbs = []Verb{
 	}},
 	{Long: "--import", Args: "NAME [DIR] FILE", Min: 2, Max: 3, Help: "make a distro from FILE, a tar of its root\n(plain, gzip, bzip2, xz or zstd; - is stdin)", Options: []Option{
 		{Long: "vhd", Help: "FILE is a disk image: vhdx, vhd or raw ext4"},
-		{Long: "version", Value: "N", Help: "2, the only one there is"},
+		{Long: "version", Value: "N", Help: "1: on the host's kernel, 2: in a VM\n(as --set-default-version says, else 2)"},
 	}},
 	{Long: "--import-in-place", Args: "NAME DISK", Min: 2, Max: 2, Help: "make a distro of a raw ext4 disk where it lies"},
 	{Long: "--export", Args: "NAME FILE", Min: 2, Max: 2, Help: "write a distro to FILE (- is stdout)", Options: []Option{
@@ -56,6 +56,8 @@ var Verbs = []Verb{
 		jsonOption,
 	}},
 	{Long: "--set-default", Also: []string{"-s", "--setdefault"}, Args: "NAME", Min: 1, Max: 1, Help: "make NAME the default distro"},
+	{Long: "--set-version", Args: "NAME N", Min: 2, Max: 2, Help: "convert a distro to version 1, on the host's\nkernel, or 2, in a VM"},
+	{Long: "--set-default-version", Args: "N", Min: 1, Max: 1, Help: "the version of new distros: 1 or 2"},
 	{Long: "--terminate", Also: []string{"-t"}, Args: "NAME", Min: 1, Max: 1, Help: "stop a distro and all that runs in it"},
 	{Long: "--unregister", Args: "NAME", Min: 1, Max: 1, Help: "delete a distro and its disk (asks first)", Options: []Option{
 		{Long: "yes", Short: "y", Help: "do not ask"},
@@ -79,6 +81,7 @@ var Verbs = []Verb{
 		{Long: "yes", Short: "y", Help: "do not ask"},
 	}},
 	{Long: "--fs-path", Args: "NAME[:PATH]", Min: 1, Max: 1, Help: "mount a distro's files on this host, and print\nwhere they, or PATH, are"},
+	{Long: "ps", Args: "[NAME]", Max: 1, Help: "the processes of distros of version 1, by their\nnumbers on the host and in the distro", Options: []Option{jsonOption}},
 	{Long: "cp", Args: "SRC... DST", Min: 2, Max: math.MaxInt, Help: "copy files and directories to, from and\nbetween distros: debian:/etc/hosts .", Options: []Option{
 		{Long: "user", Short: "u", Value: "USER", Help: "with the rights of USER in the distros"},
 		{Long: "archive", Short: "a", Help: "keep owners, set-id bits and devices (-u root)"},

@@ -1,0 +1,298 @@
+//go:build e2e
+
+package main_test
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/wsl2/wsl2/internal/testsys"
+)
+
+// TestVersion1 runs the tests of what both versions have in common once more, with the distro
+// small of version 1.
+func TestVersion1(t *testing.T) {
+	t.Setenv(versionVariable, "1")
+	for _, c := range []struct {
+		name string
+		test func(*testing.T)
+	}{
+		{"StreamMatrix", TestStreamMatrix}, {"Floods", TestFloods}, {"ShortCommands", TestShortCommands}, {"PeerBugs", TestPeerBugs},
+		{"Identity", TestIdentity}, {"Tmux", TestTmux}, {"GoTest", TestGoTest}, {"Sessions", TestSessions}, {"Terminal", TestTerminal},
+		{"Tools", TestTools}, {"HostPrograms", TestHostPrograms}, {"Agent", TestAgent}, {"Share", TestShare}, {"ShareSettings", TestShareSettings}, {"Copy", TestCopy},
+		{"SSH", TestSSH}, {"WSLConf", TestWSLConf}, {"TwoDistros", TestTwoDistros},
+	} {
+		t.Run(c.name, c.test)
+	}
+}
+
+// special are files of which a copy has to keep something that is easily lost.
+func special() []testsys.Entry {
+	return []testsys.Entry{
+		{Name: "srv/suid", Content: []byte("x"), Mode: 0o4750, UID: 1000, GID: 50},
+		{Name: "srv/nobodys", Content: []byte("y"), UID: 65534, GID: 65534},
+		{Name: "srv/hard", Type: '1', Link: "srv/suid"},
+		{Name: "srv/soft", Type: '2', Link: "/nowhere", UID: 1000},
+		{Name: "srv/fifo", Type: '6', Mode: 0o600},
+		{Name: "srv/closed/", Mode: 0o100, UID: 1000},
+		{Name: "srv/attributes", Content: []byte("z"), PAX: map[string]string{"SCHILY.xattr.user.note": "hi"}},
+		{Name: "srv/null", Type: '3', Major: 1, Minor: 3},
+	}
+}
+
+// contents describes all that special and the distro's other files are.
+func contents(h *testsys.Host, distro string) string {
+	h.TB.Helper()
+	return inside(h, distro, "find /srv /home /bin/busybox ! -name null | sort | xargs stat -c '%n %F %a %u %g %h %s %Y'; find /srv -type f | sort | xargs md5sum; readlink /srv/soft")
+}
+
+// anotherUser makes the host an ordinary user's, who has a range of IDs.
+func anotherUser(h *testsys.Host) {
+	h.TB.Helper()
+	const uid = 54321
+	h.As(uid)
+	h.File("passwd", fmt.Appendf(nil, "root:x:0:0::/root:/bin/sh\ntester:x:%d:%d::/:/bin/sh\n", uid, uid))
+	h.File("ranges", []byte("tester:700000:65536\n"))
+	h.MountNamespace(`mount --bind "$DIR/passwd" /etc/passwd; mount --bind "$DIR/ranges" /etc/subuid; mount --bind "$DIR/ranges" /etc/subgid`)
+}
+
+// initOf returns the process of the host that is a distro's init.
+func initOf(h *testsys.Host, distro string) testsys.Process {
+	h.TB.Helper()
+	for _, p := range h.Processes() {
+		if p.Role() == "distro" && p.Argv[2] == distro {
+			return p
+		}
+	}
+	h.TB.Fatalf("%s has no init among %v", distro, h.Processes())
+	return testsys.Process{}
+}
+
+// TestVersion1Life is a distro of version 1 from its import to its end, of root's and of an ordinary user's.
+func TestVersion1Life(t *testing.T) {
+	for name, of := range map[string]func(*testsys.Host){"root": func(*testsys.Host) {}, "user": anotherUser} {
+		t.Run(name, func(t *testing.T) {
+			h := testsys.New(t)
+			archive := h.File("small.tar", testsys.Tar(t, append(testsys.Busybox(t), special()...)...))
+			of(h)
+			h.OK("--import", "small", archive, "--version", "1")
+			if out := h.OK("--list", "--verbose"); !strings.Contains(out, "Stopped       1") {
+				t.Errorf("--list --verbose: %s", out)
+			}
+			before := contents(h, "small")
+			for _, want := range []string{"/srv/suid regular file 4750 1000 50 2", "/srv/nobodys regular file 644 65534 65534", "/srv/fifo fifo 600", "/srv/closed directory 100 1000 0"} {
+				if !strings.Contains(before, want) {
+					t.Errorf("no %q in %s", want, before)
+				}
+			}
+			// Its users are none that the host knows, but for the user himself.
+			st, err := os.Stat(filepath.Join(h.Data(), "distros/small/rootfs/srv/nobodys"))
+			testsys.Must(t, err)
+			if owner := st.Sys().(*syscall.Stat_t).Uid; owner < 100000 {
+				t.Errorf("the distro's nobody is the host's user %d", owner)
+			}
+
+			// Programs are processes of the host, with their own command lines.
+			l := h.Start("-d", "small", "-e", "sh", "-c", "echo ready; exec sleep 54321")
+			l.Expect("ready\n")
+			pid := hostPID(t, initOf(h, "small").PID, "sleep\x0054321\x00")
+			if out := h.OK("ps", "small"); !strings.Contains(out, fmt.Sprint(initOf(h, "small").PID)+"  small         1  wsl2-distro") || !strings.Contains(out, fmt.Sprint(pid)+"  small") {
+				t.Errorf("ps: %s", out)
+			}
+			testsys.Must(t, unix.Kill(pid, unix.SIGTERM))
+			if r := l.Wait(); r.Status != 143 {
+				t.Errorf("killed on the host: %v", r)
+			}
+
+			// What means the host is refused, and names version 2 where that can.
+			for script, says := range map[string]string{
+				"mknod /tmp/n c 1 3": "not permitted", "echo 1 >/proc/sys/kernel/panic": "ermission denied",
+				"date -s 2000-01-01": "not permitted", "insmod /bin/busybox": "not permitted", "echo x >/sys/kernel/uevent_helper": "ead-only",
+			} {
+				if r := h.Run("-d", "small", "-e", "sh", "-c", script); !strings.Contains(r.Stderr, says) {
+					t.Errorf("%v, want %q", r, says)
+				}
+			}
+			for _, args := range [][]string{
+				{"--manage", "small", "--resize", "1GB"}, {"--manage", "small", "--compact"}, {"--manage", "small", "--repair"},
+				{"--export", "small", h.Path("disk.vhdx")}, {"-d", "small", "--debug-shell"}, {"--accel", "tcg", "-d", "small"},
+			} {
+				h.Refused(h.Run(args...), "--set-version", "2")
+			}
+			h.Config("[distro.small]", "pids=50")
+			h.OK("--terminate", "small")
+			h.Refused(h.Run("-d", "small", "-e", "true"), "--set-version", "2")
+			h.Config()
+
+			// Out and in again, copied and moved.
+			h.OK("--export", "small", h.Path("export.tar.gz"))
+			h.OK("--import", "again", h.Path("export.tar.gz"), "--version", "1")
+			h.OK("--manage", "again", "--clone", "clone")
+			h.OK("--manage", "clone", "--rename", "copy")
+			h.OK("--manage", "copy", "--move", h.Path("home/moved"))
+			for _, name := range []string{"again", "copy"} {
+				if after := contents(h, name); after != before {
+					t.Errorf("%s is\n%s\nwant\n%s", name, after, before)
+				}
+			}
+			h.OK("--terminate", "copy")
+			if s := states(h); s["small"] != "Stopped" || s["again"] != "Running" || s["copy"] != "Stopped" {
+				t.Errorf("%v", s)
+			}
+
+			// Idle on its own, and nothing left.
+			h.OK("--shutdown")
+			h.CheckNothingLeft()
+			h.Config("[general]", "instanceIdleTimeout=1")
+			h.OK("-d", "again", "-e", "true")
+			for _, p := range h.Processes() {
+				if p.Role() == "distro" {
+					p.End(t)
+				}
+			}
+			for _, name := range []string{"small", "again", "copy"} {
+				h.OK("--unregister", name)
+			}
+			if left := h.Files(); len(left) != 1 || left[0] != "registry.json" {
+				t.Errorf("left of the distros: %v", left)
+			}
+			if _, err := os.Lstat(h.Path("home/moved")); !errors.Is(err, os.ErrNotExist) {
+				t.Errorf("left of copy: %v", err)
+			}
+		})
+	}
+}
+
+// hostPID finds the child of init with this command line.
+func hostPID(t *testing.T, init int, cmdline string) int {
+	t.Helper()
+	for deadline := time.Now().Add(testsys.Deadline); time.Now().Before(deadline); { // it may be about to execute it
+		tasks, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", init))
+		testsys.Must(t, err)
+		for _, path := range tasks {
+			children, _ := os.ReadFile(path)
+			for _, pid := range strings.Fields(string(children)) {
+				if line, err := os.ReadFile("/proc/" + pid + "/cmdline"); err == nil && string(line) == cmdline {
+					n, err := strconv.Atoi(pid)
+					testsys.Must(t, err)
+					return n
+				}
+			}
+		}
+	}
+	t.Fatalf("no %q among the children of %d", cmdline, init)
+	return 0
+}
+
+// TestVersion1NoRange: who has no IDs for a distro is told which line to add.
+func TestVersion1NoRange(t *testing.T) {
+	h := testsys.New(t)
+	archive := h.File("small.tar", testsys.Tar(t, testsys.Busybox(t)...))
+	anotherUser(h)
+	h.InNamespace(`: >"$DIR/ranges"`)
+	h.Refused(h.Run("--import", "small", archive, "--version", "1"), "/etc/subuid", "tester:")
+	if left := h.Files(); len(left) != 0 {
+		t.Errorf("left: %v", left)
+	}
+}
+
+// TestVersion1Killed: whatever is killed, nothing of a distro is left running, and the next command works.
+func TestVersion1Killed(t *testing.T) {
+	t.Setenv(versionVariable, "1")
+	h := newHost(t)
+	for _, victim := range []string{"client", "distro", "service"} {
+		l := h.Start("-d", "small", "-e", "sh", "-c", "(setsid sleep 100000 &) ; echo ready; cat")
+		l.Expect("ready\n")
+		init := initOf(h, "small")
+		if victim == "client" {
+			l.Kill()
+			h.OK("-d", "small", "-e", "true")
+			h.OK("--terminate", "small")
+		} else {
+			h.Process(victim).Kill(t)
+			h.Refused(l.Wait())
+		}
+		init.End(t)
+		if out := inside(h, "small", "pidof sleep || echo none"); out != "none" {
+			t.Errorf("after the end of the %s a sleep is left: %s", victim, out)
+		}
+		h.OK("--shutdown")
+		h.CheckNothingLeft()
+	}
+}
+
+// TestSetVersion converts a distro there and back; one that is cut off is as it was.
+func TestSetVersion(t *testing.T) {
+	h := testsys.New(t)
+	h.Config("[wsl2]", "defaultVhdSize=2GB")
+	h.OK("--set-default-version", "1")
+	h.Import("small", append(testsys.Busybox(t), special()...)...)
+	before := contents(h, "small")
+	registered := func() string {
+		t.Helper()
+		text, err := os.ReadFile(filepath.Join(h.Data(), "registry.json"))
+		testsys.Must(t, err)
+		return string(text)
+	}
+	h.Refused(h.Run("--set-version", "small", "1"), "already")
+	h.Refused(h.Run("--set-version", "small", "3"), "version 3")
+	for _, version := range []string{"2", "1"} {
+		// In use it is refused.
+		l := h.Start("-d", "small", "-e", "sh", "-c", "echo ready; cat")
+		l.Expect("ready\n")
+		h.Refused(h.Run("--set-version", "small", version), "running sessions")
+		l.Stdin.Close()
+		l.Wait()
+		// Cut off while it works.
+		was := registered()
+		service := h.Process("service") // one that is about to start a program would be two
+		c := h.Start("--set-version", "small", version)
+		for len(notes(h)) == 0 {
+			if c.Cmd.ProcessState != nil {
+				t.Fatal(c.Wait())
+			}
+		}
+		c.Kill() // or it would ask the next service
+		service.Kill(t)
+		if now := registered(); now != was {
+			t.Errorf("cut off, the registry is %s, was %s", now, was)
+		}
+		if after := contents(h, "small"); after != before {
+			t.Errorf("cut off before version %s it is\n%s\nwant\n%s", version, after, before)
+		}
+		if n := len(notes(h)); n != 0 {
+			t.Errorf("%d notes are left: %v", n, h.Files())
+		}
+		h.OK("--terminate", "small")
+		h.OK("--set-version", "small", version)
+		if out := h.OK("--list", "--verbose"); !strings.Contains(out, "Stopped       "+version) {
+			t.Errorf("--list --verbose: %s", out)
+		}
+		if after := contents(h, "small"); after != before {
+			t.Errorf("as version %s it is\n%s\nwant\n%s", version, after, before)
+		}
+		entries, err := os.ReadDir(filepath.Join(h.Data(), "distros/small"))
+		testsys.Must(t, err)
+		for _, e := range entries {
+			if name := e.Name(); (version == "1") != strings.HasPrefix(name, "rootfs") {
+				t.Errorf("as version %s it has %s", version, name)
+			}
+		}
+	}
+	h.OK("--unregister", "small")
+}
+
+// notes are those of changes under way.
+func notes(h *testsys.Host) []string {
+	paths, _ := filepath.Glob(filepath.Join(h.Data(), "distros/.change-*"))
+	return paths
+}

@@ -1,0 +1,126 @@
+package distro
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/wsl2/wsl2/guest/mounts"
+	"github.com/wsl2/wsl2/guest/shares"
+	"github.com/wsl2/wsl2/internal/hostpath"
+	"github.com/wsl2/wsl2/internal/wire"
+	"github.com/wsl2/wsl2/internal/wslconf"
+)
+
+// This file is version 1: a distro whose root is a directory of the host, in namespaces of the
+// host's own kernel (package native).
+
+const binfmtMisc = "/proc/sys/fs/binfmt_misc"
+
+// Pivot makes the working directory, a mount, the root. prepare runs in between, when "/" is the
+// new root and the working directory the old one, which is gone afterwards.
+func Pivot(prepare func() error) error {
+	old, err := unix.Open("/", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("open the host's root: %w", err)
+	}
+	defer unix.Close(old)
+	// Onto itself: the old root then lies over the new one, and no directory for it is needed.
+	if err := unix.PivotRoot(".", "."); err != nil {
+		return fmt.Errorf("change root: %w", err)
+	}
+	if err := unix.Fchdir(old); err != nil {
+		return fmt.Errorf("enter the host's root: %w", err)
+	}
+	if err := prepare(); err != nil {
+		return err
+	}
+	if err := unix.Unmount(".", unix.MNT_DETACH); err != nil {
+		return fmt.Errorf("detach the host's root: %w", err)
+	}
+	if err := unix.Chdir("/"); err != nil {
+		return fmt.Errorf("enter the new root: %w", err)
+	}
+	return nil
+}
+
+// makeDirRoot makes the root out of the working directory and reads its wsl.conf. trees are
+// the descriptors of the shares' mounts.
+func (d *distro) makeDirRoot(m *wire.StartDistro, trees []string) error {
+	d.dir = true
+	unix.Umask(0o022)
+	init, initErr := openTree("/proc/self/exe")
+	resolvConf, resolvErr := os.ReadFile("/etc/resolv.conf")
+	err := Pivot(func() error {
+		// One thing that cannot be mounted must not lock the user out of the rest.
+		if err := mounts.All(dirRoot); err != nil {
+			d.log.Errorf("%s: %v", d.name, err)
+		}
+		// Each user namespace has formats of its own since Linux 6.7; before, the host's hold.
+		_ = unix.Mount("binfmt_misc", binfmtMisc, "binfmt_misc", mounts.NoSuidDevExec, "")
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	// Container engines bind-mount with propagation and need a shared root. No earlier: what is bound from
+	// the host's root would be its peer, and lose with it what is mounted on top.
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_SHARED, ""); err != nil {
+		return fmt.Errorf("share the new root: %w", err)
+	}
+	if initErr == nil {
+		initErr = installTools(init)
+	}
+	if initErr == nil && exists(binfmtMisc+"/register") {
+		initErr = mounts.Value{Path: binfmtMisc + "/register", Value: BinfmtMZ}.Make()
+	}
+	if initErr != nil {
+		d.log.Errorf("%s: no tools: %v", d.name, initErr)
+	}
+	if resolvErr == nil {
+		resolvErr = os.WriteFile(hostResolvConf, append([]byte(GeneratedBy("generateResolvConf")), resolvConf...), 0o644)
+	}
+	if resolvErr != nil && !errors.Is(resolvErr, os.ErrNotExist) {
+		d.log.Errorf("%s: the host's name servers: %v", d.name, resolvErr)
+	}
+	if err := d.configure(m); err != nil {
+		return err
+	}
+	if d.conf.Systemd {
+		d.warnings = append(d.warnings, fmt.Sprintf("boot.systemd in %s needs a kernel of its own and is ignored in version 1: wsl2 --set-version %s 2", wslconf.Path, m.Name))
+	}
+	return d.placeShares(m.Shares, trees)
+}
+
+// placeShares mounts the host's directories, which are there from the start: no connection is
+// opened and no process started for them, as in a VM.
+func (d *distro) placeShares(list []wire.Share, trees []string) error {
+	d.shares = shares.Start(shares.Config{})
+	if len(trees) != len(list) {
+		return fmt.Errorf("%d mounts came for %d shares", len(trees), len(list))
+	}
+	var table hostpath.Table
+	for i, s := range list {
+		fd, err := strconv.Atoi(trees[i])
+		if err != nil {
+			return fmt.Errorf("mount of the share %s: %w", s.Guest, err)
+		}
+		tree := mounts.Tree{FD: fd, Target: s.Guest, Attributes: unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV}
+		if s.ReadOnly {
+			tree.Attributes |= unix.MOUNT_ATTR_RDONLY
+		}
+		if err := tree.Make(); err != nil {
+			d.log.Errorf("%s: share %s: %v", d.name, s.Guest, err)
+			d.warnings = append(d.warnings, fmt.Sprintf("%s of the host cannot be shared with a distro of version 1 and is missing in it", s.Host))
+			continue
+		}
+		table = append(table, hostpath.Share{Host: s.Host, Guest: s.Guest})
+	}
+	if len(table) == 0 {
+		return nil
+	}
+	return os.WriteFile(hostpath.SharesFile, []byte(table.String()), 0o644)
+}

@@ -1,0 +1,34 @@
+// Package nsinit is what launcher and guest agree on for a distro of version 1: how /init is
+// started in namespaces of the host's own kernel, where a VM's PID 1 would start it.
+//
+// The launcher starts Argv0 with the arguments ROLE ROOT NAME [SHARE...] in a user namespace without
+// mappings and with every capability there, and with the descriptors below. It writes the mappings and then one byte
+// to the gate, whose end without one means that there will be none. /init takes hold of the shares and of
+// the root, becomes the namespace's root and executes itself as the role, for which the messages of
+// internal/wire on the channel are the same as in a VM.
+package nsinit
+
+// Argv0 is the name under which /init enters its namespaces.
+const Argv0 = "wsl2-native"
+
+// Roles.
+const (
+	Distro = "distro"
+	Import = "import"
+	Export = "export"
+	Remove = "remove"
+)
+
+// Descriptors. Lock is held open for the life of the process: whoever finds it free (flock) may
+// use the root.
+const (
+	ChannelFD = 3 + iota
+	ListenerFD
+	GateFD
+	LockFD
+	// FirstFree is the first one that nothing is said about.
+	FirstFree
+)
+
+// Port stands for the socket on ListenerFD where a VM would have a vsock port.
+const Port = 0

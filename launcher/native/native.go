@@ -1,0 +1,293 @@
+package native
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"strconv"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/wsl2/wsl2/internal/nsinit"
+	"github.com/wsl2/wsl2/internal/wire"
+	"github.com/wsl2/wsl2/launcher/api"
+)
+
+// namespaces are a distro's own. The network is the host's.
+const namespaces = unix.CLONE_NEWUSER | unix.CLONE_NEWPID | unix.CLONE_NEWNS | unix.CLONE_NEWUTS | unix.CLONE_NEWIPC | unix.CLONE_NEWCGROUP
+
+// LockSuffix makes a root's lock of its name.
+const LockSuffix = ".lock"
+
+// Spec is what is started.
+type Spec struct {
+	Init   string // the program
+	Role   string // nsinit's
+	Root   string // the directory
+	Name   string // for ps(1) and the log
+	Socket string // where it listens; replaced
+	Shares []wire.Share
+	// Logf is told what it writes to its standard error.
+	Logf func(format string, args ...any)
+}
+
+// Process is /init in a role. Messages are read by one goroutine.
+type Process struct {
+	PID int
+	R   *bufio.Reader // the channel
+
+	cmd     *exec.Cmd
+	socket  string
+	channel *os.File
+	writeMu sync.Mutex // serialises frames on channel
+	ended   chan struct{}
+	status  syscall.WaitStatus // set before ended is closed
+}
+
+// Start starts /init once nobody uses the root any more; ctx bounds that wait. Everything in
+// its namespaces ends with it, and it ends with the channel, hence with this process.
+func Start(ctx context.Context, s Spec) (*Process, error) {
+	ids, err := ThisUser()
+	if err != nil {
+		return nil, err
+	}
+	last, err := lastCapability()
+	if err != nil {
+		return nil, err
+	}
+	lock, err := Lock(ctx, s.Root)
+	if err != nil {
+		return nil, err
+	}
+	defer lock.Close() // the process has it now
+	channel, theirs, err := pair("channel")
+	if err != nil {
+		return nil, err
+	}
+	defer theirs.Close()
+	gate, theirGate, err := pair("gate")
+	if err != nil {
+		channel.Close()
+		return nil, err
+	}
+	defer gate.Close()
+	defer theirGate.Close()
+	os.Remove(s.Socket) // of one that was killed
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: s.Socket, Net: "unix"})
+	if err != nil {
+		channel.Close()
+		return nil, err
+	}
+	// The process is the only one that holds it: whoever waits to be accepted learns of its end.
+	l.SetUnlinkOnClose(false)
+	listener, err := l.File()
+	l.Close()
+	if err == nil {
+		defer listener.Close()
+		err = os.Chmod(s.Socket, 0o600)
+	}
+	stderr, theirStderr, perr := os.Pipe()
+	if err = errors.Join(err, perr); err != nil {
+		channel.Close()
+		os.Remove(s.Socket)
+		return nil, err
+	}
+	defer theirStderr.Close()
+
+	args := []string{s.Role, s.Root, s.Name}
+	for _, share := range s.Shares {
+		args = append(args, share.Host)
+	}
+	cmd := exec.Command(s.Init, args...)
+	cmd.Args[0] = nsinit.Argv0
+	cmd.Dir, cmd.Env, cmd.Stderr = "/", []string{}, theirStderr
+	cmd.ExtraFiles = []*os.File{theirs, listener, theirGate, lock} // nsinit.ChannelFD and so on
+	// Without a mapping it is nobody in its namespace, and only ambient capabilities outlive execve(2).
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: namespaces, Setsid: true}
+	for c := range last + 1 {
+		cmd.SysProcAttr.AmbientCaps = append(cmd.SysProcAttr.AmbientCaps, c)
+	}
+	if err := cmd.Start(); err != nil {
+		channel.Close()
+		stderr.Close()
+		os.Remove(s.Socket)
+		return nil, refusal(err)
+	}
+	p := &Process{PID: cmd.Process.Pid, R: bufio.NewReader(channel), cmd: cmd, socket: s.Socket, channel: channel, ended: make(chan struct{})}
+	go p.wait()
+	go logLines(stderr, s)
+	err = ids.write(p.PID)
+	if err == nil {
+		err = pass(gate, p.PID, s)
+	}
+	if err != nil {
+		p.Kill()
+		<-p.ended
+		p.Close()
+		return nil, err
+	}
+	return p, nil
+}
+
+// refusal says why the kernel makes no namespaces.
+func refusal(err error) error {
+	if errors.Is(err, unix.EPERM) || errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EINVAL) {
+		return api.Errorf(api.CodeFailed, "let users make user namespaces (sysctl user.max_user_namespaces, kernel.unprivileged_userns_clone, kernel.apparmor_restrict_unprivileged_userns), or use version 2",
+			"this host makes no namespaces for a distro of version 1: %v", err)
+	}
+	return err
+}
+
+// pair makes a socket pair; the first end is the launcher's, on the runtime's poller.
+func pair(name string) (ours, theirs *os.File, err error) {
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, nil, fmt.Errorf("make a %s: %w", name, err)
+	}
+	unix.SetNonblock(fds[0], true) //nolint:errcheck // it cannot fail on a socket
+	return os.NewFile(uintptr(fds[0]), name), os.NewFile(uintptr(fds[1]), name), nil
+}
+
+// pass opens the gate. Root hands the mounts of the shares over, in which the host's users are
+// the distro's: nobody else may map a mount, and without that all of root's files would be nobody's.
+func pass(gate *os.File, pid int, s Spec) error {
+	var oob []byte
+	if os.Geteuid() == 0 && len(s.Shares) > 0 {
+		users, err := os.Open(fmt.Sprintf("/proc/%d/ns/user", pid))
+		if err != nil {
+			return err
+		}
+		defer users.Close()
+		var fds []int
+		defer func() {
+			for _, fd := range fds {
+				unix.Close(fd)
+			}
+		}()
+		for _, share := range s.Shares {
+			fd, err := mapped(share.Host, int(users.Fd()))
+			if err != nil {
+				s.Logf("share %s: %v", share.Host, err)
+				// What cannot be mapped is an empty place of the message: a descriptor of nothing
+				// that can be mounted.
+				if fd, err = unix.Open(os.DevNull, unix.O_PATH|unix.O_CLOEXEC, 0); err != nil {
+					return err
+				}
+			}
+			fds = append(fds, fd)
+		}
+		oob = unix.UnixRights(fds...)
+	}
+	raw, err := gate.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var serr error
+	err = raw.Write(func(fd uintptr) bool {
+		serr = unix.Sendmsg(int(fd), []byte{1}, oob, nil, unix.MSG_NOSIGNAL)
+		return serr != unix.EAGAIN
+	})
+	if err = errors.Join(err, serr); err != nil {
+		return fmt.Errorf("open the gate of the namespaces: %w", err)
+	}
+	return nil
+}
+
+// mapped takes hold of a directory as a mount that is mapped by a user namespace
+// (mount_setattr(2), MOUNT_ATTR_IDMAP): with what is mounted below it, if that can all be mapped.
+func mapped(dir string, users int) (int, error) {
+	var failure error
+	for _, recursive := range []uint{unix.AT_RECURSIVE, 0} {
+		fd, err := unix.OpenTree(unix.AT_FDCWD, dir, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|recursive)
+		if err == nil {
+			err = unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH|recursive, &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_IDMAP, Userns_fd: uint64(users)})
+			if err == nil {
+				return fd, nil
+			}
+			unix.Close(fd)
+		}
+		failure = err
+	}
+	return -1, fmt.Errorf("map its users: %w", failure)
+}
+
+// maxLines is what a process may make us log.
+const maxLines = 100
+
+// logLines logs what a process writes until it, and all that it left its stderr to, has ended.
+func logLines(stderr *os.File, s Spec) {
+	defer stderr.Close()
+	scanner := bufio.NewScanner(stderr)
+	for n := 0; scanner.Scan(); n++ {
+		if n < maxLines {
+			s.Logf("%s", strconv.QuoteToASCII(scanner.Text()))
+		}
+	}
+}
+
+func (p *Process) wait() {
+	p.cmd.Wait()
+	p.status = p.cmd.ProcessState.Sys().(syscall.WaitStatus)
+	os.Remove(p.socket)
+	close(p.ended)
+}
+
+// Ended is closed when it has ended, and all in its namespaces.
+func (p *Process) Ended() <-chan struct{} { return p.ended }
+
+// Status is how it ended, after Ended.
+func (p *Process) Status() syscall.WaitStatus { return p.status }
+
+// Kill ends it, and all in its namespaces, without asking.
+func (p *Process) Kill() { p.cmd.Process.Kill() }
+
+// Close closes the channel.
+func (p *Process) Close() { p.channel.Close() }
+
+// sendTimeout is what it gets to take a message.
+const sendTimeout = 10 * time.Second
+
+// Send sends one message.
+func (p *Process) Send(m wire.Message) error {
+	p.writeMu.Lock()
+	defer p.writeMu.Unlock()
+	p.channel.SetWriteDeadline(time.Now().Add(sendTimeout))
+	return wire.Write(p.channel, m)
+}
+
+// Lock takes the lock of a root, waiting for who holds it until ctx ends.
+func Lock(ctx context.Context, root string) (*os.File, error) {
+	f, err := os.OpenFile(root+LockSuffix, os.O_RDWR|os.O_CREATE|syscall.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	got := make(chan error, 1)
+	// flock(2) cannot be waited for with a deadline: a goroutine waits, and gives the lock back if it
+	// comes too late.
+	go func() {
+		for {
+			if err := unix.Flock(int(f.Fd()), unix.LOCK_EX); err != unix.EINTR {
+				got <- err
+				return
+			}
+		}
+	}()
+	select {
+	case err := <-got:
+		if err != nil {
+			f.Close()
+			return nil, os.NewSyscallError("flock", err)
+		}
+		return f, nil
+	case <-ctx.Done():
+		go func() { <-got; f.Close() }()
+		return nil, fmt.Errorf("%s is still used by an earlier start of its distro: %w", root, context.Cause(ctx))
+	}
+}
