@@ -169,6 +169,7 @@ var slow = map[string]string{
 	"regexp":                                 "expressions are compiled at each start",
 	"golang.org/x/crypto":                    "tables and self-tests at each start; it belongs into cmd/wsl2-ssh",
 	"github.com/google/go-containerregistry": "1 ms of tables at each start",
+	"github.com/hanwen/go-fuse/v2":           "tables at each start; it belongs into cmd/wsl2-files",
 	"net/http":                               "tables at each start",
 	"archive/tar":                            "tables at each start",
 	"debug/elf":                              "tables at each start",

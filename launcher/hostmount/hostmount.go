@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -75,15 +76,20 @@ func Run(ctx context.Context, s Spec, mounted func()) error {
 	if err != nil {
 		return os.NewSyscallError("socketpair", err)
 	}
-	unix.SetNonblock(fds[0], true) //nolint:errcheck // it cannot fail on a socket
-	ours, theirs := os.NewFile(uintptr(fds[0]), "control"), os.NewFile(uintptr(fds[1]), "control")
+	f, theirs := os.NewFile(uintptr(fds[0]), "control"), os.NewFile(uintptr(fds[1]), "control")
+	ours, err := net.FileConn(f)
+	f.Close()
+	if err != nil {
+		theirs.Close()
+		return err
+	}
 	p, err := spawn.Start(spawn.Command{Path: path, Args: append([]string{"mount"}, s.args()...), Dir: "/", Output: os.Stderr, Files: []*os.File{theirs}})
 	theirs.Close()
 	if err != nil {
 		ours.Close()
 		return err
 	}
-	stop := context.AfterFunc(ctx, func() { unix.Shutdown(fds[0], unix.SHUT_WR) })
+	stop := context.AfterFunc(ctx, func() { ours.(*net.UnixConn).CloseWrite() }) //nolint:errcheck // the process may have ended
 	line, readErr := bufio.NewReader(ours).ReadString('\n')
 	if line == MountedLine {
 		mounted()
