@@ -133,6 +133,10 @@ func TestVersion1Life(t *testing.T) {
 			h.Refused(h.Run("-d", "small", "-e", "true"), "--set-version", "2")
 			h.Config()
 
+			// Its set-id programs are nobody else's.
+			testsys.Must(t, os.Chmod(h.Path("home"), 0o755))
+			h.Refused(h.Run("--import", "open", h.Path("home"), archive, "--version", "1"), "chmod 700")
+
 			// Out and in again, copied and moved.
 			h.OK("--export", "small", h.Path("export.tar.gz"))
 			h.OK("--import", "again", h.Path("export.tar.gz"), "--version", "1")
