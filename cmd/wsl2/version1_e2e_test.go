@@ -29,7 +29,7 @@ func TestVersion1(t *testing.T) {
 		{"StreamMatrix", TestStreamMatrix}, {"Floods", TestFloods}, {"ShortCommands", TestShortCommands}, {"PeerBugs", TestPeerBugs},
 		{"Identity", TestIdentity}, {"Tmux", TestTmux}, {"GoTest", TestGoTest}, {"Sessions", TestSessions}, {"Terminal", TestTerminal},
 		{"Tools", TestTools}, {"HostPrograms", TestHostPrograms}, {"Agent", TestAgent}, {"Share", TestShare}, {"ShareSettings", TestShareSettings}, {"Copy", TestCopy},
-		{"SSH", TestSSH}, {"WSLConf", TestWSLConf}, {"TwoDistros", TestTwoDistros},
+		{"SSH", TestSSH}, {"WSLConf", TestWSLConf}, {"WSLConfWarns", TestWSLConfWarns}, {"TwoDistros", TestTwoDistros},
 	} {
 		t.Run(c.name, c.test)
 	}
