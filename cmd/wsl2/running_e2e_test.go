@@ -16,6 +16,9 @@ import (
 // configured gives the host a distro with this /etc/wsl.conf and whatever else.
 func configured(h *testsys.Host, name, conf string, more ...testsys.Entry) {
 	h.TB.Helper()
+	if version1() {
+		h.OK("--set-default-version", "1")
+	}
 	h.Import(name, append(append(testsys.Busybox(h.TB), testsys.Entry{Name: "etc/wsl.conf", Content: []byte(conf)}), more...)...)
 }
 
@@ -40,7 +43,11 @@ umask = 027
 		testsys.Entry{Name: "usr/share/zoneinfo/" + zone(t), Content: []byte("TZif2")})
 	r := h.Run("-d", "conf", "-e", "sh", "-c", "id -un; umask; hostname; echo $NAME; cat /etc/hostname; readlink /etc/resolv.conf; readlink /etc/localtime; grep -c ' /srv/mem ' /proc/mounts")
 	h.Want(r, 0)
-	if want := "alice\n0027\nbox.example\nbox.example\nbox.example\n/mnt/wsl/resolv.conf\n/usr/share/zoneinfo/" + zone(t) + "\n1\n"; r.Stdout != want {
+	resolvConf := "/mnt/wsl/resolv.conf"
+	if version1() {
+		resolvConf = "/run/wsl2/resolv.conf"
+	}
+	if want := "alice\n0027\nbox.example\nbox.example\nbox.example\n" + resolvConf + "\n/usr/share/zoneinfo/" + zone(t) + "\n1\n"; r.Stdout != want {
 		t.Errorf("%q\nwant %q", r.Stdout, want)
 	}
 	if strings.Contains(r.Stderr, "/etc/") {

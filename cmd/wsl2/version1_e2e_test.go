@@ -29,7 +29,7 @@ func TestVersion1(t *testing.T) {
 		{"StreamMatrix", TestStreamMatrix}, {"Floods", TestFloods}, {"ShortCommands", TestShortCommands}, {"PeerBugs", TestPeerBugs},
 		{"Identity", TestIdentity}, {"Tmux", TestTmux}, {"GoTest", TestGoTest}, {"Sessions", TestSessions}, {"Terminal", TestTerminal},
 		{"Tools", TestTools}, {"HostPrograms", TestHostPrograms}, {"Agent", TestAgent}, {"Share", TestShare}, {"ShareSettings", TestShareSettings}, {"Copy", TestCopy},
-		{"SSH", TestSSH}, {"WSLConf", TestWSLConf}, {"TwoDistros", TestTwoDistros},
+		{"SSH", TestSSH}, {"WSLConf", TestWSLConf}, {"WSLConfWarns", TestWSLConfWarns}, {"TwoDistros", TestTwoDistros},
 	} {
 		t.Run(c.name, c.test)
 	}
@@ -132,6 +132,10 @@ func TestVersion1Life(t *testing.T) {
 			h.OK("--terminate", "small")
 			h.Refused(h.Run("-d", "small", "-e", "true"), "--set-version", "2")
 			h.Config()
+
+			// Its set-id programs are nobody else's.
+			testsys.Must(t, os.Chmod(h.Path("home"), 0o755))
+			h.Refused(h.Run("--import", "open", h.Path("home"), archive, "--version", "1"), "chmod 700")
 
 			// Out and in again, copied and moved.
 			h.OK("--export", "small", h.Path("export.tar.gz"))

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"os/user"
+	"path/filepath"
 	"strconv"
 	"strings"
 
@@ -149,11 +150,20 @@ func (m IDMap) write(pid int) error {
 	return nil
 }
 
-// MakeRoot makes the directory of a new root, which the distro's own root can take over.
+// MakeRoot makes the directory of a new root, which the distro's own root can take over. Nobody else
+// may come there: the set-id programs in it would make him one of the distro's users.
 func MakeRoot(path string) error {
 	m, err := ThisUser()
 	if err != nil {
 		return err
+	}
+	dir := filepath.Dir(path)
+	st, err := os.Stat(dir)
+	if err != nil {
+		return err
+	}
+	if st.Mode().Perm()&0o077 != 0 {
+		return api.Errorf(api.CodeBadRequest, "chmod 700 "+dir+", or name a directory that is not there yet", "other users can enter %s, where the root of a distro of version 1 must be its user's alone", dir)
 	}
 	if err := os.Mkdir(path, 0o755); err != nil {
 		return err
