@@ -377,7 +377,7 @@ func TestManyConnections(t *testing.T) {
 	g := newGuest(t, nil)
 	port := listen(t, "127.0.0.1:0", echo)
 	before := runtime.NumGoroutine()
-	const n = 400
+	const n = 200
 	var wg sync.WaitGroup
 	errs := make(chan error, n)
 	release := make(chan struct{})
@@ -402,7 +402,7 @@ func TestManyConnections(t *testing.T) {
 		})
 	}
 	opened.Wait()
-	if n := len(g.net.limits.tcp); n != 400 {
+	if n := len(g.net.limits.tcp); n != 200 {
 		t.Errorf("%d connections are counted", n)
 	}
 	close(release)
