@@ -3,7 +3,6 @@ package usernet
 import (
 	"math/rand/v2"
 	"net/netip"
-	"strings"
 	"testing"
 	"time"
 
@@ -14,7 +13,6 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/header"
 	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
 
-	"github.com/wsl2/wsl2/vmm/usernet/policy"
 	"github.com/wsl2/wsl2/vmm/virtio/net"
 )
 
@@ -190,31 +188,5 @@ func TestServeEndsHalfOpen(t *testing.T) {
 		}
 	case <-time.After(deadline):
 		t.Error("Serve goes on")
-	}
-}
-
-func TestParseRule(t *testing.T) {
-	for s, want := range map[string]string{
-		"192.0.2.1": "192.0.2.1/32", "192.0.2.1:80": "192.0.2.1/32:80", "192.0.2.77/24": "192.0.2.0/24", "10.0.0.0/8:443": "10.0.0.0/8:443",
-		"2001:db8::1": "2001:db8::1/128", "[2001:db8::1]:80": "[2001:db8::1/128]:80", "[2001:db8::1]": "2001:db8::1/128", "[2001:db8::/32]:1": "[2001:db8::/32]:1",
-		"Example.ORG.": "example.org", "*.debian.org:443": "*.debian.org:443", "*": "*", "*:25": "*:25",
-		"": "", ":80": "", "a:b": "", "a:0": "", "a:70000": "", "a b": "", "*.": "", "x.*": "", "exa/mple": "", "fe80::1%eth0": "", "[": "", "[]:1": "",
-	} {
-		r, err := policy.Parse(s)
-		if want == "" {
-			if err == nil {
-				t.Errorf("%q is taken for %v", s, r)
-			}
-			continue
-		}
-		if err != nil || r.String() != want {
-			t.Errorf("%q: %q, %v; want %q", s, r.String(), err, want)
-		}
-		if again, err := policy.Parse(r.String()); err != nil || again != r {
-			t.Errorf("%q does not read as %+v again: %+v, %v", r.String(), r, again, err)
-		}
-	}
-	if strings.Contains(policy.Rule{}.String(), "invalid") {
-		t.Error("an empty rule")
 	}
 }
