@@ -97,7 +97,7 @@ func TestSettings(t *testing.T) {
 		"nestedVirtualization=true", "defaultVhdSize=1TB",
 		"[interop]", "hostPrograms = xdg-open, git /usr/bin/code", "sshAgent=false",
 		"[distro.Debian-12.1]", "memory = 512MB", "cpus = 1.5", "[distro.small]", "pids = 100", "[wsl2]", "safeMode = true", "guiApplications = false",
-		"networkingMode = none", "[network]", "hostLoopback = false", "allow = *.example.org:443, 192.0.2.0/24", "deny = [2001:db8::1]:25",
+		"networkingMode = none", "[network]", "hostLoopback = false", "bandwidth = 10MB", "allow = *.example.org:443, 192.0.2.0/24", "deny = [2001:db8::1]:25",
 	}, "\n")
 	s := Defaults(host)
 	if w := s.parse(text, "f", host); len(w) != 0 {
@@ -107,7 +107,7 @@ func TestSettings(t *testing.T) {
 		DistroStartTimeout: time.Minute, MemoryBytes: 4 << 30, Processors: 3, Kernel: "/boot/my kernel",
 		KernelCommandLine: `quiet foo="a"`, Accel: "tcg", DefaultDiskBytes: 1 << 40,
 		Interop: true, HostPrograms: []string{"xdg-open", "git", "/usr/bin/code"}, SafeMode: true,
-		Network: Network{Off: true, AutoProxy: true, Policy: policy.Policy{
+		Network: Network{Off: true, AutoProxy: true, Bandwidth: 10 << 20, Policy: policy.Policy{
 			Restricted: true,
 			Allow:      []policy.Rule{{Name: "*.example.org", Port: 443}, {Net: netip.MustParsePrefix("192.0.2.0/24")}},
 			Deny:       []policy.Rule{{Net: netip.MustParsePrefix("2001:db8::1/128"), Port: 25}},

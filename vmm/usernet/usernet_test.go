@@ -426,6 +426,31 @@ func eventually(t *testing.T, what string, done func() bool) {
 	}
 }
 
+// TestBandwidth: a limit holds, each way.
+func TestBandwidth(t *testing.T) {
+	const limit, size = 1 << 20, 2 << 20
+	g := newGuest(t, func(c *Config) { c.BytesPerSecond = limit })
+	port := listen(t, "127.0.0.1:0", echo)
+	c, err := g.dial(fmt.Sprintf("10.77.0.1:%d", port))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	start := time.Now()
+	go func() {
+		c.Write(random(size)) //nolint:errcheck // what does not come back is missed
+		c.(*gonet.TCPConn).CloseWrite()
+	}()
+	n, err := io.Copy(io.Discard, c)
+	if err != nil || n != size {
+		t.Fatalf("%d bytes came back, %v", n, err)
+	}
+	// But for the first tenth of a second's.
+	if took := time.Since(start); took < time.Second {
+		t.Errorf("%d bytes took %v at %d in a second", size, took, limit)
+	}
+}
+
 // TestTCPLimit: one connection too many is refused at once, and one that ends makes room.
 func TestTCPLimit(t *testing.T) {
 	g := newGuest(t, nil)
