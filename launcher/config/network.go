@@ -14,7 +14,8 @@ type Network struct {
 	Off          bool // no network at all
 	HostLoopback bool // host.wsl2.internal reaches what listens on the host's loopback
 	Policy       policy.Policy
-	AutoProxy    bool // sessions take the caller's proxies over
+	Bandwidth    uint64 // bytes per second that the VM may send, and receive; 0 is no limit
+	AutoProxy    bool   // sessions take the caller's proxies over
 }
 
 // Proxied tells whether sessions take the caller's proxies over.
@@ -53,6 +54,19 @@ func (n *Network) setHostLoopback(v string) string {
 	if !ok {
 		return "Invalid boolean value (the host's loopback is out of reach)"
 	}
+	return ""
+}
+
+// minBandwidth lets the largest packet through in a second.
+const minBandwidth = 64 << 10
+
+func (n *Network) setBandwidth(v string) string {
+	bytes, err := ParseSize(v)
+	if err != nil || bytes < minBandwidth {
+		n.Bandwidth = minBandwidth // who writes this wants less, not more
+		return "Bandwidth must be at least 64KB per second (which is used):"
+	}
+	n.Bandwidth = bytes
 	return ""
 }
 

@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strconv"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -42,6 +43,8 @@ const (
 type Config struct {
 	HostLoopback bool
 	Policy       policy.Policy
+	// BytesPerSecond is what the guest may send, and receive; 0 is no limit.
+	BytesPerSecond uint64
 }
 
 // Words of the arguments.
@@ -50,6 +53,7 @@ const (
 	argRestricted = "restricted"
 	argAllow      = "allow"
 	argDeny       = "deny"
+	argRate       = "bytes-per-second"
 )
 
 // Args returns c as the arguments of the process.
@@ -60,6 +64,9 @@ func (c Config) Args() []string {
 	}
 	if c.Policy.Restricted {
 		args = append(args, argRestricted)
+	}
+	if c.BytesPerSecond > 0 {
+		args = append(args, argRate, strconv.FormatUint(c.BytesPerSecond, 10))
 	}
 	for _, r := range c.Policy.Allow {
 		args = append(args, argAllow, r.String())
@@ -86,12 +93,18 @@ func Parse(args []string) (c Config, err error) {
 			continue
 		case argDeny:
 			list = &c.Policy.Deny
-		case argAllow:
+		case argAllow, argRate:
 		default:
 			return c, fmt.Errorf("unknown argument %q", args[i])
 		}
 		if i++; i == len(args) {
-			return c, fmt.Errorf("%s without a rule", args[i-1])
+			return c, fmt.Errorf("nothing behind %s", args[i-1])
+		}
+		if args[i-1] == argRate {
+			if c.BytesPerSecond, err = strconv.ParseUint(args[i], 10, 64); err != nil {
+				return c, err
+			}
+			continue
 		}
 		r, err := policy.Parse(args[i])
 		if err != nil {

@@ -18,7 +18,7 @@ func TestArgs(t *testing.T) {
 	}
 	for _, c := range []Config{
 		{},
-		{HostLoopback: true},
+		{HostLoopback: true, BytesPerSecond: 1 << 20},
 		{Policy: policy.Policy{Restricted: true}},
 		{HostLoopback: true, Policy: policy.Policy{Restricted: true,
 			Allow: []policy.Rule{rule("*.debian.org:443"), rule("192.0.2.0/24")}, Deny: []policy.Rule{rule("[2001:db8::1]:25"), rule("*")}}},
@@ -28,7 +28,7 @@ func TestArgs(t *testing.T) {
 			t.Errorf("%q: %+v, %v; want %+v", c.Args(), got, err, c)
 		}
 	}
-	for _, args := range [][]string{nil, {"x"}, {"net", "allow"}, {"net", "deny", "a b"}, {"net", "loopback"}} {
+	for _, args := range [][]string{nil, {"x"}, {"net", "allow"}, {"net", "deny", "a b"}, {"net", "loopback"}, {"net", "bytes-per-second", "x"}} {
 		if c, err := Parse(args); err == nil {
 			t.Errorf("%q is taken for %+v", args, c)
 		}

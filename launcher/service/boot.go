@@ -82,7 +82,7 @@ func (b *Booter) Boot(ctx context.Context, r BootRequest) (Machine, error) {
 		DiskSlots: diskSlots, FSSlots: fsSlots, LateSlots: own, GuestCID: guestCID, VsockPath: paths.VsockPath(), ConsoleLog: paths.ConsoleLog(), Verdict: paths.KVMVerdict(),
 	}
 	if n := r.Settings.Network; !n.Off {
-		c.Network = netproc.Config{HostLoopback: n.HostLoopback, Policy: n.Policy}.Args()
+		c.Network = netproc.Config{HostLoopback: n.HostLoopback, Policy: n.Policy, BytesPerSecond: n.Bandwidth}.Args()
 	}
 	if r.Disk != "" {
 		c.Disks = []string{r.Disk}

@@ -49,7 +49,7 @@ func run(chosen []string) error {
 			return fmt.Errorf("unknown topic %q (%s)", t, strings.Join(topics, ", "))
 		}
 	}
-	for _, f := range []string{"wsl2", "wsl2-verbs", "vmlinux", "bzImage", "initramfs.cpio"} {
+	for _, f := range []string{"wsl2", "wsl2-verbs", "wsl2-net", "vmlinux", "bzImage", "initramfs.cpio"} {
 		if _, err := os.Stat(filepath.Join(*from, f)); err != nil {
 			return fmt.Errorf("%w; run make build", err)
 		}
@@ -94,7 +94,7 @@ func measure(tmp, topic string) ([]report.Row, error) {
 	}
 	args := []string{
 		"--icount", "--no-stdin", "--memory", memory, "--timeout", *limit,
-		"--file", abs(filepath.Join(*from, "wsl2")) + ":/rig/wsl2", "--file", abs(filepath.Join(*from, "wsl2-verbs")) + ":/rig/wsl2-verbs", "--file", abs(filepath.Join(*from, "vmlinux")) + ":/rig/vmlinux", "--file", abs(filepath.Join(*from, "initramfs.cpio")) + ":/rig/initramfs.cpio",
+		"--file", abs(filepath.Join(*from, "wsl2")) + ":/rig/wsl2", "--file", abs(filepath.Join(*from, "wsl2-verbs")) + ":/rig/wsl2-verbs", "--file", abs(filepath.Join(*from, "wsl2-net")) + ":/rig/wsl2-net", "--file", abs(filepath.Join(*from, "vmlinux")) + ":/rig/vmlinux", "--file", abs(filepath.Join(*from, "initramfs.cpio")) + ":/rig/initramfs.cpio",
 		"--file", filepath.Join(tmp, "guest") + ":/rig/guest",
 		"--file", filepath.Join(tmp, "monitor") + ":/rig/monitor", "--file", filepath.Join(tmp, "gokvm") + ":/rig/gokvm",
 		"--file", abs(filepath.Join(*from, "bzImage")) + ":/rig/bzImage", "--file", filepath.Join(tmp, "bare.cpio") + ":/rig/bare.cpio",

@@ -3,7 +3,6 @@ package usernet
 import (
 	"math/rand/v2"
 	"net/netip"
-	"strings"
 	"testing"
 	"time"
 
@@ -14,7 +13,6 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/header"
 	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
 
-	"github.com/wsl2/wsl2/vmm/usernet/policy"
 	"github.com/wsl2/wsl2/vmm/virtio/net"
 )
 
@@ -104,7 +102,7 @@ func TestGarbage(t *testing.T) {
 	g := isolated(t)
 	r := rand.New(rand.NewPCG(1, 2))
 	seeds := [][]byte{syn(1, "10.77.0.1:80"), syn(1, "192.0.2.1:80"), udpPacket("10.77.0.1:53", []byte("no question")), echoRequest("10.77.0.1")}
-	for i := range 20000 {
+	for i := range 5000 {
 		frame := append([]byte(nil), seeds[r.IntN(len(seeds))]...)
 		if i%3 == 0 {
 			frame = make([]byte, r.IntN(2000))
@@ -139,7 +137,7 @@ func TestSYNFlood(t *testing.T) {
 	// To a port that accepts, from addresses that will not go on: the guest's stack
 	// resets what it does not know, so they are of nobody.
 	to := netip.AddrPortFrom(g.net.cfg.Gateway4, uint16(port)).String()
-	for i := range 4 * maxHandshakes {
+	for i := range 2 * maxHandshakes {
 		frame := syn(uint16(1024+i), to)
 		h := header.IPv4(frame[header.EthernetMinimumSize:])
 		h.SetSourceAddress(address(netip.AddrFrom4([4]byte{10, 77, 0, byte(10 + i%200)})).addr())
@@ -190,31 +188,5 @@ func TestServeEndsHalfOpen(t *testing.T) {
 		}
 	case <-time.After(deadline):
 		t.Error("Serve goes on")
-	}
-}
-
-func TestParseRule(t *testing.T) {
-	for s, want := range map[string]string{
-		"192.0.2.1": "192.0.2.1/32", "192.0.2.1:80": "192.0.2.1/32:80", "192.0.2.77/24": "192.0.2.0/24", "10.0.0.0/8:443": "10.0.0.0/8:443",
-		"2001:db8::1": "2001:db8::1/128", "[2001:db8::1]:80": "[2001:db8::1/128]:80", "[2001:db8::1]": "2001:db8::1/128", "[2001:db8::/32]:1": "[2001:db8::/32]:1",
-		"Example.ORG.": "example.org", "*.debian.org:443": "*.debian.org:443", "*": "*", "*:25": "*:25",
-		"": "", ":80": "", "a:b": "", "a:0": "", "a:70000": "", "a b": "", "*.": "", "x.*": "", "exa/mple": "", "fe80::1%eth0": "", "[": "", "[]:1": "",
-	} {
-		r, err := policy.Parse(s)
-		if want == "" {
-			if err == nil {
-				t.Errorf("%q is taken for %v", s, r)
-			}
-			continue
-		}
-		if err != nil || r.String() != want {
-			t.Errorf("%q: %q, %v; want %q", s, r.String(), err, want)
-		}
-		if again, err := policy.Parse(r.String()); err != nil || again != r {
-			t.Errorf("%q does not read as %+v again: %+v, %v", r.String(), r, again, err)
-		}
-	}
-	if strings.Contains(policy.Rule{}.String(), "invalid") {
-		t.Error("an empty rule")
 	}
 }

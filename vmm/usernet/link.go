@@ -1,6 +1,7 @@
 package usernet
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"sync"
@@ -8,6 +9,7 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+	"golang.org/x/time/rate"
 	"gvisor.dev/gvisor/pkg/buffer"
 	"gvisor.dev/gvisor/pkg/tcpip"
 	"gvisor.dev/gvisor/pkg/tcpip/header"
@@ -30,7 +32,8 @@ type link struct {
 	mtu      uint32
 	mac      tcpip.LinkAddress // ours
 	guest    tcpip.LinkAddress
-	offloads atomic.Bool // the guest takes frames with work left to do
+	up, down *rate.Limiter // nil: no limit
+	offloads atomic.Bool   // the guest takes frames with work left to do
 
 	mu         sync.RWMutex
 	dispatcher stack.NetworkDispatcher // guarded by mu
@@ -42,7 +45,21 @@ const sendTimeout = 1 // second
 func newLink(fd int, c Config) *link {
 	tv := unix.Timeval{Sec: sendTimeout}
 	_ = unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &tv)
-	return &link{fd: fd, mtu: uint32(c.MTU), mac: tcpip.LinkAddress(c.GatewayMAC[:]), guest: tcpip.LinkAddress(c.GuestMAC[:])}
+	l := &link{fd: fd, mtu: uint32(c.MTU), mac: tcpip.LinkAddress(c.GatewayMAC[:]), guest: tcpip.LinkAddress(c.GuestMAC[:])}
+	if n := c.BytesPerSecond; n > 0 {
+		// A tenth of a second at once, and at least one frame.
+		burst := int(max(min(n/10, 1<<30), net.MaxFrame+net.HeaderLen))
+		l.up, l.down = rate.NewLimiter(rate.Limit(n), burst), rate.NewLimiter(rate.Limit(n), burst)
+	}
+	return l
+}
+
+// throttle waits until a limit lets a frame of n bytes pass. Who sends waits with it, as on a
+// slow wire; that is a second at most for the smallest limit.
+func throttle(limit *rate.Limiter, n int) {
+	if limit != nil {
+		_ = limit.WaitN(context.Background(), min(n, limit.Burst()))
+	}
 }
 
 // serve reads frames until the other end closes. A guest's frames are handled
@@ -83,6 +100,7 @@ func (l *link) serve() error {
 		if n < net.HeaderLen+header.EthernetMinimumSize || msg.Flags&unix.MSG_TRUNC != 0 {
 			continue
 		}
+		throttle(l.up, int(n))
 		var frame buffer.Buffer
 		left := int(n) - net.HeaderLen
 		for i := 0; left > 0; i++ {
@@ -165,6 +183,7 @@ func (l *link) write(pkt *stack.PacketBuffer) tcpip.Error {
 		}
 	}
 	msg := unix.Msghdr{Iov: &iov[0], Iovlen: uint64(len(iov))}
+	throttle(l.down, pkt.Size())
 	for {
 		// First without a word to the scheduler, as there usually is room.
 		_, _, errno := unix.RawSyscall(unix.SYS_SENDMSG, uintptr(l.fd), uintptr(unsafe.Pointer(&msg)), unix.MSG_NOSIGNAL|unix.MSG_DONTWAIT)

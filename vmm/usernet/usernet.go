@@ -49,7 +49,9 @@ type Config struct {
 	// gateway's addresses.
 	HostLoopback bool
 	Policy       policy.Policy
-	DNS          DNSConfig
+	// BytesPerSecond is what the guest may send, and what it may receive; 0 is no limit.
+	BytesPerSecond uint64
+	DNS            DNSConfig
 	// Logf is told what an administrator might want to know. It must not block for long.
 	Logf func(format string, args ...any)
 }

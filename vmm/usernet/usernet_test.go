@@ -377,7 +377,7 @@ func TestManyConnections(t *testing.T) {
 	g := newGuest(t, nil)
 	port := listen(t, "127.0.0.1:0", echo)
 	before := runtime.NumGoroutine()
-	const n = 400
+	const n = 200
 	var wg sync.WaitGroup
 	errs := make(chan error, n)
 	release := make(chan struct{})
@@ -402,7 +402,7 @@ func TestManyConnections(t *testing.T) {
 		})
 	}
 	opened.Wait()
-	if n := len(g.net.limits.tcp); n != 400 {
+	if n := len(g.net.limits.tcp); n != 200 {
 		t.Errorf("%d connections are counted", n)
 	}
 	close(release)
@@ -423,6 +423,31 @@ func eventually(t *testing.T, what string, done func() bool) {
 			t.Fatalf("%s: not within %v", what, deadline)
 		}
 		time.Sleep(time.Millisecond)
+	}
+}
+
+// TestBandwidth: a limit holds, each way.
+func TestBandwidth(t *testing.T) {
+	const limit, size = 1 << 20, 2 << 20
+	g := newGuest(t, func(c *Config) { c.BytesPerSecond = limit })
+	port := listen(t, "127.0.0.1:0", echo)
+	c, err := g.dial(fmt.Sprintf("10.77.0.1:%d", port))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	start := time.Now()
+	go func() {
+		c.Write(random(size)) //nolint:errcheck // what does not come back is missed
+		c.(*gonet.TCPConn).CloseWrite()
+	}()
+	n, err := io.Copy(io.Discard, c)
+	if err != nil || n != size {
+		t.Fatalf("%d bytes came back, %v", n, err)
+	}
+	// But for the first tenth of a second's.
+	if took := time.Since(start); took < time.Second {
+		t.Errorf("%d bytes took %v at %d in a second", size, took, limit)
 	}
 }
 

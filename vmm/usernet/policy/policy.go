@@ -47,7 +47,7 @@ func Parse(s string) (Rule, error) {
 		}
 		peer = strings.TrimSuffix(strings.TrimPrefix(peer, "["), "]")
 	}
-	if p, err := netip.ParsePrefix(peer); err == nil {
+	if p, err := netip.ParsePrefix(peer); err == nil && !p.Addr().Is4In6() {
 		r.Net = p.Masked()
 		return r, nil
 	}
@@ -84,7 +84,7 @@ func validPattern(name string) bool {
 		return true
 	}
 	name = strings.TrimPrefix(name, "*.")
-	if name == "" || len(name) > 253 {
+	if name == "" || len(name) > 253 || strings.Contains("."+name+".", "..") {
 		return false
 	}
 	for _, c := range []byte(name) {
