@@ -353,31 +353,6 @@ func TestKVMVsock(t *testing.T) {
 	}
 }
 
-// TestKVMSystemd: a whole Debian, with systemd and udev, on KVM.
-func TestKVMSystemd(t *testing.T) {
-	h := newDebian(t)
-	h.Setenv("PATH", filepath.Dir(mustLookup(h, "mke2fs")))
-	processors(h, 2)
-	keeper := h.Start("-d", "one", "-u", "root", "-e", "cat")
-	up(h, "one")
-	if got := inside(h, "one", "cat /proc/1/comm; systemd-detect-virt; systemctl is-active systemd-udevd systemd-logind witness"); got != "systemd\nwsl\nactive\nactive\nactive" {
-		t.Errorf("%q", got)
-	}
-	const user = "systemctl --user is-system-running --wait; busctl --user call org.freedesktop.DBus / org.freedesktop.DBus GetId >/dev/null; echo $?"
-	if got := h.OK("-d", "one", "-u", "alice", "-e", "sh", "-c", user); got != "running\n0\n" {
-		t.Errorf("%q", got)
-	}
-	keeper.Stdin.Close()
-	h.Want(keeper.Wait(), 0)
-	h.OK("--shutdown")
-	h.Fsck(false)
-	// A look at it takes no systemd.
-	h.Config("[wsl2]", "safeMode=true", "processors=2", "kernelCommandLine="+os.Getenv("WSL2_RIG_CMDLINE"))
-	if got := inside(h, "one", "cat /var/lib/witness"); got != "started\nstopped" {
-		t.Errorf("it was not stopped cleanly: %q", got)
-	}
-}
-
 // TestKVMPanic: a guest kernel that panics ends every session with its last words.
 func TestKVMPanic(t *testing.T) { guestPanics(newKVMHost(t)) }
 

@@ -1,4 +1,4 @@
-//go:build e2e || kvm
+//go:build e2e
 
 package main_test
 
@@ -38,9 +38,10 @@ func newDebian(t *testing.T) *testsys.Host {
 	t.Helper()
 	debian.once.Do(func() {
 		h := testsys.New(t)
-		h.Config("[wsl2]", "defaultVhdSize=4GB", "kernelCommandLine="+os.Getenv("WSL2_RIG_CMDLINE")) // see processors
+		h.Config("[wsl2]", "defaultVhdSize=4GB")
 		path := bootstrap(t, h)
 		h.Want(h.Run("--import", "one", path), 0)
+		testsys.Must(t, os.Remove(path))
 		inside(h, "one", "cat >/etc/wsl.conf <<'END'\n"+systemdConf+"END\ncat >/etc/systemd/system/witness.service <<'END'\n"+witness+"END\nsystemctl enable witness")
 		debian.seed = h.NewSeed(filepath.Join(seeds, "debian"))
 		debian.ok = true
@@ -54,13 +55,9 @@ func newDebian(t *testing.T) *testsys.Host {
 }
 
 // bootstrap makes a Debian with systemd of this host's apt sources, the programs of
-// TestPrograms, and the user alice. The rig has no network: there $WSL2_DEBIAN is one
-// that was made outside.
+// TestPrograms, and the user alice.
 func bootstrap(t *testing.T, h *testsys.Host) string {
 	t.Helper()
-	if path := os.Getenv("WSL2_DEBIAN"); path != "" {
-		return path
-	}
 	suite, err := exec.Command("sh", "-c", `. /etc/os-release; [ "$ID" != debian ] || echo "$VERSION_CODENAME"`).Output()
 	testsys.Must(t, err)
 	if len(bytes.TrimSpace(suite)) == 0 {
