@@ -92,6 +92,8 @@ func TestFSPath(t *testing.T) {
 	// Killed: the server of the mount, and the service.
 	h.OK("--fs-path", "small")
 	h.Process("mount").Kill(t)
+	h.OK("--terminate", "small") // returns when the service has seen the end of the mount
+	mounted(false)
 	h.OK("--fs-path", "small")
 	mounted(true)
 	server := h.Process("mount")
