@@ -112,7 +112,7 @@ func TestHostPrograms(t *testing.T) {
 	})
 
 	t.Run("signals", func(t *testing.T) {
-		l := h.Start("-d", "small", "-e", "host-exec", "sh", "-c", `trap 'echo term; kill $!; exit 6' TERM; sleep 1000 & echo ready; while :; do wait $!; done`)
+		l := h.Start("-d", "small", "-e", "host-exec", "sh", "-c", `trap 'echo term; kill -9 $!; exit 6' TERM; sleep 1000 & echo ready; while :; do wait $!; done`)
 		l.Expect("ready\n")
 		testsys.Must(t, l.Cmd.Process.Signal(unix.SIGTERM))
 		if r := l.Wait(); r.Status != 6 || r.Stdout != "term\n" {

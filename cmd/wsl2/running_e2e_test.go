@@ -89,6 +89,10 @@ func TestWSLConfWarns(t *testing.T) {
 	h.Config("[wsl2]", "defaultVhdSize=2GB")
 	configured(h, "conf", "[boot]\nsytemd=true\nsystemd=true\ncommand=\"\n[network]\ngenerateHosts=perhaps\nhostname=my box\n[user]\ndefault=nobody-here\n[interop]\nenabled=maybe\n",
 		testsys.Entry{Name: "etc/fstab", Content: []byte("nodev /srv/mem nosuchfs defaults 0 0\n")}, testsys.Entry{Name: "srv/mem/"})
+	systemd := "the distro has no systemd, which boot.systemd in /etc/wsl.conf asks for"
+	if version1() {
+		systemd = "boot.systemd in /etc/wsl.conf needs a kernel of its own and is ignored in version 1: wsl2 --set-version conf 2"
+	}
 	r := h.Run("-d", "conf", "-e", "sh", "-c", "id -un; hostname; echo $WSL_INTEROP; ls /run/wsl2/interop")
 	h.Want(r, 1,
 		"Unknown key 'boot.sytemd' (did you mean 'boot.systemd'?) in /etc/wsl.conf:2",
@@ -96,7 +100,7 @@ func TestWSLConfWarns(t *testing.T) {
 		"Invalid boolean value 'perhaps' for key 'generateHosts' in /etc/wsl.conf:6",
 		"Invalid host name ('mybox' is used): 'my box' for key 'hostname' in /etc/wsl.conf:7",
 		"programs of the host are off",
-		"the distro has no systemd, which boot.systemd in /etc/wsl.conf asks for",
+		systemd,
 		"not all of /etc/fstab is mounted: mount: exit status",
 		`the default user of /etc/wsl.conf cannot be used: no such user: "nobody-here"`)
 	if r.Stdout != "root\nmybox\n\n" {
