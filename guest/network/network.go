@@ -12,7 +12,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/wsl2/wsl2/guest/distro"
-	"github.com/wsl2/wsl2/guest/mounts"
 	"github.com/wsl2/wsl2/internal/wire"
 )
 
@@ -29,10 +28,6 @@ func Up(m *wire.Network) error {
 }
 
 func configure(m *wire.Network) error {
-	// There is nobody who advertises himself as a router.
-	if err := (mounts.Value{Path: "/proc/sys/net/ipv6/conf/" + Card + "/accept_ra", Value: "0"}).Make(); err != nil && !errors.Is(err, unix.ENOENT) {
-		return fmt.Errorf("bring up %s: %w", Card, err)
-	}
 	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_ROUTE)
 	if err != nil {
 		return fmt.Errorf("bring up %s: %w", Card, os.NewSyscallError("socket", err))
@@ -69,10 +64,15 @@ func requests(m *wire.Network, index uint32) (b []byte, names []string, err erro
 		b = appendMessage(b, typ, flags, uint32(len(names)), header, attrs)
 		names = append(names, name)
 	}
+	// No link-local address: there are no neighbours and no router's advertisements to be
+	// found by it.
+	noLinkLocal := appendAttr(nil, attr{unix.AF_INET6, appendAttr(nil, attr{unix.IFLA_INET6_ADDR_GEN_MODE, []byte{addrGenNone}})})
+	info := unix.IfInfomsg{Family: unix.AF_UNSPEC, Index: int32(index)}
+	add("prepare "+Card, unix.RTM_NEWLINK, 0, bytesOf(&info), attr{unix.IFLA_AF_SPEC | unix.NLA_F_NESTED, noLinkLocal})
 	// The other end of the wire takes every frame: nobody has to be asked for an address, and
 	// no group has to be joined to be asked. What that costs is on the way of a cold start.
 	const flags = unix.IFF_UP | unix.IFF_NOARP
-	info := unix.IfInfomsg{Family: unix.AF_UNSPEC, Index: int32(index), Flags: flags, Change: flags}
+	info.Flags, info.Change = flags, flags
 	add("turn on "+Card, unix.RTM_NEWLINK, 0, bytesOf(&info))
 	for _, f := range []struct {
 		family         uint8
@@ -106,6 +106,21 @@ type attr struct {
 	value []byte
 }
 
+// addrGenNone is IN6_ADDR_GEN_MODE_NONE.
+const addrGenNone = 1
+
+// appendAttr appends one attribute; b's length is a multiple of 4.
+func appendAttr(b []byte, a attr) []byte {
+	ne := binary.NativeEndian
+	b = ne.AppendUint16(b, uint16(unix.SizeofRtAttr+len(a.value)))
+	b = ne.AppendUint16(b, a.typ)
+	b = append(b, a.value...)
+	for len(b)%unix.NLMSG_ALIGNTO != 0 {
+		b = append(b, 0)
+	}
+	return b
+}
+
 // appendMessage appends one netlink(7) message that wants an answer.
 func appendMessage(b []byte, typ, flags uint16, seq uint32, header []byte, attrs []attr) []byte {
 	start := len(b)
@@ -117,12 +132,7 @@ func appendMessage(b []byte, typ, flags uint16, seq uint32, header []byte, attrs
 	b = ne.AppendUint32(b, 0)
 	b = append(b, header...)
 	for _, a := range attrs {
-		b = ne.AppendUint16(b, uint16(unix.SizeofRtAttr+len(a.value)))
-		b = ne.AppendUint16(b, a.typ)
-		b = append(b, a.value...)
-		for len(b)%unix.NLMSG_ALIGNTO != 0 {
-			b = append(b, 0)
-		}
+		b = appendAttr(b, a)
 	}
 	ne.PutUint32(b[start:], uint32(len(b)-start))
 	return b

@@ -54,6 +54,9 @@ func TestConfigure(t *testing.T) {
 			t.Errorf("ip %s lacks %q: %s", args, want, out)
 		}
 	}
+	if out := ip("-6 addr show dev eth0"); strings.Contains(out, "fe80") {
+		t.Errorf("a link-local address: %s", out)
+	}
 	// Errors say which step it was.
 	bad := *m
 	bad.Gateway4 = "192.0.2.1"
