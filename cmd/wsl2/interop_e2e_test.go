@@ -123,10 +123,12 @@ func TestHostPrograms(t *testing.T) {
 	t.Run("terminal", func(t *testing.T) {
 		x := openTerminal(t, h.Cmd(ctx, "-d", "small"))
 		x.expect("# ")
-		x.send("host-exec sh -c 'test -t 0 && test -t 1 && stty size; echo $TERM; read line; echo got $line; sleep 1000'\r")
+		x.send("host-exec sh -c 'test -t 0 && test -t 1 && stty size; echo $TERM; read line; echo got $line; exec cat'\r")
 		x.expect("40 100\r\nxterm\r\n")
 		x.send("typed\r")
 		x.expect("got typed\r\n")
+		x.send("again\r") // a shell that is about to execute cat would miss the interrupt
+		x.expect("again\r\nagain\r\n")
 		testsys.Must(t, pty.Setsize(x.pty, &pty.Winsize{Rows: 20, Cols: 50}))
 		x.send("\x03")
 		x.expect("# ")

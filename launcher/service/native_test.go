@@ -1,0 +1,77 @@
+package service
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/wsl2/wsl2/internal/wire"
+	"github.com/wsl2/wsl2/launcher/config"
+	"github.com/wsl2/wsl2/launcher/registry"
+)
+
+// TestVersion1Refuses: what needs a VM names the version that has one, before anything is started.
+func TestVersion1Refuses(t *testing.T) {
+	m := &nativeMachine{log: slog.New(slog.DiscardHandler), done: make(chan struct{})}
+	ctx := context.Background()
+	_, _, limits := m.StartDistro(ctx, wire.StartDistro{Name: "one", Limits: wire.Limits{PIDs: 5}})
+	_, _, shell := m.StartDistro(ctx, wire.StartDistro{Name: "one", Slot: wire.RootSlot})
+	_, maintain := m.Maintain(ctx, wire.Maintain{Task: wire.TaskTrim}, nil)
+	_, mount := m.MountDisk(ctx, wire.MountDisk{})
+	for what, err := range map[string]error{"limits": limits, "the debug shell": shell, "maintenance": maintain, "a shared disk": mount} {
+		var refused *GuestError
+		if !errors.As(err, &refused) || refused.Code != wire.CodeRefused || !strings.Contains(refused.Text, "--set-version") {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	if err := m.Shutdown(stopGrace); err != nil {
+		t.Error(err)
+	}
+	<-m.Done()
+	m.Kill() // once more is no harm
+	if _, err := m.Import(ctx, wire.Import{}, nil); !errors.Is(err, errClosing) {
+		t.Errorf("after the end: %v", err)
+	}
+}
+
+// TestVersion1Manager: a distro of version 1 has a Manager to itself, whatever wslconfig says of VMs.
+func TestVersion1Manager(t *testing.T) {
+	booted := 0
+	boot := func(context.Context, BootRequest) (Machine, error) {
+		booted++
+		return nil, errors.New("no machine")
+	}
+	s := New(Config{Paths: config.Paths{Data: t.TempDir()}, Log: slog.New(slog.DiscardHandler), Boot: boot, Native: boot})
+	one := registry.Distro{Name: "one", ID: "a", Version: 1}
+	two := registry.Distro{Name: "two", ID: "b", Version: 2}
+	if m := s.managerOf(one); m == s.m || m != s.managerOf(one) || m != s.makerOf(one) {
+		t.Error("it shares a Manager, or has several")
+	}
+	if s.managerOf(two) != s.m || s.makerOf(two) != s.m {
+		t.Error("a distro of version 2 is not in the shared VM")
+	}
+	one.Version = 2 // converted
+	if s.managerOf(one) != s.m {
+		t.Error("it is still where it was before its conversion")
+	}
+	if n := len(s.managers()); n != 2 {
+		t.Errorf("%d Managers", n)
+	}
+	if booted != 0 {
+		t.Errorf("%d machines were started to find out", booted)
+	}
+}
+
+func TestExitText(t *testing.T) {
+	for status, want := range map[syscall.WaitStatus]string{
+		syscall.WaitStatus(syscall.SIGHUP): "rebooted", syscall.WaitStatus(syscall.SIGINT): "powered off",
+		syscall.WaitStatus(syscall.SIGKILL): "signal 9", 3 << 8: "exit status 3",
+	} {
+		if got := exitText(status); !strings.Contains(got, want) {
+			t.Errorf("%#x: %q, want %q", uint32(status), got, want)
+		}
+	}
+}
