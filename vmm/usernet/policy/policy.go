@@ -59,7 +59,7 @@ func Parse(s string) (Rule, error) {
 	if r.Name = strings.ToLower(peer); r.Name != "*." {
 		r.Name = strings.TrimSuffix(r.Name, ".") // as DNS writes it
 	}
-	if !validPattern(r.Name) {
+	if _, err := netip.ParseAddr(r.Name); err == nil || !validPattern(r.Name) { // "192.0.2.1." is neither
 		return r, fmt.Errorf("%q is no address, network or name", peer)
 	}
 	return r, nil

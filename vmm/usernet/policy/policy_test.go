@@ -27,7 +27,7 @@ func TestParseRule(t *testing.T) {
 
 // FuzzParse: what is taken for a rule can be written and read again.
 func FuzzParse(f *testing.F) {
-	for _, s := range []string{"192.0.2.1:80", "[2001:db8::/32]:1", "*.debian.org", "*:25", "[", "::ffff:1.2.3.4/120", "a:"} {
+	for _, s := range []string{"192.0.2.1:80", "[2001:db8::/32]:1", "*.debian.org", "*:25", "[", "::ffff:1.2.3.4/120", "a:", "192.0.2.1."} {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, s string) {
