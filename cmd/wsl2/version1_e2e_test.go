@@ -28,7 +28,7 @@ func TestVersion1(t *testing.T) {
 	}{
 		{"StreamMatrix", TestStreamMatrix}, {"Floods", TestFloods}, {"ShortCommands", TestShortCommands}, {"PeerBugs", TestPeerBugs},
 		{"Identity", TestIdentity}, {"Tmux", TestTmux}, {"GoTest", TestGoTest}, {"Sessions", TestSessions}, {"Terminal", TestTerminal},
-		{"Tools", TestTools}, {"HostPrograms", TestHostPrograms}, {"Agent", TestAgent}, {"Share", TestShare}, {"ShareSettings", TestShareSettings}, {"Copy", TestCopy},
+		{"Tools", TestTools}, {"HostPrograms", TestHostPrograms}, {"Agent", TestAgent}, {"Share", TestShare}, {"Copy", TestCopy},
 		{"SSH", TestSSH}, {"WSLConf", TestWSLConf}, {"WSLConfWarns", TestWSLConfWarns}, {"TwoDistros", TestTwoDistros},
 	} {
 		t.Run(c.name, c.test)
@@ -78,6 +78,23 @@ func initOf(h *testsys.Host, distro string) testsys.Process {
 }
 
 // TestVersion1Life is a distro of version 1 from its import to its end, of root's and of an ordinary user's.
+// TestVersion1Mounts: what a distro mounts in a share of a host whose mounts are shared, as
+// systemd makes them, is mounted in the distro alone.
+func TestVersion1Mounts(t *testing.T) {
+	h := testsys.New(t)
+	h.OK("--import", "small", h.File("small.tar", testsys.Tar(t, testsys.Busybox(t)...)), "--version", "1")
+	home := h.Path("home")
+	testsys.Must(t, unix.Mount("tmpfs", home, "tmpfs", 0, ""))
+	t.Cleanup(func() { unix.Unmount(home, unix.MNT_DETACH) }) //nolint:errcheck // the test is over
+	testsys.Must(t, unix.Mount("", home, "", unix.MS_SHARED, ""))
+	testsys.Must(t, os.Mkdir(filepath.Join(home, "sub"), 0o755))
+	h.OK("-d", "small", "-u", "root", "-e", "sh", "-c", "mount -t tmpfs x /mnt/host/sub && touch /mnt/host/sub/inside")
+	if _, err := os.Stat(filepath.Join(home, "sub/inside")); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the host sees the distro's mount: %v", err)
+	}
+	h.OK("--terminate", "small")
+}
+
 func TestVersion1Life(t *testing.T) {
 	for name, of := range map[string]func(*testsys.Host){"root": func(*testsys.Host) {}, "user": anotherUser} {
 		t.Run(name, func(t *testing.T) {

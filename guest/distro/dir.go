@@ -108,6 +108,12 @@ func (d *distro) placeShares(list []wire.Share, trees []string) error {
 		if err != nil {
 			return fmt.Errorf("mount of the share %s: %w", s.Guest, err)
 		}
+		wanted := narrowed([]wire.Share{s}, &d.conf)
+		if len(wanted) == 0 {
+			unix.Close(fd)
+			continue
+		}
+		s = wanted[0]
 		tree := mounts.Tree{FD: fd, Target: s.Guest, Attributes: unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV}
 		if s.ReadOnly {
 			tree.Attributes |= unix.MOUNT_ATTR_RDONLY

@@ -121,6 +121,10 @@ func pass(shares int) (trees []int, err error) {
 // becomeRoot makes the calling thread root, and root only: capabilities that programs would
 // inherit whoever they run as are dropped.
 func becomeRoot() error {
+	// A session keyring of its own: whoever has the caller's may read the keys in it.
+	if _, _, errno := syscall.RawSyscall(unix.SYS_KEYCTL, unix.KEYCTL_JOIN_SESSION_KEYRING, 0, 0); errno != 0 && errno != unix.ENOSYS {
+		return fmt.Errorf("leave the caller's keyring: %w", errno)
+	}
 	if _, _, errno := syscall.RawSyscall(unix.SYS_SETGROUPS, 0, 0, 0); errno != 0 {
 		return fmt.Errorf("drop the groups: %w", errno)
 	}

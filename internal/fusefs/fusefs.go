@@ -132,7 +132,7 @@ func status(err error) fuse.Status {
 	switch {
 	case err == nil:
 		return fuse.OK
-	case errors.As(err, &errno) && errno != 0:
+	case errors.As(err, &errno) && errno > 0 && errno < 512: // the kernel takes no others, and would wait for ever
 		return fuse.Status(errno)
 	}
 	return fuse.EIO

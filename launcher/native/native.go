@@ -207,7 +207,10 @@ func mapped(dir string, users int) (int, error) {
 	for _, recursive := range []uint{unix.AT_RECURSIVE, 0} {
 		fd, err := unix.OpenTree(unix.AT_FDCWD, dir, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|recursive)
 		if err == nil {
-			err = unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH|recursive, &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_IDMAP, Userns_fd: uint64(users)})
+			err = unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH|recursive, &unix.MountAttr{
+				Attr_set: unix.MOUNT_ATTR_IDMAP, Userns_fd: uint64(users),
+				Propagation: unix.MS_PRIVATE, // a peer would bring to the host what is mounted on it in the distro
+			})
 			if err == nil {
 				return fd, nil
 			}

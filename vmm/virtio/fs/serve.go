@@ -50,12 +50,13 @@ func Serve(conn net.Conn, handle Handler) error {
 		if _, err := io.ReadFull(r, request); err != nil {
 			return err
 		}
+		if room == 0 { // nothing waits, and what does not is not counted by the device: one at a time
+			handle(request, nil)
+			continue
+		}
 		running.Go(func() {
 			answer := make([]byte, 8+room)
 			n := handle(request, answer[8:])
-			if room == 0 {
-				return
-			}
 			binary.LittleEndian.PutUint32(answer, uint32(4+n))
 			copy(answer[4:8], head[4:8])
 			sendMu.Lock()
