@@ -156,7 +156,7 @@ func (r *resolver) answer(ctx context.Context, message []byte, stream bool) []by
 	defer cancel()
 	name := canonical(q.Name)
 	if !r.n.cfg.Policy.PermitsName(name) && !inDomain(name) {
-		r.n.log.printf("refused: DNS for %s", name)
+		r.n.log.printf("refused: DNS for %q", name)
 		return reply(h, q, dnsmessage.RCodeRefused, nil)
 	}
 	addrs, names, known := r.local(name, q.Type)

@@ -11,7 +11,6 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
-	"time"
 
 	"golang.org/x/net/dns/dnsmessage"
 
@@ -363,13 +362,27 @@ func FuzzDNS(f *testing.F) {
 	c := testConfig()
 	c.Policy.Restricted = true // names of the world are refused
 	c.Logf = func(string, ...any) {}
+	outside, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Cleanup(func() { outside.Close() })
+	var asked atomic.Int64
+	go func() {
+		for b := make([]byte, 1); ; asked.Add(1) {
+			if _, _, err := outside.ReadFrom(b); err != nil {
+				return
+			}
+		}
+	}()
+	dir := f.TempDir()
+	c.DNS = DNSConfig{Port: uint16(outside.LocalAddr().(*net.UDPAddr).Port), Hosts: write(f, dir, "hosts", ""), ResolvConf: write(f, dir, "resolv.conf", "nameserver 127.0.0.1\n")}
 	n := &Network{cfg: c}
 	n.log.logf = c.Logf
 	n.dns = newResolver(n)
 	f.Fuzz(func(t *testing.T, message []byte) {
-		start := time.Now()
 		answer := n.dns.answer(t.Context(), message, false)
-		if time.Since(start) > hedge/2 {
+		if asked.Load() != 0 { // by this one or one before
 			t.Fatal("somebody was asked")
 		}
 		if answer == nil {

@@ -1,8 +1,8 @@
 package usernet
 
 import (
+	"fmt"
 	"net/netip"
-	"strings"
 	"sync"
 	"time"
 )
@@ -27,7 +27,8 @@ func (n *Network) decide(dst netip.AddrPort) (to netip.AddrPort, v verdict) {
 		if dst.Port() == dnsPort || dst.Port() == 0 {
 			return dst, local
 		}
-		if !n.cfg.HostLoopback || !n.permits(dst, hostName) {
+		// By its own name only: whoever answers for another one could make the host's loopback be its address.
+		if !n.cfg.HostLoopback || !n.cfg.Policy.Permits(dst, []string{hostName}) {
 			return dst, prohibit
 		}
 		loopback := netip.AddrFrom4([4]byte{127, 0, 0, 1})
@@ -62,17 +63,16 @@ func (n *Network) ours(ip netip.Addr) bool {
 	return err == nil && p.Contains(ip)
 }
 
-// permits applies the policy to an address that is known by these names, or by those that
-// DNS gave the guest.
-func (n *Network) permits(dst netip.AddrPort, names ...string) bool {
-	return n.cfg.Policy.Permits(dst, append(n.dns.seen.of(dst.Addr()), names...))
+// permits applies the policy to an address that is known by the names that DNS gave the guest.
+func (n *Network) permits(dst netip.AddrPort) bool {
+	return n.cfg.Policy.Permits(dst, n.dns.seen.of(dst.Addr()))
 }
 
 // refused logs what policy kept the guest from, not more often than one can read.
 func (n *Network) refused(proto string, dst netip.AddrPort) {
 	what := dst.String()
 	if names := n.dns.seen.of(dst.Addr()); len(names) > 0 {
-		what += " (" + strings.Join(names, ", ") + ")"
+		what += fmt.Sprintf(" (%q)", names)
 	}
 	n.log.printf("refused: %s to %s", proto, what)
 }
