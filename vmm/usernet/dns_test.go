@@ -310,7 +310,7 @@ func TestDNSRules(t *testing.T) {
 	if _, v := g.net.decide(netip.AddrPortFrom(dst.Addr(), 80)); v != prohibit {
 		t.Errorf("at another port: %d", v)
 	}
-	if log := g.log.all(); !strings.Contains(log, "refused: DNS for www.example.net") {
+	if log := g.log.all(); !strings.Contains(log, `refused: DNS for "www.example.net"`) {
 		t.Errorf("logged: %s", log)
 	}
 }
