@@ -177,6 +177,7 @@ func TestMakeRun(t *testing.T) {
 	}
 	root, err := filepath.Abs(testsys.Root())
 	testsys.Must(t, err)
+	h.Exe = filepath.Join(root, "out/wsl2")
 	ctx, cancel := context.WithTimeout(context.Background(), 15*time.Minute)
 	defer cancel()
 	makeRun := func() *exec.Cmd {
