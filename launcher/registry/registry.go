@@ -363,6 +363,14 @@ func WriteFile(path string, text []byte) (err error) {
 	return SyncDir(dir)
 }
 
+// Sweep removes what a WriteFile of path that was killed has left. Nobody may be writing.
+func Sweep(path string) {
+	left, _ := filepath.Glob(filepath.Join(filepath.Dir(path), "."+filepath.Base(path)+".*"))
+	for _, file := range left {
+		os.Remove(file)
+	}
+}
+
 // SyncDir makes the entries of a directory durable.
 func SyncDir(dir string) error {
 	d, err := os.Open(dir)

@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -251,5 +252,28 @@ func TestVersions(t *testing.T) {
 	write(`,"version":3`)
 	if _, err := Open(path); err == nil {
 		t.Error("a distro of version 3 was read")
+	}
+}
+
+// TestSweep: what a killed WriteFile has left goes, and nothing else.
+func TestSweep(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "registry.json")
+	for _, name := range []string{"registry.json", "registry.json.damaged", ".registry.json.123", ".ports.json.1"} {
+		if err := os.WriteFile(filepath.Join(dir, name), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	Sweep(path)
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var left []string
+	for _, e := range entries {
+		left = append(left, e.Name())
+	}
+	if want := []string{".ports.json.1", "registry.json", "registry.json.damaged"}; !slices.Equal(left, want) {
+		t.Errorf("%v, want %v", left, want)
 	}
 }

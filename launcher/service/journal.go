@@ -148,6 +148,8 @@ func (s *Service) remove(path string) error {
 // sweep settles the changes that a crash cut off. The VM that worked on them may
 // still be ending: removing a file that it has open is harmless.
 func (s *Service) sweep(reg *registry.Registry) {
+	registry.Sweep(s.paths.Registry())
+	registry.Sweep(s.paths.PortRules())
 	notes, _ := filepath.Glob(filepath.Join(s.paths.Distros(), notePrefix+"*"))
 	for _, path := range notes {
 		text, err := os.ReadFile(path)
