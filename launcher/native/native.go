@@ -18,6 +18,7 @@ import (
 	"github.com/wsl2/wsl2/internal/nsinit"
 	"github.com/wsl2/wsl2/internal/wire"
 	"github.com/wsl2/wsl2/launcher/api"
+	"github.com/wsl2/wsl2/launcher/internal/filelock"
 )
 
 // namespaces are a distro's own. The network is the host's.
@@ -267,30 +268,9 @@ func (p *Process) Send(m wire.Message) error {
 
 // Lock takes the lock of a root, waiting for who holds it until ctx ends.
 func Lock(ctx context.Context, root string) (*os.File, error) {
-	f, err := os.OpenFile(root+LockSuffix, os.O_RDWR|os.O_CREATE|syscall.O_NOFOLLOW, 0o600)
-	if err != nil {
-		return nil, err
+	f, err := filelock.Lock(ctx, root+LockSuffix)
+	if err != nil && err == context.Cause(ctx) {
+		return nil, fmt.Errorf("%s is still used by an earlier start of its distro: %w", root, err)
 	}
-	got := make(chan error, 1)
-	// flock(2) cannot be waited for with a deadline: a goroutine waits, and gives the lock back if it
-	// comes too late.
-	go func() {
-		for {
-			if err := unix.Flock(int(f.Fd()), unix.LOCK_EX); err != unix.EINTR {
-				got <- err
-				return
-			}
-		}
-	}()
-	select {
-	case err := <-got:
-		if err != nil {
-			f.Close()
-			return nil, os.NewSyscallError("flock", err)
-		}
-		return f, nil
-	case <-ctx.Done():
-		go func() { <-got; f.Close() }()
-		return nil, fmt.Errorf("%s is still used by an earlier start of its distro: %w", root, context.Cause(ctx))
-	}
+	return f, err
 }

@@ -8,13 +8,11 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/wsl2/wsl2/launcher/api"
 	"github.com/wsl2/wsl2/launcher/config"
+	"github.com/wsl2/wsl2/launcher/internal/filelock"
 	"github.com/wsl2/wsl2/launcher/netproc"
 	"github.com/wsl2/wsl2/launcher/vmproc"
 )
@@ -215,35 +213,5 @@ func lockFile(ctx context.Context, path string) (*os.File, error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return nil, err
 	}
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|syscall.O_NOFOLLOW, 0o600)
-	if err != nil {
-		return nil, err
-	}
-	if unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil {
-		return f, nil
-	}
-	// flock(2) cannot be waited for with a deadline: a goroutine waits, and
-	// gives the lock back if it comes too late.
-	got := make(chan error, 1)
-	go func() {
-		for {
-			err := unix.Flock(int(f.Fd()), unix.LOCK_EX)
-			if err == unix.EINTR {
-				continue
-			}
-			got <- err
-			return
-		}
-	}()
-	select {
-	case err := <-got:
-		if err != nil {
-			f.Close()
-			return nil, os.NewSyscallError("flock", err)
-		}
-		return f, nil
-	case <-ctx.Done():
-		go func() { <-got; f.Close() }()
-		return nil, context.Cause(ctx)
-	}
+	return filelock.Lock(ctx, path)
 }
