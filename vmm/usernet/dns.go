@@ -15,6 +15,8 @@ import (
 	"golang.org/x/net/dns/dnsmessage"
 	"gvisor.dev/gvisor/pkg/tcpip"
 	"gvisor.dev/gvisor/pkg/waiter"
+
+	"github.com/wsl2/wsl2/vmm/usernet/policy"
 )
 
 const (
@@ -155,14 +157,12 @@ func (r *resolver) answer(ctx context.Context, message []byte, stream bool) []by
 	ctx, cancel := context.WithTimeout(ctx, dnsTimeout)
 	defer cancel()
 	name := canonical(q.Name)
-	if !r.n.cfg.Policy.PermitsName(name) && !inDomain(name) {
-		r.n.log.printf("refused: DNS for %q", name)
-		return reply(h, q, dnsmessage.RCodeRefused, nil)
-	}
-	addrs, names, known := r.local(name, q.Type)
-	if known {
-		r.seen.add(name, addrs)
-		return reply(h, q, dnsmessage.RCodeSuccess, records(q, addrs, names))
+	permitted := r.n.cfg.Policy.PermitsName(name) || inDomain(name)
+	if permitted {
+		if addrs, names, known := r.local(name, q.Type); known {
+			r.seen.add(addrs, policy.Names{Asked: []string{name}})
+			return reply(h, q, dnsmessage.RCodeSuccess, records(q, addrs, names))
+		}
 	}
 	if inDomain(name) {
 		return reply(h, q, dnsmessage.RCodeNameError, nil)
@@ -171,11 +171,15 @@ func (r *resolver) answer(ctx context.Context, message []byte, stream bool) []by
 	if answer := r.search(ctx, conf, h, q, stream); answer != nil {
 		return answer
 	}
+	if !permitted {
+		r.n.log.printf("refused: DNS for %q", name)
+		return reply(h, q, dnsmessage.RCodeRefused, nil)
+	}
 	answer := exchange(ctx, conf.servers, message, q, stream)
 	if answer == nil {
 		return reply(h, q, dnsmessage.RCodeServerFailure, nil)
 	}
-	r.seen.learn(name, answer)
+	r.seen.learn(answer, name)
 	return answer
 }
 
@@ -299,8 +303,8 @@ func reply(h dnsmessage.Header, q dnsmessage.Question, code dnsmessage.RCode, an
 }
 
 // search tries a name without a dot in the host's search domains, as the host's own
-// programs do; the guest cannot know them, for they change with the host's networks. nil
-// if there is nothing.
+// programs do; the guest cannot know them, for they change with the host's networks. Rules are
+// about the whole names. nil if there is nothing.
 func (r *resolver) search(ctx context.Context, conf resolvConf, h dnsmessage.Header, q dnsmessage.Question, stream bool) []byte {
 	name := canonical(q.Name)
 	if strings.Contains(name, ".") || name == "" || q.Type != dnsmessage.TypeA && q.Type != dnsmessage.TypeAAAA {
@@ -308,7 +312,7 @@ func (r *resolver) search(ctx context.Context, conf resolvConf, h dnsmessage.Hea
 	}
 	for _, domain := range conf.search {
 		full, err := dnsmessage.NewName(name + "." + domain + ".")
-		if err != nil {
+		if err != nil || !r.n.cfg.Policy.PermitsName(canonical(full)) {
 			continue
 		}
 		fq := dnsmessage.Question{Name: full, Type: q.Type, Class: q.Class}
@@ -322,7 +326,7 @@ func (r *resolver) search(ctx context.Context, conf resolvConf, h dnsmessage.Hea
 		if answer == nil || got.Unpack(answer) != nil || got.RCode != dnsmessage.RCodeSuccess || len(got.Answers) == 0 {
 			continue
 		}
-		r.seen.learn(name, answer)
+		r.seen.learn(answer, name, canonical(full))
 		alias := dnsmessage.Resource{
 			Header: dnsmessage.ResourceHeader{Name: q.Name, Class: dnsmessage.ClassINET, TTL: answerTTL},
 			Body:   &dnsmessage.CNAMEResource{CNAME: full},

@@ -315,6 +315,62 @@ func TestDNSRules(t *testing.T) {
 	}
 }
 
+// TestDNSRulesOfDomains: a word that the host's search domains complete is judged as what it became, and an
+// alias for what is forbidden leads nowhere; nor does one for what is allowed allow anything.
+func TestDNSRulesOfDomains(t *testing.T) {
+	dir := t.TempDir()
+	answers := func(name string, typ dnsmessage.Type) []dnsmessage.ResourceBody {
+		a := func(last byte) dnsmessage.ResourceBody { return &dnsmessage.AResource{A: [4]byte{192, 0, 2, last}} }
+		alias := func(to string) dnsmessage.ResourceBody {
+			return &dnsmessage.CNAMEResource{CNAME: dnsmessage.MustNewName(to)}
+		}
+		switch name {
+		case "intra.corp.example":
+			return []dnsmessage.ResourceBody{a(1)}
+		case "secret.corp.example":
+			return []dnsmessage.ResourceBody{a(2)}
+		case "to-secret.example":
+			return []dnsmessage.ResourceBody{alias("Secret.corp.example."), a(2)}
+		case "to-intra.example":
+			return []dnsmessage.ResourceBody{alias("intra.corp.example."), a(3)}
+		}
+		return nil
+	}
+	_, port := newServers(t, map[string]zone{"127.0.0.1": answers})
+	rules := func(text ...string) (list []policy.Rule) {
+		for _, s := range text {
+			r, err := policy.Parse(s)
+			if err != nil {
+				t.Fatal(err)
+			}
+			list = append(list, r)
+		}
+		return list
+	}
+	g := newGuest(t, func(c *Config) {
+		c.Policy = policy.Policy{Restricted: true, Allow: rules("*.corp.example", "*.example:443"), Deny: rules("secret.corp.example")}
+		c.DNS = DNSConfig{Port: uint16(port), Hosts: write(t, dir, "hosts", ""), ResolvConf: write(t, dir, "resolv.conf", "nameserver 127.0.0.1\nsearch corp.example\n")}
+	})
+	for _, tc := range []struct {
+		name, first string
+		dst         string
+		want        verdict
+	}{
+		{"intra.", "= intra.corp.example.", "192.0.2.1:22", forward},
+		{"secret.", "RCodeRefused", "192.0.2.2:443", prohibit},
+		{"to-secret.example.", "= Secret.corp.example.", "192.0.2.2:443", prohibit},
+		{"to-intra.example.", "= intra.corp.example.", "192.0.2.3:443", forward},
+		{"to-intra.example.", "= intra.corp.example.", "192.0.2.3:22", prohibit},
+	} {
+		if got := g.ask("udp", tc.name, dnsmessage.TypeA); len(got) == 0 || got[0] != tc.first {
+			t.Errorf("%s: %q, want %s", tc.name, got, tc.first)
+		}
+		if _, v := g.net.decide(netip.MustParseAddrPort(tc.dst)); v != tc.want {
+			t.Errorf("%s: %s: verdict %d, want %d", tc.name, tc.dst, v, tc.want)
+		}
+	}
+}
+
 // TestDNSStream: several questions on a connection, and one that ends in the middle.
 func TestDNSStream(t *testing.T) {
 	g := newGuest(t, nil)
