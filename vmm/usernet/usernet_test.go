@@ -477,6 +477,69 @@ func TestTCPLimit(t *testing.T) {
 	}
 }
 
+// TestManySilent: a guest that waits for more silent peers than there are places does not keep
+// others from connecting.
+func TestManySilent(t *testing.T) {
+	if !inNamespace(t) {
+		return
+	}
+	world(t)
+	// The world takes what is for this network, and says nothing of it.
+	run(t, "ip", "route", "add", "192.0.2.0/24", "via", "198.51.100.1")
+	g := newGuest(t, nil)
+	for i := range maxHandshakes + 100 {
+		g.frame(syn(uint16(1024+i), "192.0.2.1:80"))
+	}
+	c, err := g.dial("198.51.100.1:7")
+	if err != nil {
+		t.Fatal(err)
+	}
+	echoes(t, c, random(1000))
+}
+
+// TestBuffersAreBounded: the more connections there are, the less a further one may hold.
+func TestBuffersAreBounded(t *testing.T) {
+	g := newGuest(t, nil)
+	port := listen(t, "127.0.0.1:0", echo)
+	to := fmt.Sprintf("10.77.0.1:%d", port)
+	sizes := func() (grow, fixed int) {
+		for _, ep := range g.net.stack.RegisteredEndpoints() {
+			ep, ok := ep.(*tcp.Endpoint)
+			if !ok {
+				continue
+			}
+			o := ep.SocketOptions()
+			if o.GetSendBufferSize() == bufferOf(100) && o.GetReceiveBufferSize() == bufferOf(100) {
+				fixed++
+			} else {
+				grow++
+			}
+		}
+		return grow, fixed
+	}
+	for range 70 {
+		c, err := g.dial(to)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		// It is known to both sides when it carries something.
+		if _, err := c.Write([]byte("x")); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.ReadFull(c, make([]byte, 1)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if grow, fixed := sizes(); grow != 64 || fixed != 6 {
+		t.Errorf("%d with buffers that grow, %d with small ones", grow, fixed)
+	}
+	const most = 64*2*maxBuffer + (1024-64)*2*256<<10 + (maxTCP-1024)*2*32<<10
+	if most > 2<<30 {
+		t.Errorf("all together may hold %d bytes", most)
+	}
+}
+
 func listenUDP(t testing.TB) *net.UDPConn {
 	t.Helper()
 	c, err := net.ListenUDP("udp", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
@@ -548,15 +611,18 @@ func (g *guest) ping(to string) error {
 	c := &guestConn{ep: ep}
 	entry, ready := waiter.NewChannelEntry(waiter.ReadableEvents)
 	queue.EventRegister(&entry)
-	p := payload(request)
-	if _, err := c.ep.Write(&p, tcpip.WriteOptions{}); err != nil {
-		return errors.New(err.String())
-	}
-	select {
-	case <-ready:
-		return nil
-	case <-time.After(deadline):
-		return errors.New("no answer")
+	for end := time.After(deadline); ; {
+		p := payload(request)
+		if _, err := c.ep.Write(&p, tcpip.WriteOptions{}); err != nil {
+			return errors.New(err.String())
+		}
+		select {
+		case <-ready:
+			return nil
+		case <-time.After(time.Second): // it may be lost, if the link is full
+		case <-end:
+			return errors.New("no answer")
+		}
 	}
 }
 
