@@ -14,6 +14,8 @@ import (
 
 	"golang.org/x/net/dns/dnsmessage"
 	"gvisor.dev/gvisor/pkg/tcpip"
+	"gvisor.dev/gvisor/pkg/tcpip/header"
+	"gvisor.dev/gvisor/pkg/tcpip/stack"
 	"gvisor.dev/gvisor/pkg/waiter"
 
 	"github.com/wsl2/wsl2/vmm/usernet/policy"
@@ -36,6 +38,8 @@ const (
 	answerTTL = 5
 
 	maxMessage = 64 << 10
+	// maxQuestion is many times what a question with all its options takes.
+	maxQuestion = 4 << 10
 )
 
 // DNSConfig says whom questions go to.
@@ -71,32 +75,24 @@ func newResolver(n *Network) *resolver {
 	return r
 }
 
-// serveDNSPackets answers the questions of one UDP flow.
-func (n *Network) serveDNSPackets(g *guestConn) {
-	ctx, cancel := context.WithCancelCause(n.ctx)
-	defer cancel(nil)
-	timer := time.AfterFunc(udpTimeout, func() { cancel(errIdle) })
-	defer timer.Stop()
-	for {
-		b, size, err := g.readSome(ctx)
-		if err != nil {
-			return
-		}
-		timer.Reset(udpTimeout)
-		question := append([]byte(nil), (*b)[:size]...)
-		chunks.Put(b)
-		release := take(n.limits.questions)
-		if release == nil {
-			continue // it is asked again
-		}
-		n.tasks.Go(func() {
-			defer release()
-			if answer := n.dns.answer(n.ctx, question, false); answer != nil {
-				p := payload(answer)
-				_, _ = g.ep.Write(&p, tcpip.WriteOptions{}) // lost like any packet
-			}
-		})
+// serveDNSPacket answers a question. Each stands for itself, so that no flow is kept for it: a resolver
+// takes another port for each.
+func (n *Network) serveDNSPacket(id stack.TransportEndpointID, pkt *stack.PacketBuffer) {
+	data := pkt.Data().AsRange().ToSlice()
+	size := int(header.UDP(pkt.TransportHeader().Slice()).Length()) - header.UDPMinimumSize
+	if size < 0 || size > min(len(data), maxQuestion) {
+		return
 	}
+	release := take(n.limits.questions)
+	if release == nil {
+		return // it is asked again
+	}
+	n.tasks.Go(func() {
+		defer release()
+		if answer := n.dns.answer(n.ctx, data[:size], false); answer != nil {
+			n.sendUDP(id, answer)
+		}
+	})
 }
 
 // serveDNSStream answers those of one connection, one after the other.
@@ -106,8 +102,13 @@ func (n *Network) serveDNSStream(g *guestConn) {
 		ctx, cancel := context.WithTimeout(n.ctx, dnsIdle)
 		var head [2]byte
 		err := g.readFull(ctx, head[:])
-		question := make([]byte, binary.BigEndian.Uint16(head[:]))
+		size := binary.BigEndian.Uint16(head[:])
+		if size > maxQuestion {
+			err = errReset
+		}
+		var question []byte
 		if err == nil {
+			question = make([]byte, size)
 			err = g.readFull(ctx, question)
 		}
 		if err == nil {

@@ -237,6 +237,9 @@ func TestDNS(t *testing.T) {
 			}
 		}
 	}
+	if n := len(g.net.limits.udp); n != 0 {
+		t.Errorf("questions hold %d flows", n)
+	}
 	if servers["127.0.0.1"].asked.Load() == 0 {
 		t.Error("the host's server was not asked")
 	}
@@ -369,6 +372,47 @@ func TestDNSRulesOfDomains(t *testing.T) {
 			t.Errorf("%s: %s: verdict %d, want %d", tc.name, tc.dst, v, tc.want)
 		}
 	}
+}
+
+// TestDNSOver6: the gateway's other address answers as well.
+func TestDNSOver6(t *testing.T) {
+	g := newGuest(t, nil)
+	query, err := (&dnsmessage.Message{Questions: []dnsmessage.Question{{Name: dnsmessage.MustNewName("host.wsl2.internal."), Type: dnsmessage.TypeA, Class: dnsmessage.ClassINET}}}).Pack()
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := g.dialUDP("[fd77::1]:53")
+	if _, err := c.Write(query); err != nil {
+		t.Fatal(err)
+	}
+	var m dnsmessage.Message
+	buf := make([]byte, maxMessage)
+	if n, err := c.Read(buf); err != nil || m.Unpack(buf[:n]) != nil || len(m.Answers) != 1 {
+		t.Errorf("%v, %+v", err, m)
+	}
+}
+
+// TestDNSStreamBounds: a connection for questions is one of the guest's, and a question of absurd size
+// ends it.
+func TestDNSStreamBounds(t *testing.T) {
+	g := newGuest(t, nil)
+	g.net.limits.tcp = make(chan struct{}, 1)
+	c, err := g.dial("10.77.0.1:53")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c2, err := g.dial("10.77.0.1:53"); err == nil {
+		c2.Close()
+		t.Error("one more than may be")
+	}
+	if _, err := c.Write([]byte{0xff, 0xff}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.Read(make([]byte, 1)); err == nil {
+		t.Error("there is an answer")
+	}
+	c.Close()
+	eventually(t, "the connection ends", func() bool { return len(g.net.limits.tcp) == 0 })
 }
 
 // TestDNSStream: several questions on a connection, and one that ends in the middle.
