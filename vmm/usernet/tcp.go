@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -79,6 +80,7 @@ func (n *Network) connectTCP(r *tcp.ForwarderRequest) {
 	defer host.Close()
 	g := n.accept(r)
 	if g == nil {
+		_ = host.SetLinger(0) // as it has not been wanted
 		return
 	}
 	n.relayTCP(g, host)
@@ -221,21 +223,41 @@ var chunks = sync.Pool{New: func() any {
 }}
 
 // relayTCP carries both directions until both have ended, or one has failed, and then
-// tells the other side in the same way: FIN for FIN, RST for RST.
+// tells the other side in the same way: FIN for FIN, RST for RST. A side that has ended is still
+// watched: it may be reset while the other one has nothing to say.
 func (n *Network) relayTCP(g *guestConn, host *net.TCPConn) {
 	ctx, cancel := context.WithCancelCause(n.ctx)
 	defer cancel(nil)
 	stop := context.AfterFunc(ctx, func() { _ = host.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
 	defer g.ep.Close()
+	over := make(chan struct{})
+	var left atomic.Int32
+	left.Store(2)
+	ended := func() {
+		if left.Add(-1) == 0 {
+			close(over)
+			_ = host.SetReadDeadline(time.Unix(1, 0))
+		}
+	}
 	var up sync.WaitGroup
 	up.Go(func() {
-		if err := fromGuest(ctx, g, host); err != nil {
+		err := fromGuest(ctx, g, host)
+		if err == nil {
+			ended()
+			err = g.watch(ctx, over)
+		}
+		if err != nil {
 			_ = host.SetLinger(0)
 			cancel(err)
 		}
 	})
-	if err := fromHost(ctx, g, host); err != nil {
+	err := fromHost(ctx, g, host)
+	if err == nil {
+		ended()
+		err = watchHost(host)
+	}
+	if err != nil {
 		g.ep.Abort()
 		cancel(err)
 	}
@@ -243,6 +265,42 @@ func (n *Network) relayTCP(g *guestConn, host *net.TCPConn) {
 	if ctx.Err() != nil {
 		g.ep.Abort()
 	}
+}
+
+// watch waits for a reset of the guest's, until over.
+func (g *guestConn) watch(ctx context.Context, over <-chan struct{}) error {
+	entry, changed := waiter.NewChannelEntry(waiter.EventErr | waiter.EventHUp)
+	g.queue.EventRegister(&entry)
+	defer g.queue.EventUnregister(&entry)
+	for {
+		if g.ep.LastError() != nil {
+			return errReset
+		}
+		select {
+		case <-changed:
+		case <-over:
+			return nil
+		case <-ctx.Done():
+			return nil // of the other direction
+		}
+	}
+}
+
+// watchHost waits for a reset by the host's peer, until the read deadline.
+func watchHost(host *net.TCPConn) error {
+	rc, err := host.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var failed int
+	_ = rc.Read(func(fd uintptr) bool {
+		failed, err = unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_ERROR)
+		return err != nil || failed != 0
+	})
+	if failed != 0 {
+		return unix.Errno(failed)
+	}
+	return err
 }
 
 func fromGuest(ctx context.Context, g *guestConn, host *net.TCPConn) error {

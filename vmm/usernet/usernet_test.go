@@ -214,6 +214,25 @@ func (g *guest) dial(to string) (net.Conn, error) {
 	return c, nil
 }
 
+// endpoint connects one of the guest's stack, which can be reset.
+func (g *guest) endpoint(to string) tcpip.Endpoint {
+	g.t.Helper()
+	var queue waiter.Queue
+	ep, err := g.stack.NewEndpoint(tcp.ProtocolNumber, ipv4.ProtocolNumber, &queue)
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	entry, ready := waiter.NewChannelEntry(waiter.WritableEvents | waiter.EventErr)
+	queue.EventRegister(&entry)
+	ep.Connect(full(netip.MustParseAddrPort(to)))
+	select {
+	case <-ready:
+	case <-time.After(deadline):
+		g.t.Fatal("no connection")
+	}
+	return ep
+}
+
 // dialUDP makes a connected socket within the guest.
 func (g *guest) dialUDP(to string) net.Conn {
 	g.t.Helper()
@@ -339,29 +358,53 @@ func TestTCPReset(t *testing.T) {
 	}
 }
 
+// TestTCPResetAfterEnd: a peer that has ended its direction and is reset then is a reset for the other side
+// even if that says nothing.
+func TestTCPResetAfterEnd(t *testing.T) {
+	g := newGuest(t, nil)
+	reset := make(chan struct{})
+	ended := make(chan error, 1)
+	port := listen(t, "127.0.0.1:0", func(c *net.TCPConn) {
+		c.CloseWrite() //nolint:errcheck // the guest misses it
+		<-reset
+		c.SetLinger(0)
+	})
+	ep := g.endpoint(fmt.Sprintf("10.77.0.1:%d", port))
+	closeWait := func() bool { return tcp.EndpointState(ep.State()) == tcp.StateCloseWait }
+	eventually(t, "the guest sees the end", closeWait)
+	close(reset)
+	eventually(t, "the guest learns of the reset", func() bool { return ep.LastError() != nil })
+
+	port = listen(t, "127.0.0.1:0", func(c *net.TCPConn) {
+		c.SetDeadline(time.Now().Add(deadline))
+		if n, err := c.Read(make([]byte, 1)); err != io.EOF {
+			ended <- fmt.Errorf("read %d, %w; want the end", n, err)
+			return
+		}
+		ended <- nil
+		// Silent, and waiting for nothing but an end.
+		ended <- watchHost(c)
+	})
+	ep = g.endpoint(fmt.Sprintf("10.77.0.1:%d", port))
+	ep.Shutdown(tcpip.ShutdownWrite)
+	if err := <-ended; err != nil {
+		t.Fatal(err)
+	}
+	ep.Abort()
+	if err := <-ended; err == nil {
+		t.Error("the host does not learn of the guest's reset")
+	}
+}
+
 // TestTCPGuestReset is the other way round.
 func TestTCPGuestReset(t *testing.T) {
 	g := newGuest(t, nil)
 	ended := make(chan error, 1)
 	port := listen(t, "127.0.0.1:0", func(c *net.TCPConn) {
-		c.Write([]byte("x")) //nolint:errcheck // the guest waits for it
 		_, err := c.Read(make([]byte, 1))
 		ended <- err
 	})
-	var queue waiter.Queue
-	ep, terr := g.stack.NewEndpoint(tcp.ProtocolNumber, ipv4.ProtocolNumber, &queue)
-	if terr != nil {
-		t.Fatal(terr)
-	}
-	entry, ready := waiter.NewChannelEntry(waiter.ReadableEvents)
-	queue.EventRegister(&entry)
-	ep.Connect(full(netip.AddrPortFrom(g.net.cfg.Gateway4, uint16(port))))
-	select {
-	case <-ready:
-	case <-time.After(deadline):
-		t.Fatal("no connection")
-	}
-	ep.Abort()
+	g.endpoint(fmt.Sprintf("10.77.0.1:%d", port)).Abort()
 	select {
 	case err := <-ended:
 		if !errors.Is(err, unix.ECONNRESET) {
