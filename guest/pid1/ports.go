@@ -1,6 +1,7 @@
 package pid1
 
 import (
+	"cmp"
 	"context"
 	"encoding/binary"
 	"fmt"
@@ -8,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime/debug"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -32,13 +34,7 @@ func (v *vm) watchPorts() {
 			return
 		}
 		last = now
-		m := &wire.PortsOpen{}
-		for p := range now {
-			if len(m.Ports) < wire.MaxPorts {
-				m.Ports = append(m.Ports, p)
-			}
-		}
-		v.send(m)
+		v.send(&wire.PortsOpen{Ports: firstPorts(now)})
 	}
 	w, err := listeners.New(cgroupRoot)
 	if err == nil {
@@ -49,6 +45,22 @@ func (v *vm) watchPorts() {
 	if err := listeners.Poll(context.Background(), tell); err != nil {
 		v.log.Errorf("ports of distros do not appear on the host: %v", err)
 	}
+}
+
+// firstPorts is as much of a list as a message holds. Of too many it is the same ones each time: the host would open
+// and close others at every change.
+func firstPorts(all map[wire.Port]bool) []wire.Port {
+	list := slices.SortedFunc(maps.Keys(all), func(a, b wire.Port) int {
+		order := cmp.Or(cmp.Compare(a.Number, b.Number), cmp.Compare(a.Distro, b.Distro))
+		if order == 0 && a.UDP != b.UDP {
+			order = 1
+			if b.UDP {
+				order = -1
+			}
+		}
+		return order
+	})
+	return list[:min(len(list), wire.MaxPorts)]
 }
 
 // ports are the listeners by distro, those of the VM itself left out. Two sockets on one

@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -57,6 +58,8 @@ type Forwarder struct {
 	mu     sync.Mutex
 	conns  map[io.Closer]struct{} // those that Close closes; guarded by mu
 	closed bool                   // guarded by mu
+	freed  chan struct{}          // of capacity 1: a connection has ended
+	queued atomic.Int64           // bytes of all datagrams that wait for the guest
 }
 
 // entry is a Forward with its listeners.
@@ -79,7 +82,7 @@ func NewForwarder(vsockPath string) *Forwarder {
 		dial: func(port uint32, hello wire.Hello) (*guestconn.Conn, error) {
 			return guestconn.Dial(vsockPath, port, hello, nil)
 		},
-		unprivileged: unprivilegedStart(), isHost: netip.Addr.IsLoopback, entries: map[key]*entry{}, conns: map[io.Closer]struct{}{},
+		unprivileged: unprivilegedStart(), isHost: netip.Addr.IsLoopback, entries: map[key]*entry{}, conns: map[io.Closer]struct{}{}, freed: make(chan struct{}, 1),
 	}
 }
 
@@ -274,8 +277,8 @@ func (f *Forwarder) listenOn(spec Forward, at netip.AddrPort, r Rule) (io.Closer
 	return l, nil
 }
 
-// acceptPause is for a process that has no descriptors left.
-const acceptPause = 100 * time.Millisecond
+// acceptPause bounds how long a process that has no descriptors left waits for a connection to end.
+const acceptPause = time.Second
 
 func (f *Forwarder) accept(l *net.TCPListener, spec Forward, v6 bool, r Rule) {
 	for {
@@ -284,7 +287,10 @@ func (f *Forwarder) accept(l *net.TCPListener, spec Forward, v6 bool, r Rule) {
 			return
 		}
 		if err != nil {
-			time.Sleep(acceptPause)
+			select {
+			case <-f.freed:
+			case <-time.After(acceptPause):
+			}
 			continue
 		}
 		peer, ok := c.RemoteAddr().(*net.TCPAddr)
@@ -319,6 +325,10 @@ func (f *Forwarder) leave(c io.Closer) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	delete(f.conns, c)
+	select {
+	case f.freed <- struct{}{}:
+	default:
+	}
 }
 
 func (f *Forwarder) serveTCP(c *net.TCPConn, spec Forward, v6 bool) {

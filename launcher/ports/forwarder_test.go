@@ -87,8 +87,15 @@ func (g *guest) serve(t *testing.T, c net.Conn) {
 		return
 	}
 	wire.Write(c, &wire.Started{})
+	if dial.Number == stuckPort {
+		<-t.Context().Done()
+		return
+	}
 	io.Copy(c, c) // datagrams keep their frames
 }
+
+// stuckPort is one whose server reads nothing.
+const stuckPort = 8
 
 func newForwarder(t *testing.T, path string) *Forwarder {
 	t.Helper()
@@ -371,5 +378,51 @@ func TestFlows(t *testing.T) {
 	}
 	if n := len(g.dialled); n != 20 {
 		t.Errorf("%d connections for 20 peers", n)
+	}
+}
+
+// TestFlowStuck: a guest that takes no datagrams holds no flow up: it ends with the Forwarder, and what was queued
+// is forgotten.
+func TestFlowStuck(t *testing.T) {
+	g := newGuest(t)
+	f := newForwarder(t, g.path)
+	host := freePort(t)
+	bound := f.Apply([]Forward{{Distro: "debian", Session: 7, UDP: true, Port: stuckPort, V4: true,
+		Rules: []Rule{{Distro: "debian", UDP: true, Port: stuckPort, HostPort: host, Address: netip.MustParseAddr("127.0.0.1")}}}}, false)
+	if len(bound[0].Host) != 1 {
+		t.Fatalf("%+v", bound)
+	}
+	c := dial(t, "udp", netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), host).String())
+	// Until the connection takes no more, and datagrams wait.
+	for end := time.Now().Add(deadline); f.queued.Load() < 1<<20; {
+		if _, err := c.Write(make([]byte, 60000)); err != nil || time.Now().After(end) {
+			t.Fatalf("%d bytes are queued, %v", f.queued.Load(), err)
+		}
+	}
+	closed := make(chan struct{})
+	go func() { f.Close(); close(closed) }()
+	select {
+	case <-closed:
+	case <-time.After(deadline):
+		t.Fatal("the flow goes on")
+	}
+	if n := f.queued.Load(); n != 0 {
+		t.Errorf("%d bytes are still queued", n)
+	}
+}
+
+// TestFlowsAreBounded: all datagrams that wait take so much and no more.
+func TestFlowsAreBounded(t *testing.T) {
+	f := newForwarder(t, "")
+	u := &udpListener{f: f}
+	d := make([]byte, forward.MaxDatagram)
+	for range 2 * maxQueued / (flowQueue * len(d)) {
+		one := &flow{l: u, queue: make(chan []byte, flowQueue)}
+		for range flowQueue + 1 {
+			one.pushLocked(d)
+		}
+	}
+	if n := int(f.queued.Load()); n > maxQueued || n+len(d) < maxQueued {
+		t.Errorf("%d bytes are queued, of %d", n, maxQueued)
 	}
 }

@@ -1,6 +1,7 @@
 package ports
 
 import (
+	"context"
 	"errors"
 	"net"
 	"net/netip"
@@ -19,6 +20,8 @@ const (
 	maxFlows = 1024
 	// flowQueue are the datagrams that wait for the guest; more are dropped, as UDP does.
 	flowQueue = 64
+	// maxQueued bounds the bytes of all that wait: the largest datagrams of all flows would be gigabytes.
+	maxQueued = 16 << 20
 )
 
 // udpListener is a UDP port of the host. Each peer is a flow: a connection to the guest, which
@@ -38,9 +41,9 @@ type flow struct {
 	l     *udpListener
 	peer  netip.AddrPort
 	queue chan []byte
-	done  chan struct{} // closed when it is over
-	timer *time.Timer   // ends it
-	stop  sync.Once
+	ctx   context.Context // ends when it is over
+	end   context.CancelFunc
+	timer *time.Timer // ends it
 }
 
 // serve ends with the socket, and ends the flows with it.
@@ -54,12 +57,11 @@ func (u *udpListener) serve() {
 		if err != nil || !u.f.may(peer.Addr(), u.rule) {
 			continue
 		}
-		if f := u.flow(peer); f != nil {
-			select {
-			case f.queue <- append([]byte(nil), buf[:n]...):
-			default:
-			}
+		u.mu.Lock()
+		if f := u.flowLocked(peer); f != nil {
+			f.pushLocked(buf[:n])
 		}
+		u.mu.Unlock()
 	}
 	u.mu.Lock()
 	defer u.mu.Unlock()
@@ -68,10 +70,8 @@ func (u *udpListener) serve() {
 	}
 }
 
-// flow returns the peer's, nil if there are too many.
-func (u *udpListener) flow(peer netip.AddrPort) *flow {
-	u.mu.Lock()
-	defer u.mu.Unlock()
+// flowLocked returns the peer's, nil if there are too many.
+func (u *udpListener) flowLocked(peer netip.AddrPort) *flow {
 	if f := u.flows[peer]; f != nil {
 		f.timer.Reset(flowTimeout)
 		return f
@@ -79,14 +79,44 @@ func (u *udpListener) flow(peer netip.AddrPort) *flow {
 	if len(u.flows) >= maxFlows {
 		return nil
 	}
-	f := &flow{l: u, peer: peer, queue: make(chan []byte, flowQueue), done: make(chan struct{})}
+	f := &flow{l: u, peer: peer, queue: make(chan []byte, flowQueue)}
+	f.ctx, f.end = context.WithCancel(context.Background())
 	f.timer = time.AfterFunc(flowTimeout, f.end)
 	u.flows[peer] = f
 	u.f.wg.Go(f.run)
 	return f
 }
 
-func (f *flow) end() { f.stop.Do(func() { close(f.done) }) }
+// pushLocked queues a copy of a datagram for the guest, if there is room.
+func (f *flow) pushLocked(d []byte) {
+	queued := &f.l.f.queued
+	if queued.Add(int64(len(d))) > maxQueued {
+		queued.Add(-int64(len(d)))
+		return
+	}
+	select {
+	case f.queue <- append([]byte(nil), d...):
+	default:
+		queued.Add(-int64(len(d)))
+	}
+}
+
+// forget takes the flow, and what is queued, out of the listener's hands.
+func (f *flow) forget() {
+	f.timer.Stop()
+	f.end()
+	f.l.mu.Lock()
+	defer f.l.mu.Unlock()
+	delete(f.l.flows, f.peer)
+	for {
+		select {
+		case d := <-f.queue:
+			f.l.f.queued.Add(-int64(len(d)))
+		default:
+			return
+		}
+	}
+}
 
 // Close is how the Forwarder ends it.
 func (f *flow) Close() error {
@@ -95,12 +125,7 @@ func (f *flow) Close() error {
 }
 
 func (f *flow) run() {
-	defer func() {
-		f.timer.Stop()
-		f.l.mu.Lock()
-		delete(f.l.flows, f.peer)
-		f.l.mu.Unlock()
-	}()
+	defer f.forget()
 	if !f.l.f.enter(f) {
 		return
 	}
@@ -109,28 +134,37 @@ func (f *flow) run() {
 	if err != nil {
 		return
 	}
+	// Also of a guest that takes no datagrams: whoever writes to it waits.
+	stop := context.AfterFunc(f.ctx, func() { g.Close() })
+	defer stop()
 	answers := make(chan struct{})
 	go func() {
 		defer close(answers)
 		f.answers(g)
 		f.end()
 	}()
-	frame := make([]byte, 0)
-	for sending := true; sending; {
+	f.send(g)
+	f.end()
+	<-answers
+}
+
+// send passes the peer's datagrams to the guest, until either ends.
+func (f *flow) send(g *guestconn.Conn) {
+	var frame []byte
+	for {
 		select {
 		case d := <-f.queue:
+			f.l.f.queued.Add(-int64(len(d)))
 			if need := len(d) + forward.Overhead; cap(frame) < need {
 				frame = make([]byte, need)
 			}
 			if forward.WriteDatagram(g.UnixConn, frame[:cap(frame)], d) != nil {
-				sending = false
+				return
 			}
-		case <-f.done:
-			sending = false
+		case <-f.ctx.Done():
+			return
 		}
 	}
-	g.Close()
-	<-answers
 }
 
 // answers passes the guest's datagrams to the peer, until the connection ends.

@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"net"
 	"os"
-	"path/filepath"
 
 	"golang.org/x/sys/unix"
 )
@@ -27,16 +26,21 @@ func newDoor() (*door, *os.File, error) {
 		return nil, nil, fmt.Errorf("qemu: %w", err)
 	}
 	d := &door{dir: dir}
-	if d.listener, err = net.ListenUnix("unix", &net.UnixAddr{Name: filepath.Join(dir, doorName), Net: "unix"}); err != nil {
-		d.close()
-		return nil, nil, fmt.Errorf("qemu: %w", err)
-	}
 	fd, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		d.close()
 		return nil, nil, fmt.Errorf("qemu: %w", &os.PathError{Op: "open", Path: dir, Err: err})
 	}
-	return d, os.NewFile(uintptr(fd), dir), nil
+	f := os.NewFile(uintptr(fd), dir)
+	// By the descriptor: a socket's address has no room for a long TMPDIR.
+	at := fmt.Sprintf("/proc/self/fd/%d/%s", fd, doorName)
+	if d.listener, err = net.ListenUnix("unix", &net.UnixAddr{Name: at, Net: "unix"}); err != nil {
+		f.Close()
+		d.close()
+		return nil, nil, fmt.Errorf("qemu: listen in %s: %w", dir, err)
+	}
+	d.listener.SetUnlinkOnClose(false) // the directory goes as a whole
+	return d, f, nil
 }
 
 // accept waits for QEMU, or for close, and shuts the door.

@@ -14,7 +14,11 @@ import (
 
 	"golang.org/x/net/dns/dnsmessage"
 	"gvisor.dev/gvisor/pkg/tcpip"
+	"gvisor.dev/gvisor/pkg/tcpip/header"
+	"gvisor.dev/gvisor/pkg/tcpip/stack"
 	"gvisor.dev/gvisor/pkg/waiter"
+
+	"github.com/wsl2/wsl2/vmm/usernet/policy"
 )
 
 const (
@@ -34,6 +38,8 @@ const (
 	answerTTL = 5
 
 	maxMessage = 64 << 10
+	// maxQuestion is many times what a question with all its options takes.
+	maxQuestion = 4 << 10
 )
 
 // DNSConfig says whom questions go to.
@@ -69,32 +75,24 @@ func newResolver(n *Network) *resolver {
 	return r
 }
 
-// serveDNSPackets answers the questions of one UDP flow.
-func (n *Network) serveDNSPackets(g *guestConn) {
-	ctx, cancel := context.WithCancelCause(n.ctx)
-	defer cancel(nil)
-	timer := time.AfterFunc(udpTimeout, func() { cancel(errIdle) })
-	defer timer.Stop()
-	for {
-		b, size, err := g.readSome(ctx)
-		if err != nil {
-			return
-		}
-		timer.Reset(udpTimeout)
-		question := append([]byte(nil), (*b)[:size]...)
-		chunks.Put(b)
-		release := take(n.limits.questions)
-		if release == nil {
-			continue // it is asked again
-		}
-		n.tasks.Go(func() {
-			defer release()
-			if answer := n.dns.answer(n.ctx, question, false); answer != nil {
-				p := payload(answer)
-				_, _ = g.ep.Write(&p, tcpip.WriteOptions{}) // lost like any packet
-			}
-		})
+// serveDNSPacket answers a question. Each stands for itself, so that no flow is kept for it: a resolver
+// takes another port for each.
+func (n *Network) serveDNSPacket(id stack.TransportEndpointID, pkt *stack.PacketBuffer) {
+	data := pkt.Data().AsRange().ToSlice()
+	size := int(header.UDP(pkt.TransportHeader().Slice()).Length()) - header.UDPMinimumSize
+	if size < 0 || size > min(len(data), maxQuestion) {
+		return
 	}
+	release := take(n.limits.questions)
+	if release == nil {
+		return // it is asked again
+	}
+	n.tasks.Go(func() {
+		defer release()
+		if answer := n.dns.answer(n.ctx, data[:size], false); answer != nil {
+			n.sendUDP(id, answer)
+		}
+	})
 }
 
 // serveDNSStream answers those of one connection, one after the other.
@@ -104,8 +102,13 @@ func (n *Network) serveDNSStream(g *guestConn) {
 		ctx, cancel := context.WithTimeout(n.ctx, dnsIdle)
 		var head [2]byte
 		err := g.readFull(ctx, head[:])
-		question := make([]byte, binary.BigEndian.Uint16(head[:]))
+		size := binary.BigEndian.Uint16(head[:])
+		if size > maxQuestion {
+			err = errReset
+		}
+		var question []byte
 		if err == nil {
+			question = make([]byte, size)
 			err = g.readFull(ctx, question)
 		}
 		if err == nil {
@@ -155,14 +158,12 @@ func (r *resolver) answer(ctx context.Context, message []byte, stream bool) []by
 	ctx, cancel := context.WithTimeout(ctx, dnsTimeout)
 	defer cancel()
 	name := canonical(q.Name)
-	if !r.n.cfg.Policy.PermitsName(name) && !inDomain(name) {
-		r.n.log.printf("refused: DNS for %q", name)
-		return reply(h, q, dnsmessage.RCodeRefused, nil)
-	}
-	addrs, names, known := r.local(name, q.Type)
-	if known {
-		r.seen.add(name, addrs)
-		return reply(h, q, dnsmessage.RCodeSuccess, records(q, addrs, names))
+	permitted := r.n.cfg.Policy.PermitsName(name) || inDomain(name)
+	if permitted {
+		if addrs, names, known := r.local(name, q.Type); known {
+			r.seen.add(addrs, policy.Names{Asked: []string{name}})
+			return reply(h, q, dnsmessage.RCodeSuccess, records(q, addrs, names))
+		}
 	}
 	if inDomain(name) {
 		return reply(h, q, dnsmessage.RCodeNameError, nil)
@@ -171,11 +172,15 @@ func (r *resolver) answer(ctx context.Context, message []byte, stream bool) []by
 	if answer := r.search(ctx, conf, h, q, stream); answer != nil {
 		return answer
 	}
+	if !permitted {
+		r.n.log.printf("refused: DNS for %q", name)
+		return reply(h, q, dnsmessage.RCodeRefused, nil)
+	}
 	answer := exchange(ctx, conf.servers, message, q, stream)
 	if answer == nil {
 		return reply(h, q, dnsmessage.RCodeServerFailure, nil)
 	}
-	r.seen.learn(name, answer)
+	r.seen.learn(answer, name)
 	return answer
 }
 
@@ -299,8 +304,8 @@ func reply(h dnsmessage.Header, q dnsmessage.Question, code dnsmessage.RCode, an
 }
 
 // search tries a name without a dot in the host's search domains, as the host's own
-// programs do; the guest cannot know them, for they change with the host's networks. nil
-// if there is nothing.
+// programs do; the guest cannot know them, for they change with the host's networks. Rules are
+// about the whole names. nil if there is nothing.
 func (r *resolver) search(ctx context.Context, conf resolvConf, h dnsmessage.Header, q dnsmessage.Question, stream bool) []byte {
 	name := canonical(q.Name)
 	if strings.Contains(name, ".") || name == "" || q.Type != dnsmessage.TypeA && q.Type != dnsmessage.TypeAAAA {
@@ -308,7 +313,7 @@ func (r *resolver) search(ctx context.Context, conf resolvConf, h dnsmessage.Hea
 	}
 	for _, domain := range conf.search {
 		full, err := dnsmessage.NewName(name + "." + domain + ".")
-		if err != nil {
+		if err != nil || !r.n.cfg.Policy.PermitsName(canonical(full)) {
 			continue
 		}
 		fq := dnsmessage.Question{Name: full, Type: q.Type, Class: q.Class}
@@ -322,7 +327,7 @@ func (r *resolver) search(ctx context.Context, conf resolvConf, h dnsmessage.Hea
 		if answer == nil || got.Unpack(answer) != nil || got.RCode != dnsmessage.RCodeSuccess || len(got.Answers) == 0 {
 			continue
 		}
-		r.seen.learn(name, answer)
+		r.seen.learn(answer, name, canonical(full))
 		alias := dnsmessage.Resource{
 			Header: dnsmessage.ResourceHeader{Name: q.Name, Class: dnsmessage.ClassINET, TTL: answerTTL},
 			Body:   &dnsmessage.CNAMEResource{CNAME: full},

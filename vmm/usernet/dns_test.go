@@ -237,6 +237,9 @@ func TestDNS(t *testing.T) {
 			}
 		}
 	}
+	if n := len(g.net.limits.udp); n != 0 {
+		t.Errorf("questions hold %d flows", n)
+	}
 	if servers["127.0.0.1"].asked.Load() == 0 {
 		t.Error("the host's server was not asked")
 	}
@@ -313,6 +316,103 @@ func TestDNSRules(t *testing.T) {
 	if log := g.log.all(); !strings.Contains(log, `refused: DNS for "www.example.net"`) {
 		t.Errorf("logged: %s", log)
 	}
+}
+
+// TestDNSRulesOfDomains: a word that the host's search domains complete is judged as what it became, and an
+// alias for what is forbidden leads nowhere; nor does one for what is allowed allow anything.
+func TestDNSRulesOfDomains(t *testing.T) {
+	dir := t.TempDir()
+	answers := func(name string, typ dnsmessage.Type) []dnsmessage.ResourceBody {
+		a := func(last byte) dnsmessage.ResourceBody { return &dnsmessage.AResource{A: [4]byte{192, 0, 2, last}} }
+		alias := func(to string) dnsmessage.ResourceBody {
+			return &dnsmessage.CNAMEResource{CNAME: dnsmessage.MustNewName(to)}
+		}
+		switch name {
+		case "intra.corp.example":
+			return []dnsmessage.ResourceBody{a(1)}
+		case "secret.corp.example":
+			return []dnsmessage.ResourceBody{a(2)}
+		case "to-secret.example":
+			return []dnsmessage.ResourceBody{alias("Secret.corp.example."), a(2)}
+		case "to-intra.example":
+			return []dnsmessage.ResourceBody{alias("intra.corp.example."), a(3)}
+		}
+		return nil
+	}
+	_, port := newServers(t, map[string]zone{"127.0.0.1": answers})
+	rules := func(text ...string) (list []policy.Rule) {
+		for _, s := range text {
+			r, err := policy.Parse(s)
+			if err != nil {
+				t.Fatal(err)
+			}
+			list = append(list, r)
+		}
+		return list
+	}
+	g := newGuest(t, func(c *Config) {
+		c.Policy = policy.Policy{Restricted: true, Allow: rules("*.corp.example", "*.example:443"), Deny: rules("secret.corp.example")}
+		c.DNS = DNSConfig{Port: uint16(port), Hosts: write(t, dir, "hosts", ""), ResolvConf: write(t, dir, "resolv.conf", "nameserver 127.0.0.1\nsearch corp.example\n")}
+	})
+	for _, tc := range []struct {
+		name, first string
+		dst         string
+		want        verdict
+	}{
+		{"intra.", "= intra.corp.example.", "192.0.2.1:22", forward},
+		{"secret.", "RCodeRefused", "192.0.2.2:443", prohibit},
+		{"to-secret.example.", "= Secret.corp.example.", "192.0.2.2:443", prohibit},
+		{"to-intra.example.", "= intra.corp.example.", "192.0.2.3:443", forward},
+		{"to-intra.example.", "= intra.corp.example.", "192.0.2.3:22", prohibit},
+	} {
+		if got := g.ask("udp", tc.name, dnsmessage.TypeA); len(got) == 0 || got[0] != tc.first {
+			t.Errorf("%s: %q, want %s", tc.name, got, tc.first)
+		}
+		if _, v := g.net.decide(netip.MustParseAddrPort(tc.dst)); v != tc.want {
+			t.Errorf("%s: %s: verdict %d, want %d", tc.name, tc.dst, v, tc.want)
+		}
+	}
+}
+
+// TestDNSOver6: the gateway's other address answers as well.
+func TestDNSOver6(t *testing.T) {
+	g := newGuest(t, nil)
+	query, err := (&dnsmessage.Message{Questions: []dnsmessage.Question{{Name: dnsmessage.MustNewName("host.wsl2.internal."), Type: dnsmessage.TypeA, Class: dnsmessage.ClassINET}}}).Pack()
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := g.dialUDP("[fd77::1]:53")
+	if _, err := c.Write(query); err != nil {
+		t.Fatal(err)
+	}
+	var m dnsmessage.Message
+	buf := make([]byte, maxMessage)
+	if n, err := c.Read(buf); err != nil || m.Unpack(buf[:n]) != nil || len(m.Answers) != 1 {
+		t.Errorf("%v, %+v", err, m)
+	}
+}
+
+// TestDNSStreamBounds: a connection for questions is one of the guest's, and a question of absurd size
+// ends it.
+func TestDNSStreamBounds(t *testing.T) {
+	g := newGuest(t, nil)
+	g.net.limits.tcp = make(chan struct{}, 1)
+	c, err := g.dial("10.77.0.1:53")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c2, err := g.dial("10.77.0.1:53"); err == nil {
+		c2.Close()
+		t.Error("one more than may be")
+	}
+	if _, err := c.Write([]byte{0xff, 0xff}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.Read(make([]byte, 1)); err == nil {
+		t.Error("there is an answer")
+	}
+	c.Close()
+	eventually(t, "the connection ends", func() bool { return len(g.net.limits.tcp) == 0 })
 }
 
 // TestDNSStream: several questions on a connection, and one that ends in the middle.

@@ -5,6 +5,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -12,6 +13,8 @@ import (
 	"time"
 
 	"golang.org/x/net/dns/dnsmessage"
+
+	"github.com/wsl2/wsl2/vmm/usernet/policy"
 )
 
 // This file is what the host knows of names: its files, and what the guest was told.
@@ -143,46 +146,51 @@ func (f *hostsFile) load() hosts { return f.watchedFile.load(parseHosts) }
 // maxSeen bounds how many addresses are remembered by name.
 const maxSeen = 16 << 10
 
+// maxNames bounds how many names an address is remembered by, of each kind.
+const maxNames = 64
+
 // seen are the names by which the guest was told addresses: what rules about names go
 // by. An address stays known; a connection may come long after the answer.
 type seen struct {
 	on bool // there are rules; immutable
 
 	mu    sync.Mutex
-	names map[netip.Addr][]string
+	names map[netip.Addr]policy.Names
 }
 
-func (s *seen) of(ip netip.Addr) []string {
+func (s *seen) of(ip netip.Addr) policy.Names {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return append([]string(nil), s.names[ip]...)
+	n := s.names[ip]
+	return policy.Names{Asked: slices.Clone(n.Asked), Aliases: slices.Clone(n.Aliases)}
 }
 
-func (s *seen) add(name string, addrs []netip.Addr) {
+func (s *seen) add(addrs []netip.Addr, names policy.Names) {
 	if !s.on {
 		return
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.names == nil || len(s.names) >= maxSeen {
-		s.names = map[netip.Addr][]string{}
+		s.names = map[netip.Addr]policy.Names{}
 	}
-next:
 	for _, a := range addrs {
-		for _, known := range s.names[a] {
-			if known == name {
-				continue next
-			}
-		}
-		const perAddr = 64
-		if l := s.names[a]; len(l) < perAddr {
-			s.names[a] = append(l, name)
-		}
+		known := s.names[a]
+		s.names[a] = policy.Names{Asked: merge(known.Asked, names.Asked), Aliases: merge(known.Aliases, names.Aliases)}
 	}
 }
 
-// learn adds what a server answered.
-func (s *seen) learn(name string, answer []byte) {
+func merge(list, more []string) []string {
+	for _, name := range more {
+		if len(list) < maxNames && !slices.Contains(list, name) {
+			list = append(list, name)
+		}
+	}
+	return list
+}
+
+// learn adds what a server answered to who asked for these names.
+func (s *seen) learn(answer []byte, asked ...string) {
 	if !s.on {
 		return
 	}
@@ -191,13 +199,16 @@ func (s *seen) learn(name string, answer []byte) {
 		return
 	}
 	var addrs []netip.Addr
+	var aliases []string
 	for _, r := range m.Answers {
 		switch b := r.Body.(type) {
 		case *dnsmessage.AResource:
 			addrs = append(addrs, netip.AddrFrom4(b.A))
 		case *dnsmessage.AAAAResource:
 			addrs = append(addrs, netip.AddrFrom16(b.AAAA))
+		case *dnsmessage.CNAMEResource:
+			aliases = merge(aliases, []string{canonical(b.CNAME)})
 		}
 	}
-	s.add(name, addrs)
+	s.add(addrs, policy.Names{Asked: asked, Aliases: aliases})
 }

@@ -81,7 +81,7 @@ func (n *Network) unreachable(from netip.Addr, orig []byte, r reason) {
 	h.SetType(header.ICMPv6Type(r.type6))
 	h.SetCode(header.ICMPv6Code(r.code6))
 	copy(p[header.IPv6MinimumSize+header.ICMPv6ErrorHeaderSize:], orig)
-	n.send6(from, address(n.cfg.Guest6).addr(), p)
+	n.sendICMP6(from, address(n.cfg.Guest6).addr(), p)
 }
 
 // send4 completes the IPv4 header at p's beginning and sends the packet.
@@ -95,18 +95,22 @@ func (n *Network) send4(from netip.Addr, to tcpip.Address, proto tcpip.Transport
 	n.raw(ipv4.ProtocolNumber, p)
 }
 
-// send6 completes the IPv6 header and the ICMPv6 checksum of p and sends the packet.
-func (n *Network) send6(from netip.Addr, to tcpip.Address, p []byte) {
-	body := p[header.IPv6MinimumSize:]
-	src := address(from).addr()
+// send6 completes the IPv6 header at p's beginning and sends the packet.
+func (n *Network) send6(from netip.Addr, to tcpip.Address, proto tcpip.TransportProtocolNumber, p []byte) {
 	header.IPv6(p).Encode(&header.IPv6Fields{
-		PayloadLength: uint16(len(body)), TransportProtocol: header.ICMPv6ProtocolNumber, HopLimit: 64, SrcAddr: src, DstAddr: to,
+		PayloadLength: uint16(len(p) - header.IPv6MinimumSize), TransportProtocol: proto, HopLimit: 64, SrcAddr: address(from).addr(), DstAddr: to,
 	})
+	n.raw(ipv6.ProtocolNumber, p)
+}
+
+// sendICMP6 completes p, with an ICMPv6 message behind room for the IPv6 header, and sends it.
+func (n *Network) sendICMP6(from netip.Addr, to tcpip.Address, p []byte) {
+	body := p[header.IPv6MinimumSize:]
 	h := header.ICMPv6(body)
 	h.SetChecksum(0)
-	sum := header.PseudoHeaderChecksum(header.ICMPv6ProtocolNumber, src, to, uint16(len(body)))
+	sum := header.PseudoHeaderChecksum(header.ICMPv6ProtocolNumber, address(from).addr(), to, uint16(len(body)))
 	h.SetChecksum(^checksum.Checksum(body, sum))
-	n.raw(ipv6.ProtocolNumber, p)
+	n.send6(from, to, header.ICMPv6ProtocolNumber, p)
 }
 
 func (n *Network) raw(proto tcpip.NetworkProtocolNumber, p []byte) {
@@ -167,7 +171,7 @@ func (n *Network) gateway(like netip.Addr) netip.Addr {
 func (n *Network) echo(dst netip.Addr, guest tcpip.Address, message []byte, ttl int, orig []byte) {
 	f, err := pingSocket(dst, ttl)
 	if err != nil {
-		if errors.Is(err, unix.EACCES) {
+		if errors.Is(err, errNoPings) {
 			n.log.printf("no pings: this user may send none (sysctl net.ipv4.ping_group_range)")
 			return
 		}
@@ -212,8 +216,11 @@ func (n *Network) echoReply(from netip.Addr, guest tcpip.Address, ident uint16, 
 		n.send4(from, guest, header.ICMPv4ProtocolNumber, p)
 		return
 	}
-	n.send6(from, guest, append(make([]byte, header.IPv6MinimumSize), answer...))
+	n.sendICMP6(from, guest, append(make([]byte, header.IPv6MinimumSize), answer...))
 }
+
+// errNoPings: no ping socket is to be had; EACCES later is about the address, that of all hosts of a network.
+var errNoPings = errors.New("this user may send no pings")
 
 // pingFile is a connected ping socket.
 type pingFile struct{ *os.File }
@@ -224,6 +231,9 @@ func pingSocket(dst netip.Addr, ttl int) (_ *pingFile, err error) {
 		domain, proto = unix.AF_INET6, unix.IPPROTO_ICMPV6
 	}
 	fd, err := unix.Socket(domain, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, proto)
+	if err == unix.EACCES {
+		return nil, errNoPings
+	}
 	if err != nil {
 		return nil, os.NewSyscallError("socket", err)
 	}

@@ -1,11 +1,11 @@
 package usernet
 
 import (
-	"context"
 	"fmt"
 	"os"
 	"sync"
 	"sync/atomic"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -22,6 +22,9 @@ import (
 // that size, and what is larger into a second one.
 const smallFrame = 2 << 10
 
+// maxIovecs is IOV_MAX.
+const maxIovecs = 1024
+
 // link is the stack's end of the wire: a stack.LinkEndpoint whose frames are
 // records of a socket (vmm/virtio/net).
 //
@@ -34,6 +37,8 @@ type link struct {
 	guest    tcpip.LinkAddress
 	up, down *rate.Limiter // nil: no limit
 	offloads atomic.Bool   // the guest takes frames with work left to do
+	over     chan struct{} // closed by shutdown
+	end      sync.Once
 
 	mu         sync.RWMutex
 	dispatcher stack.NetworkDispatcher // guarded by mu
@@ -45,7 +50,7 @@ const sendTimeout = 1 // second
 func newLink(fd int, c Config) *link {
 	tv := unix.Timeval{Sec: sendTimeout}
 	_ = unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &tv)
-	l := &link{fd: fd, mtu: uint32(c.MTU), mac: tcpip.LinkAddress(c.GatewayMAC[:]), guest: tcpip.LinkAddress(c.GuestMAC[:])}
+	l := &link{fd: fd, mtu: uint32(c.MTU), mac: tcpip.LinkAddress(c.GatewayMAC[:]), guest: tcpip.LinkAddress(c.GuestMAC[:]), over: make(chan struct{})}
 	if n := c.BytesPerSecond; n > 0 {
 		// A tenth of a second at once, and at least one frame.
 		burst := int(max(min(n/10, 1<<30), net.MaxFrame+net.HeaderLen))
@@ -54,11 +59,31 @@ func newLink(fd int, c Config) *link {
 	return l
 }
 
-// throttle waits until a limit lets a frame of n bytes pass. Who sends waits with it, as on a
-// slow wire; that is a second at most for the smallest limit.
-func throttle(limit *rate.Limiter, n int) {
-	if limit != nil {
-		_ = limit.WaitN(context.Background(), min(n, limit.Burst()))
+// maxThrottle bounds how long a frame waits for its turn; the smallest limit lets the largest one pass within it.
+const maxThrottle = 2 * time.Second
+
+// throttle waits until a limit lets a frame of n bytes pass, as on a slow wire. It is false for a frame that
+// is to be lost: those of many connections would have to wait for minutes, and what holds them with them.
+func (l *link) throttle(limit *rate.Limiter, n int) bool {
+	if limit == nil {
+		return true
+	}
+	turn := limit.ReserveN(time.Now(), min(n, limit.Burst()))
+	wait := turn.Delay()
+	switch {
+	case wait == 0:
+		return true
+	case wait > maxThrottle:
+		turn.Cancel()
+		return false
+	}
+	timer := time.NewTimer(wait)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return true
+	case <-l.over:
+		return false
 	}
 }
 
@@ -100,14 +125,21 @@ func (l *link) serve() error {
 		if n < net.HeaderLen+header.EthernetMinimumSize || msg.Flags&unix.MSG_TRUNC != 0 {
 			continue
 		}
-		throttle(l.up, int(n))
+		if !l.throttle(l.up, int(n)) {
+			continue
+		}
 		var frame buffer.Buffer
 		left := int(n) - net.HeaderLen
 		for i := 0; left > 0; i++ {
 			v := views[i]
-			views[i] = nil
-			if left < sizes[i] {
-				v.CapLength(left)
+			if i > 0 && left < sizes[i]/4 {
+				// What waits to be read would hold four times its size.
+				v = buffer.NewViewWithData(v.AsSlice()[:left])
+			} else {
+				views[i] = nil
+				if left < sizes[i] {
+					v.CapLength(left)
+				}
 			}
 			left -= v.Size()
 			if err := frame.Append(v); err != nil {
@@ -138,7 +170,10 @@ func (l *link) deliver(frame buffer.Buffer) {
 }
 
 // shutdown ends serve, and senders.
-func (l *link) shutdown() { _ = unix.Shutdown(l.fd, unix.SHUT_RDWR) }
+func (l *link) shutdown() {
+	l.end.Do(func() { close(l.over) })
+	_ = unix.Shutdown(l.fd, unix.SHUT_RDWR)
+}
 
 // close releases the descriptor; nothing sends any more.
 func (l *link) close() { unix.Close(l.fd) }
@@ -182,8 +217,23 @@ func (l *link) write(pkt *stack.PacketBuffer) tcpip.Error {
 			iov = append(iov, unix.Iovec{Base: unsafe.SliceData(b), Len: uint64(len(b))})
 		}
 	}
+	if len(iov) > maxIovecs {
+		// Many small writes of the host's peer, put together; the kernel would take it never.
+		rest := iov[maxIovecs-1:]
+		size := 0
+		for _, v := range rest {
+			size += int(v.Len)
+		}
+		b := make([]byte, 0, size)
+		for _, v := range rest {
+			b = append(b, unsafe.Slice(v.Base, v.Len)...)
+		}
+		iov = append(iov[:maxIovecs-1], unix.Iovec{Base: unsafe.SliceData(b), Len: uint64(size)})
+	}
 	msg := unix.Msghdr{Iov: &iov[0], Iovlen: uint64(len(iov))}
-	throttle(l.down, pkt.Size())
+	if !l.throttle(l.down, pkt.Size()) {
+		return &tcpip.ErrNoBufferSpace{}
+	}
 	for {
 		// First without a word to the scheduler, as there usually is room.
 		_, _, errno := unix.RawSyscall(unix.SYS_SENDMSG, uintptr(l.fd), uintptr(unsafe.Pointer(&msg)), unix.MSG_NOSIGNAL|unix.MSG_DONTWAIT)

@@ -5,6 +5,8 @@ import (
 	"net/netip"
 	"sync"
 	"time"
+
+	"github.com/wsl2/wsl2/vmm/usernet/policy"
 )
 
 // verdict is what becomes of a packet that begins a flow.
@@ -28,7 +30,7 @@ func (n *Network) decide(dst netip.AddrPort) (to netip.AddrPort, v verdict) {
 			return dst, local
 		}
 		// By its own name only: whoever answers for another one could make the host's loopback be its address.
-		if !n.cfg.HostLoopback || !n.cfg.Policy.Permits(dst, []string{hostName}) {
+		if !n.cfg.HostLoopback || !n.cfg.Policy.Permits(dst, policy.Names{Asked: []string{hostName}}) {
 			return dst, prohibit
 		}
 		loopback := netip.AddrFrom4([4]byte{127, 0, 0, 1})
@@ -38,11 +40,12 @@ func (n *Network) decide(dst netip.AddrPort) (to netip.AddrPort, v verdict) {
 		return netip.AddrPortFrom(loopback, dst.Port()), forward
 	}
 	switch {
-	case !ip.IsGlobalUnicast(), // loopback, unspecified, multicast, and link-local ones with the metadata of clouds
-		ip.Is4() && (ip.As4()[0] == 0 || ip.As4()[0] >= 240):
-		if n.cfg.Policy.AllowsLinkLocal(dst) {
+	case policy.Guarded(ip):
+		if n.cfg.Policy.AllowsGuarded(dst) {
 			return dst, forward
 		}
+		return dst, prohibit
+	case !routable(ip):
 		return dst, prohibit
 	case n.ours(ip):
 		return dst, silent
@@ -51,6 +54,21 @@ func (n *Network) decide(dst netip.AddrPort) (to netip.AddrPort, v verdict) {
 	}
 	return dst, forward
 }
+
+// routable tells whether an address is one that networks carry packets to, whatever is there: none of
+// loopback, multicast and the like, nor a form of IPv6 for such a one of IPv4.
+func routable(ip netip.Addr) bool {
+	if in, ok := policy.Embedded(ip); ok {
+		return routable(in) && !policy.Guarded(in)
+	}
+	if ip.Is4() {
+		return ip.IsGlobalUnicast() && ip.As4()[0] != 0 && ip.As4()[0] < 240
+	}
+	return ip.IsGlobalUnicast() && !compatible.Contains(ip)
+}
+
+// compatible are IPv6's old forms of IPv4 addresses (RFC 4291, 2.5.5.1).
+var compatible = netip.MustParsePrefix("::/96")
 
 // ours tells whether an address belongs to the wire between guest and gateway.
 func (n *Network) ours(ip netip.Addr) bool {
@@ -71,8 +89,8 @@ func (n *Network) permits(dst netip.AddrPort) bool {
 // refused logs what policy kept the guest from, not more often than one can read.
 func (n *Network) refused(proto string, dst netip.AddrPort) {
 	what := dst.String()
-	if names := n.dns.seen.of(dst.Addr()); len(names) > 0 {
-		what += fmt.Sprintf(" (%q)", names)
+	if names := n.dns.seen.of(dst.Addr()); len(names.Asked) > 0 {
+		what += fmt.Sprintf(" (%q)", names.Asked)
 	}
 	n.log.printf("refused: %s to %s", proto, what)
 }

@@ -7,12 +7,11 @@ import (
 	"net"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
 	"gvisor.dev/gvisor/pkg/tcpip"
-	"gvisor.dev/gvisor/pkg/tcpip/header"
-	"gvisor.dev/gvisor/pkg/tcpip/stack"
 	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
 	"gvisor.dev/gvisor/pkg/waiter"
 )
@@ -21,95 +20,67 @@ import (
 // after 130 s, and so does the host's kernel.
 const connectTimeout = 140 * time.Second
 
-// syns remembers the packets of connections on their way, to be quoted if they fail.
-type syns struct {
-	mu   sync.Mutex
-	open map[stack.TransportEndpointID][]byte
-}
-
-type packetHandler = func(stack.TransportEndpointID, *stack.PacketBuffer) bool
-
-// remember wraps the forwarder's handler, which says nothing of the packet.
-func (s *syns) remember(handle packetHandler) packetHandler {
-	s.open = map[stack.TransportEndpointID][]byte{}
-	return func(id stack.TransportEndpointID, pkt *stack.PacketBuffer) bool {
-		if h := header.TCP(pkt.TransportHeader().Slice()); len(h) >= header.TCPMinimumSize && h.Flags() == header.TCPFlagSyn {
-			s.mu.Lock()
-			if _, known := s.open[id]; !known && len(s.open) < maxHandshakes {
-				s.open[id] = quote(pkt)
-			}
-			s.mu.Unlock()
-		}
-		return handle(id, pkt)
-	}
-}
-
-func (s *syns) take(id stack.TransportEndpointID) []byte {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	b := s.open[id]
-	delete(s.open, id)
-	return b
-}
-
 // connectTCP is called by the stack, on a goroutine of its own, for each connection that
 // the guest wants.
 func (n *Network) connectTCP(r *tcp.ForwarderRequest) {
+	id := r.ID()
 	if !n.begin() {
 		r.Complete(false)
+		n.handshakes.done(id)
 		return
 	}
 	defer n.tasks.Done()
-	id := r.ID()
 	dst := addrPort(id.LocalAddress, id.LocalPort)
-	fail := func(why reason) {
-		n.unreachable(n.gateway(dst.Addr()), n.syns.take(id), why)
-		r.Complete(false)
+	h := n.handshakes.of(id)
+	fail := func(reset bool) {
+		r.Complete(reset)
+		n.handshakes.done(id)
+	}
+	tell := func(why reason) {
+		n.unreachable(n.gateway(dst.Addr()), h.quote, why)
+		fail(false)
 	}
 	to, v := n.decide(dst)
 	switch v {
-	case local:
-		n.syns.take(id)
-		if g := n.accept(r); g != nil {
-			n.serveDNSStream(g)
-		}
-		return
 	case silent:
-		fail(noHost)
+		tell(noHost)
 		return
 	case prohibit:
 		n.refused("TCP", dst)
-		fail(prohibited)
+		tell(prohibited)
 		return
 	}
 	release := take(n.limits.tcp)
 	if release == nil {
 		n.log.printf("refused: TCP to %v: the guest has %d connections, as many as it may", dst, cap(n.limits.tcp))
-		n.syns.take(id)
-		r.Complete(true)
+		fail(true)
 		return
 	}
 	defer release()
-	ctx, cancel := context.WithTimeout(n.ctx, connectTimeout)
+	if v == local {
+		if g := n.accept(r); g != nil {
+			n.serveDNSStream(g)
+		}
+		return
+	}
+	ctx, cancel := context.WithTimeout(h.ctx, connectTimeout)
 	defer cancel()
 	host, err := dialTCP(ctx, to)
 	if err != nil {
 		switch why, ok := reasonOf(err); {
 		case errors.Is(err, unix.ECONNREFUSED):
-			n.syns.take(id)
-			r.Complete(true)
+			fail(true)
 		case ok:
-			fail(why)
+			tell(why)
 		default: // silence, for which the guest has waited itself
-			n.syns.take(id)
-			r.Complete(false)
+			fail(false)
 		}
 		return
 	}
 	defer host.Close()
-	n.syns.take(id)
 	g := n.accept(r)
 	if g == nil {
+		_ = host.SetLinger(0) // as it has not been wanted
 		return
 	}
 	n.relayTCP(g, host)
@@ -140,13 +111,20 @@ func dialTCP(ctx context.Context, to netip.AddrPort) (*net.TCPConn, error) {
 // accept answers the guest's SYN; nil if the guest does not go on.
 func (n *Network) accept(r *tcp.ForwarderRequest) *guestConn {
 	g := &guestConn{}
+	id := r.ID()
+	n.handshakes.reached(id)
 	ep, err := r.CreateEndpoint(&g.queue)
 	r.Complete(err != nil)
+	n.handshakes.done(id)
 	if err != nil {
 		return nil
 	}
 	ep.SocketOptions().SetKeepAlive(true) // a guest that vanished does not hold the host's connection
 	ep.SocketOptions().SetDelayOption(false)
+	if size := bufferOf(len(n.limits.tcp)); size > 0 {
+		ep.SocketOptions().SetReceiveBufferSize(size, true)
+		ep.SocketOptions().SetSendBufferSize(size, true)
+	}
 	g.ep = ep
 	return g
 }
@@ -245,21 +223,41 @@ var chunks = sync.Pool{New: func() any {
 }}
 
 // relayTCP carries both directions until both have ended, or one has failed, and then
-// tells the other side in the same way: FIN for FIN, RST for RST.
+// tells the other side in the same way: FIN for FIN, RST for RST. A side that has ended is still
+// watched: it may be reset while the other one has nothing to say.
 func (n *Network) relayTCP(g *guestConn, host *net.TCPConn) {
 	ctx, cancel := context.WithCancelCause(n.ctx)
 	defer cancel(nil)
 	stop := context.AfterFunc(ctx, func() { _ = host.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
 	defer g.ep.Close()
+	over := make(chan struct{})
+	var left atomic.Int32
+	left.Store(2)
+	ended := func() {
+		if left.Add(-1) == 0 {
+			close(over)
+			_ = host.SetReadDeadline(time.Unix(1, 0))
+		}
+	}
 	var up sync.WaitGroup
 	up.Go(func() {
-		if err := fromGuest(ctx, g, host); err != nil {
+		err := fromGuest(ctx, g, host)
+		if err == nil {
+			ended()
+			err = g.watch(ctx, over)
+		}
+		if err != nil {
 			_ = host.SetLinger(0)
 			cancel(err)
 		}
 	})
-	if err := fromHost(ctx, g, host); err != nil {
+	err := fromHost(ctx, g, host)
+	if err == nil {
+		ended()
+		err = watchHost(host)
+	}
+	if err != nil {
 		g.ep.Abort()
 		cancel(err)
 	}
@@ -267,6 +265,42 @@ func (n *Network) relayTCP(g *guestConn, host *net.TCPConn) {
 	if ctx.Err() != nil {
 		g.ep.Abort()
 	}
+}
+
+// watch waits for a reset of the guest's, until over.
+func (g *guestConn) watch(ctx context.Context, over <-chan struct{}) error {
+	entry, changed := waiter.NewChannelEntry(waiter.EventErr | waiter.EventHUp)
+	g.queue.EventRegister(&entry)
+	defer g.queue.EventUnregister(&entry)
+	for {
+		if g.ep.LastError() != nil {
+			return errReset
+		}
+		select {
+		case <-changed:
+		case <-over:
+			return nil
+		case <-ctx.Done():
+			return nil // of the other direction
+		}
+	}
+}
+
+// watchHost waits for a reset by the host's peer, until the read deadline.
+func watchHost(host *net.TCPConn) error {
+	rc, err := host.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var failed int
+	_ = rc.Read(func(fd uintptr) bool {
+		failed, err = unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_ERROR)
+		return err != nil || failed != 0
+	})
+	if failed != 0 {
+		return unix.Errno(failed)
+	}
+	return err
 }
 
 func fromGuest(ctx context.Context, g *guestConn, host *net.TCPConn) error {

@@ -5,11 +5,16 @@ import (
 	"errors"
 	"net"
 	"net/netip"
+	"os"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
+	"golang.org/x/sys/unix"
 	"gvisor.dev/gvisor/pkg/tcpip"
+	"gvisor.dev/gvisor/pkg/tcpip/checksum"
+	"gvisor.dev/gvisor/pkg/tcpip/header"
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
 	"gvisor.dev/gvisor/pkg/tcpip/transport/udp"
 )
@@ -28,6 +33,9 @@ func (n *Network) connectUDP(id stack.TransportEndpointID, pkt *stack.PacketBuff
 	to, v := n.decide(dst)
 	switch v {
 	case silent:
+		return true
+	case local:
+		n.serveDNSPacket(id, pkt)
 		return true
 	case prohibit:
 		if dst.Addr().IsMulticast() || dst.Addr() == broadcast {
@@ -55,10 +63,6 @@ func (n *Network) connectUDP(id stack.TransportEndpointID, pkt *stack.PacketBuff
 	n.tasks.Go(func() {
 		defer release()
 		defer ep.Close()
-		if v == local {
-			n.serveDNSPackets(g)
-			return
-		}
 		n.relayUDP(g, dst.Addr(), to, orig)
 	})
 	return true
@@ -71,14 +75,12 @@ var broadcast = netip.AddrFrom4([4]byte{255, 255, 255, 255})
 func (n *Network) relayUDP(g *guestConn, peer netip.Addr, to netip.AddrPort, orig []byte) {
 	ctx, cancel := context.WithCancelCause(n.ctx)
 	defer cancel(nil)
-	var d net.Dialer
-	c, err := d.DialContext(ctx, "udp", to.String()) // it does not wait for anybody
+	host, err := dialUDP(ctx, to)
 	if err != nil {
 		n.udpError(err, peer, orig)
 		return
 	}
-	defer c.Close()
-	host := c.(*net.UDPConn)
+	defer host.Close()
 	stop := context.AfterFunc(ctx, func() { _ = host.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
 
@@ -137,6 +139,20 @@ func (n *Network) relayUDP(g *guestConn, peer netip.Addr, to netip.AddrPort, ori
 	}
 }
 
+// dialUDP connects a socket, which waits for nobody. The net package lets every socket broadcast; the guest is not to reach all
+// of the host's network at once.
+func dialUDP(ctx context.Context, to netip.AddrPort) (*net.UDPConn, error) {
+	d := net.Dialer{Control: func(_, _ string, c syscall.RawConn) (err error) {
+		err2 := c.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_BROADCAST, 0) })
+		return errors.Join(os.NewSyscallError("setsockopt", err), err2)
+	}}
+	c, err := d.DialContext(ctx, "udp", to.String())
+	if err != nil {
+		return nil, err
+	}
+	return c.(*net.UDPConn), nil
+}
+
 var errIdle = errors.New("no packets for some time")
 
 func (n *Network) udpError(err error, peer netip.Addr, orig []byte) {
@@ -149,4 +165,32 @@ func (n *Network) udpError(err error, peer netip.Addr, orig []byte) {
 		from = peer // it is there
 	}
 	n.unreachable(from, orig, why)
+}
+
+// sendUDP sends a datagram back to where a packet of the guest's came from; one that is too large
+// is lost.
+func (n *Network) sendUDP(id stack.TransportEndpointID, data []byte) {
+	ip := header.IPv4MinimumSize
+	if id.LocalAddress.Len() == header.IPv6AddressSize {
+		ip = header.IPv6MinimumSize
+	}
+	size := header.UDPMinimumSize + len(data)
+	if ip+size > int(n.cfg.MTU) {
+		return
+	}
+	p := append(make([]byte, ip+header.UDPMinimumSize, ip+size), data...)
+	h := header.UDP(p[ip:])
+	h.Encode(&header.UDPFields{SrcPort: id.LocalPort, DstPort: id.RemotePort, Length: uint16(size)})
+	sum := header.PseudoHeaderChecksum(header.UDPProtocolNumber, id.LocalAddress, id.RemoteAddress, uint16(size))
+	c := ^checksum.Checksum(h, sum)
+	if c == 0 { // which would say that there is none (RFC 768)
+		c = 0xffff
+	}
+	h.SetChecksum(c)
+	from := addrPort(id.LocalAddress, 0).Addr()
+	if from.Is4() {
+		n.send4(from, id.RemoteAddress, header.UDPProtocolNumber, p)
+		return
+	}
+	n.send6(from, id.RemoteAddress, header.UDPProtocolNumber, p)
 }

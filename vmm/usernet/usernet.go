@@ -69,7 +69,7 @@ type Network struct {
 	cancel context.CancelFunc
 	tasks  sync.WaitGroup // everything that Serve waits for
 
-	syns syns
+	handshakes handshakes
 
 	mu    sync.Mutex
 	ended bool // no task begins any more that the link's goroutine does not begin; guarded by mu
@@ -119,6 +119,20 @@ const (
 	maxBuffer     = 4 << 20
 )
 
+// bufferOf is the fixed size of each of a connection's two buffers, of which there are so many by then; 0
+// for one whose windows grow as it needs it. All together may hold 2 GB, whatever guest and peers do: the first
+// few as much as they like, and no more of any kind than its bound, for a place is free only if
+// the number says so.
+func bufferOf(connections int) int64 {
+	switch {
+	case connections <= 64:
+		return 0
+	case connections <= 1024:
+		return 256 << 10
+	}
+	return 32 << 10
+}
+
 func (n *Network) configure() error {
 	s := n.stack
 	if err := s.CreateNIC(nic, n.link); err != nil {
@@ -157,8 +171,8 @@ func (n *Network) configure() error {
 			return stackError("set up TCP", err)
 		}
 	}
-	forwarder := tcp.NewForwarder(s, 0, maxHandshakes, n.connectTCP)
-	s.SetTransportProtocolHandler(tcp.ProtocolNumber, n.syns.remember(forwarder.HandlePacket))
+	forwarder := tcp.NewForwarder(s, 0, 2*maxHandshakes, n.connectTCP)
+	s.SetTransportProtocolHandler(tcp.ProtocolNumber, n.handshakes.remember(n.ctx, forwarder.HandlePacket))
 	s.SetTransportProtocolHandler(udp.ProtocolNumber, n.connectUDP)
 	s.SetTransportProtocolHandler(icmp.ProtocolNumber4, n.ping)
 	s.SetTransportProtocolHandler(icmp.ProtocolNumber6, n.ping)
@@ -202,8 +216,7 @@ type limits struct {
 }
 
 const (
-	// maxHandshakes is how many connections may be on their way at a time. What comes
-	// beyond that is tried again by its sender, as with a full backlog.
+	// maxHandshakes is how many connections may wait for their peers at a time, see handshakes.
 	maxHandshakes = 1024
 	maxTCP        = 16 << 10
 	maxUDP        = 4 << 10

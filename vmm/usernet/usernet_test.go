@@ -214,6 +214,25 @@ func (g *guest) dial(to string) (net.Conn, error) {
 	return c, nil
 }
 
+// endpoint connects one of the guest's stack, which can be reset.
+func (g *guest) endpoint(to string) tcpip.Endpoint {
+	g.t.Helper()
+	var queue waiter.Queue
+	ep, err := g.stack.NewEndpoint(tcp.ProtocolNumber, ipv4.ProtocolNumber, &queue)
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	entry, ready := waiter.NewChannelEntry(waiter.WritableEvents | waiter.EventErr)
+	queue.EventRegister(&entry)
+	ep.Connect(full(netip.MustParseAddrPort(to)))
+	select {
+	case <-ready:
+	case <-time.After(deadline):
+		g.t.Fatal("no connection")
+	}
+	return ep
+}
+
 // dialUDP makes a connected socket within the guest.
 func (g *guest) dialUDP(to string) net.Conn {
 	g.t.Helper()
@@ -339,29 +358,53 @@ func TestTCPReset(t *testing.T) {
 	}
 }
 
+// TestTCPResetAfterEnd: a peer that has ended its direction and is reset then is a reset for the other side
+// even if that says nothing.
+func TestTCPResetAfterEnd(t *testing.T) {
+	g := newGuest(t, nil)
+	reset := make(chan struct{})
+	ended := make(chan error, 1)
+	port := listen(t, "127.0.0.1:0", func(c *net.TCPConn) {
+		c.CloseWrite() //nolint:errcheck // the guest misses it
+		<-reset
+		c.SetLinger(0)
+	})
+	ep := g.endpoint(fmt.Sprintf("10.77.0.1:%d", port))
+	closeWait := func() bool { return tcp.EndpointState(ep.State()) == tcp.StateCloseWait }
+	eventually(t, "the guest sees the end", closeWait)
+	close(reset)
+	eventually(t, "the guest learns of the reset", func() bool { return ep.LastError() != nil })
+
+	port = listen(t, "127.0.0.1:0", func(c *net.TCPConn) {
+		c.SetDeadline(time.Now().Add(deadline))
+		if n, err := c.Read(make([]byte, 1)); err != io.EOF {
+			ended <- fmt.Errorf("read %d, %w; want the end", n, err)
+			return
+		}
+		ended <- nil
+		// Silent, and waiting for nothing but an end.
+		ended <- watchHost(c)
+	})
+	ep = g.endpoint(fmt.Sprintf("10.77.0.1:%d", port))
+	ep.Shutdown(tcpip.ShutdownWrite)
+	if err := <-ended; err != nil {
+		t.Fatal(err)
+	}
+	ep.Abort()
+	if err := <-ended; err == nil {
+		t.Error("the host does not learn of the guest's reset")
+	}
+}
+
 // TestTCPGuestReset is the other way round.
 func TestTCPGuestReset(t *testing.T) {
 	g := newGuest(t, nil)
 	ended := make(chan error, 1)
 	port := listen(t, "127.0.0.1:0", func(c *net.TCPConn) {
-		c.Write([]byte("x")) //nolint:errcheck // the guest waits for it
 		_, err := c.Read(make([]byte, 1))
 		ended <- err
 	})
-	var queue waiter.Queue
-	ep, terr := g.stack.NewEndpoint(tcp.ProtocolNumber, ipv4.ProtocolNumber, &queue)
-	if terr != nil {
-		t.Fatal(terr)
-	}
-	entry, ready := waiter.NewChannelEntry(waiter.ReadableEvents)
-	queue.EventRegister(&entry)
-	ep.Connect(full(netip.AddrPortFrom(g.net.cfg.Gateway4, uint16(port))))
-	select {
-	case <-ready:
-	case <-time.After(deadline):
-		t.Fatal("no connection")
-	}
-	ep.Abort()
+	g.endpoint(fmt.Sprintf("10.77.0.1:%d", port)).Abort()
 	select {
 	case err := <-ended:
 		if !errors.Is(err, unix.ECONNRESET) {
@@ -477,6 +520,69 @@ func TestTCPLimit(t *testing.T) {
 	}
 }
 
+// TestManySilent: a guest that waits for more silent peers than there are places does not keep
+// others from connecting.
+func TestManySilent(t *testing.T) {
+	if !inNamespace(t) {
+		return
+	}
+	world(t)
+	// The world takes what is for this network, and says nothing of it.
+	run(t, "ip", "route", "add", "192.0.2.0/24", "via", "198.51.100.1")
+	g := newGuest(t, nil)
+	for i := range maxHandshakes + 100 {
+		g.frame(syn(uint16(1024+i), "192.0.2.1:80"))
+	}
+	c, err := g.dial("198.51.100.1:7")
+	if err != nil {
+		t.Fatal(err)
+	}
+	echoes(t, c, random(1000))
+}
+
+// TestBuffersAreBounded: the more connections there are, the less a further one may hold.
+func TestBuffersAreBounded(t *testing.T) {
+	g := newGuest(t, nil)
+	port := listen(t, "127.0.0.1:0", echo)
+	to := fmt.Sprintf("10.77.0.1:%d", port)
+	sizes := func() (grow, fixed int) {
+		for _, ep := range g.net.stack.RegisteredEndpoints() {
+			ep, ok := ep.(*tcp.Endpoint)
+			if !ok {
+				continue
+			}
+			o := ep.SocketOptions()
+			if o.GetSendBufferSize() == bufferOf(100) && o.GetReceiveBufferSize() == bufferOf(100) {
+				fixed++
+			} else {
+				grow++
+			}
+		}
+		return grow, fixed
+	}
+	for range 70 {
+		c, err := g.dial(to)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		// It is known to both sides when it carries something.
+		if _, err := c.Write([]byte("x")); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.ReadFull(c, make([]byte, 1)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if grow, fixed := sizes(); grow != 64 || fixed != 6 {
+		t.Errorf("%d with buffers that grow, %d with small ones", grow, fixed)
+	}
+	const most = 64*2*maxBuffer + (1024-64)*2*256<<10 + (maxTCP-1024)*2*32<<10
+	if most > 2<<30 {
+		t.Errorf("all together may hold %d bytes", most)
+	}
+}
+
 func listenUDP(t testing.TB) *net.UDPConn {
 	t.Helper()
 	c, err := net.ListenUDP("udp", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
@@ -548,15 +654,18 @@ func (g *guest) ping(to string) error {
 	c := &guestConn{ep: ep}
 	entry, ready := waiter.NewChannelEntry(waiter.ReadableEvents)
 	queue.EventRegister(&entry)
-	p := payload(request)
-	if _, err := c.ep.Write(&p, tcpip.WriteOptions{}); err != nil {
-		return errors.New(err.String())
-	}
-	select {
-	case <-ready:
-		return nil
-	case <-time.After(deadline):
-		return errors.New("no answer")
+	for end := time.After(deadline); ; {
+		p := payload(request)
+		if _, err := c.ep.Write(&p, tcpip.WriteOptions{}); err != nil {
+			return errors.New(err.String())
+		}
+		select {
+		case <-ready:
+			return nil
+		case <-time.After(time.Second): // it may be lost, if the link is full
+		case <-end:
+			return errors.New("no answer")
+		}
 	}
 }
 
@@ -614,14 +723,19 @@ func TestDecide(t *testing.T) {
 			"169.254.169.254:80": prohibit, "[fe80::1]:80": prohibit, "224.0.0.251:5353": prohibit, "[ff02::fb]:5353": prohibit,
 			"255.255.255.255:67": prohibit, "240.0.0.1:80": prohibit, "[::ffff:127.0.0.1]:80": silent,
 			"10.77.0.3:80": silent, "[fd77::3]:80": silent,
+			// Other clouds' metadata, and IPv6's forms of addresses that are refused.
+			"100.100.100.200:80": prohibit, "168.63.129.16:80": prohibit, "192.0.0.192:80": prohibit, "[fd00:ec2::254]:80": prohibit, "[fd20:ce::254]:80": prohibit,
+			"[64:ff9b::169.254.169.254]:80": prohibit, "[64:ff9b::127.0.0.1]:80": prohibit, "[64:ff9b:1::100.100.100.200]:80": prohibit, "[::127.0.0.1]:80": prohibit,
+			"[64:ff9b::1.1.1.1]:443": forward,
 		}},
 		"no loopback": {want: want{"10.77.0.1:80": prohibit, "[fd77::1]:80": prohibit, "10.77.0.1:53": local, "1.1.1.1:80": forward}},
-		"deny":        {loopback: true, policy: policy.Policy{Deny: rules("10.0.0.0/8", "*:25", "host.wsl2.internal")}, want: want{"10.1.2.3:80": prohibit, "1.1.1.1:25": prohibit, "1.1.1.1:26": forward, "10.77.0.1:80": prohibit}},
+		"deny":        {loopback: true, policy: policy.Policy{Deny: rules("10.0.0.0/8", "*:25", "host.wsl2.internal")}, want: want{"10.1.2.3:80": prohibit, "[64:ff9b::10.1.2.3]:80": prohibit, "1.1.1.1:25": prohibit, "1.1.1.1:26": forward, "10.77.0.1:80": prohibit}},
 		"allow": {loopback: true, policy: policy.Policy{Restricted: true, Allow: rules("192.0.2.0/24:443", "2001:db8::/32")},
-			want: want{"192.0.2.7:443": forward, "192.0.2.7:80": prohibit, "[2001:db8::9]:1": forward, "1.1.1.1:443": prohibit, "10.77.0.1:80": prohibit}},
+			want: want{"192.0.2.7:443": forward, "[64:ff9b::192.0.2.7]:443": forward, "192.0.2.7:80": prohibit, "[2001:db8::9]:1": forward, "1.1.1.1:443": prohibit, "10.77.0.1:80": prohibit}},
 		"nothing":             {loopback: true, policy: policy.Policy{Restricted: true}, want: want{"1.1.1.1:443": prohibit, "10.77.0.1:80": prohibit, "10.77.0.1:53": local}},
-		"everything":          {loopback: true, policy: policy.Policy{Restricted: true, Allow: rules("*", "0.0.0.0/0")}, want: want{"1.1.1.1:443": forward, "169.254.169.254:80": prohibit, "127.0.0.1:1": prohibit}},
+		"everything":          {loopback: true, policy: policy.Policy{Restricted: true, Allow: rules("*", "0.0.0.0/0", "::/0")}, want: want{"1.1.1.1:443": forward, "169.254.169.254:80": prohibit, "168.63.129.16:80": prohibit, "[fd00:ec2::254]:80": prohibit, "[64:ff9b::169.254.169.254]:80": prohibit, "127.0.0.1:1": prohibit}},
 		"metadata by number":  {policy: policy.Policy{Restricted: true, Allow: rules("169.254.169.254:80")}, want: want{"169.254.169.254:80": forward, "169.254.169.254:81": prohibit, "169.254.1.1:80": prohibit}},
+		"another cloud's":     {policy: policy.Policy{Restricted: true, Allow: rules("100.64.0.0/10", "fd00:ec2::254")}, want: want{"100.100.100.200:80": forward, "[fd00:ec2::254]:80": forward, "[fd00:ec2::23]:80": prohibit}},
 		"metadata is denied":  {policy: policy.Policy{Restricted: true, Allow: rules("169.254.0.0/16"), Deny: rules("169.254.169.254")}, want: want{"169.254.169.254:80": prohibit, "169.254.1.1:80": forward}},
 		"loopback by number":  {policy: policy.Policy{Restricted: true, Allow: rules("127.0.0.0/8", "::1")}, want: want{"127.0.0.1:80": prohibit, "[::1]:80": prohibit}},
 		"host by its name":    {loopback: true, policy: policy.Policy{Restricted: true, Allow: rules("host.wsl2.internal:8080")}, want: want{"10.77.0.1:8080": forward, "10.77.0.1:8081": prohibit}},

@@ -2,10 +2,12 @@ package usernet
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
 	"net"
+	"net/netip"
 	"os"
 	"os/exec"
 	"strings"
@@ -188,6 +190,13 @@ func TestNAT(t *testing.T) {
 		if err := g.ping(to); err != nil {
 			t.Errorf("ping %s: %v", to, err)
 		}
+	}
+	// The broadcast address of the host's network.
+	if c, err := dialUDP(t.Context(), netip.MustParseAddrPort("198.51.100.255:9")); !errors.Is(err, unix.EACCES) {
+		t.Errorf("a socket for a broadcast to the host's network: %v, %v", c, err)
+	}
+	if _, err := g.dial("198.51.100.255:9"); err == nil {
+		t.Error("a connection to all")
 	}
 	// The host's kernel looks for a neighbour that is not there, for three seconds.
 	if _, err := g.dial("198.51.100.77:7"); err == nil || !strings.Contains(err.Error(), "no route to host") {

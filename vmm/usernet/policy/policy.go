@@ -124,9 +124,66 @@ func (r Rule) matches(ip netip.Addr, port uint16, names []string) bool {
 	return false
 }
 
+// Names are those by which DNS led to an address: the ones that were asked for, and the
+// others that the answers were about (CNAME). A rule forbids by any of them, but
+// allows by what was asked alone: the rest is what somebody's server says.
+type Names struct{ Asked, Aliases []string }
+
 // Permits tells whether a peer may be reached that was found by these names.
-func (p Policy) Permits(dst netip.AddrPort, names []string) bool {
-	return !matchesAny(p.Deny, dst, names) && (!p.Restricted || matchesAny(p.Allow, dst, names))
+func (p Policy) Permits(dst netip.AddrPort, names Names) bool {
+	to := []netip.AddrPort{dst}
+	if ip, ok := Embedded(dst.Addr()); ok {
+		to = append(to, netip.AddrPortFrom(ip, dst.Port()))
+	}
+	allowed := !p.Restricted
+	for _, dst := range to {
+		if matchesAny(p.Deny, dst, names.Asked) || matchesAny(p.Deny, dst, names.Aliases) {
+			return false
+		}
+		allowed = allowed || matchesAny(p.Allow, dst, names.Asked)
+	}
+	return allowed
+}
+
+// nat64 are the prefixes behind which a network's translator sends to IPv4 addresses, the
+// last four bytes (RFC 6052, RFC 8215). Prefixes of a network's own cannot be known.
+var nat64 = []netip.Prefix{netip.MustParsePrefix("64:ff9b::/96"), netip.MustParsePrefix("64:ff9b:1::/48")}
+
+// Embedded returns the IPv4 address to which one of IPv6 may lead.
+func Embedded(ip netip.Addr) (netip.Addr, bool) {
+	for _, p := range nat64 {
+		if p.Contains(ip) {
+			b := ip.As16()
+			return netip.AddrFrom4([4]byte(b[12:])), true
+		}
+	}
+	return netip.Addr{}, false
+}
+
+// metadata are the addresses at which clouds tell machines their secrets, beside
+// link-local ones (169.254.169.254).
+var metadata = []netip.Prefix{
+	netip.MustParsePrefix("fd00:ec2::/32"),      // AWS, instances and containers
+	netip.MustParsePrefix("fd20:ce::254/128"),   // Google
+	netip.MustParsePrefix("100.100.100.200/32"), // Alibaba
+	netip.MustParsePrefix("168.63.129.16/32"),   // Azure
+	netip.MustParsePrefix("192.0.0.192/32"),     // Oracle
+	netip.MustParsePrefix("fd00:c1::a9fe:a9fe/128"),
+	netip.MustParsePrefix("fd00:42::42/128"), // Scaleway
+}
+
+// Guarded tells whether an address is of those that no name and no rule for everything
+// leads to: link-local ones and metadata.
+func Guarded(ip netip.Addr) bool {
+	if ip.IsLinkLocalUnicast() {
+		return true
+	}
+	for _, p := range metadata {
+		if p.Contains(ip) {
+			return true
+		}
+	}
+	return false
 }
 
 func matchesAny(rules []Rule, dst netip.AddrPort, names []string) bool {
@@ -154,11 +211,10 @@ func (p Policy) PermitsName(name string) bool {
 	return !p.Restricted
 }
 
-// AllowsLinkLocal tells whether a link-local IPv4 address is allowed by its number: they are
-// those at which clouds tell machines their secrets, so that neither a name nor a rule for
-// everything is enough.
-func (p Policy) AllowsLinkLocal(dst netip.AddrPort) bool {
-	if !dst.Addr().Is4() || !dst.Addr().IsLinkLocalUnicast() || matchesAny(p.Deny, dst, nil) {
+// AllowsGuarded tells whether a Guarded address is allowed by its number. (IPv6's link-local
+// ones have no meaning without an interface.)
+func (p Policy) AllowsGuarded(dst netip.AddrPort) bool {
+	if ip := dst.Addr(); !Guarded(ip) || ip.Is6() && ip.IsLinkLocalUnicast() || matchesAny(p.Deny, dst, nil) {
 		return false
 	}
 	for _, r := range p.Allow {
