@@ -74,6 +74,7 @@ func bashCompletion() string {
 _wsl2() {
   local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD-1]} words=
   COMPREPLY=()
+  [[ $cur != -* ]] || prev= # an option is nobody's value
   case $prev in
     %s) words=$(wsl2 --list --quiet 2>/dev/null) ;;
     --accel) words="auto kvm tcg" ;;
@@ -98,6 +99,7 @@ func zshCompletion() string {
 }
 
 func fishCompletion() string {
+	const distros = "(wsl2 --list --quiet 2>/dev/null)"
 	var b strings.Builder
 	b.WriteString("# fish completion for wsl2: wsl2 completion fish | source\n")
 	quote := func(s string) string {
@@ -117,7 +119,7 @@ func fishCompletion() string {
 		}
 		switch {
 		case value == "DISTRO":
-			b.WriteString(" -x -a '(wsl2 --list --quiet 2>/dev/null)'")
+			b.WriteString(" -x -a '" + distros + "'")
 		case value != "":
 			b.WriteString(" -x -a " + quote(value))
 		}
@@ -138,28 +140,30 @@ func fishCompletion() string {
 		if v.Hidden {
 			continue
 		}
-		value := ""
-		if distro[v.Long] {
-			value = "DISTRO"
-		}
-		if words := map[string]string{"completion": "bash zsh fish", "ssh-proxy": "(wsl2 --list --quiet 2>/dev/null)"}[v.Long]; words != "" {
-			add([]string{v.Long}, "", v.Help)
-			fmt.Fprintf(&b, "complete -c wsl2 -n '__fish_seen_subcommand_from %s' -x -a '%s'\n", v.Long, words)
-			continue
+		value, seen := "", "__fish_contains_opt "+strings.TrimLeft(v.Long, "-")
+		switch {
+		case strings.HasPrefix(v.Long, "-"):
+			if distro[v.Long] {
+				value = "DISTRO"
+			}
+		default:
+			seen = "__fish_seen_subcommand_from " + v.Long
+			words := map[string]string{"completion": "bash zsh fish"}[v.Long]
+			if distro[v.Long] {
+				words = distros
+			}
+			if words != "" {
+				fmt.Fprintf(&b, "complete -c wsl2 -n '%s' -x -a '%s'\n", seen, words)
+			}
 		}
 		add(append([]string{v.Long}, v.Also...), value, v.Help)
 		for _, o := range v.Options {
-			names := []string{"--" + o.Long}
+			b.WriteString("complete -c wsl2 -n '" + seen + "' -l " + o.Long)
 			if o.Short != "" {
-				names = append(names, "-"+o.Short)
+				b.WriteString(" -s " + o.Short)
 			}
-			b.WriteString("complete -c wsl2 -n '__fish_contains_opt " + strings.TrimLeft(v.Long, "-") + "'")
-			for _, n := range names {
-				if strings.HasPrefix(n, "--") {
-					b.WriteString(" -l " + n[2:])
-				} else {
-					b.WriteString(" -s " + n[1:])
-				}
+			if o.Long == "format" {
+				b.WriteString(" -x -a " + quote(strings.Join(archive.ExportFormats, " ")))
 			}
 			fmt.Fprintf(&b, " -d %s\n", quote(o.Help))
 		}

@@ -1,11 +1,17 @@
 package main
 
 import (
+	"bytes"
+	"context"
 	"io"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
+	"time"
+
+	"github.com/creack/pty"
 
 	"github.com/wsl2/wsl2/cmd/internal/cmdline"
 	"github.com/wsl2/wsl2/launcher/api"
@@ -54,33 +60,98 @@ func TestHelp(t *testing.T) {
 	}
 }
 
-// TestCompletion lets the shells that are here read their scripts.
+// TestCompletion lets each shell complete lines by its script.
 func TestCompletion(t *testing.T) {
-	for _, shell := range []string{"bash", "zsh", "fish"} {
+	// What stands for wsl2 has two distros.
+	const distros = "wsl2() { printf 'alpha\\nbeta\\n'; }\n"
+	shells := map[string]func(t *testing.T, script, line string) string{
+		"bash": func(t *testing.T, script, line string) string {
+			return output(t, "bash", "--norc", "-c", script+distros+
+				`COMP_WORDS=(`+line+`); COMP_CWORD=$((${#COMP_WORDS[@]}-1)); _wsl2; printf '%s\n' "${COMPREPLY[@]}"`)
+		},
+		"zsh": typed,
+		"fish": func(t *testing.T, script, line string) string {
+			out := output(t, "fish", "--no-config", "-c", script+"function wsl2; printf 'alpha\\nbeta\\n'; end; complete -C '"+line+"'")
+			word, _, _ := strings.Cut(strings.TrimSpace(out), "\t") // its help
+			return word
+		},
+	}
+	for shell, complete := range shells {
 		script, err := verbApp(t, "completion", shell)
-		if err != nil || !strings.Contains(script, "terminate") || !strings.Contains(script, "wsl2 --list --quiet") {
-			t.Errorf("%s: %v\n%s", shell, err, script)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for line, want := range map[string]string{
+			"wsl2 --term":                      "--terminate",
+			"wsl2 --accel t":                   "tcg",
+			"wsl2 -d b":                        "beta",
+			"wsl2 --list --ver":                "--verbose",
+			"wsl2 completion f":                "fish",
+			"wsl2 --manage a":                  "alpha",
+			"wsl2 ps b":                        "beta",
+			"wsl2 ps --j":                      "--json",
+			"wsl2 --export alpha f --format v": "vhdx",
+		} {
+			t.Run(shell+" "+line, func(t *testing.T) {
+				if got := strings.TrimSpace(complete(t, script, line)); got != want {
+					t.Errorf("%q, want %q", got, want)
+				}
+			})
 		}
 	}
 	if _, err := verbApp(t, "completion", "tcsh"); err == nil {
 		t.Error("tcsh has a script")
 	}
-	script, _ := verbApp(t, "completion", "bash")
-	for line, want := range map[string]string{
-		"wsl2 --term":       "--terminate\n",
-		"wsl2 --accel t":    "tcg\n",
-		"wsl2 -d b":         "beta\n",
-		"wsl2 --list --qu":  "--quiet\n",
-		"wsl2 completion f": "fish\n",
-	} {
-		program := script + `
-wsl2() { printf 'alpha\nbeta\n'; }
-COMP_WORDS=(` + line + `); COMP_CWORD=$((${#COMP_WORDS[@]}-1)); _wsl2; printf '%s\n' "${COMPREPLY[@]}"`
-		out, err := exec.Command("bash", "-c", program).CombinedOutput()
-		if err != nil || string(out) != want {
-			t.Errorf("%q completes to %q, %v; want %q", line, out, err, want)
+}
+
+// output runs a program, with a home of its own, and returns what it prints.
+func output(t *testing.T, program string, args ...string) string {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), program, args...)
+	cmd.Env = append(os.Environ(), "HOME="+t.TempDir())
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Fatalf("%s (scripts/deps test installs it): %v: %s", program, err, out)
+	}
+	return string(out)
+}
+
+// typed has zsh complete a line that is typed at its prompt: its functions for completion
+// work nowhere else. What it completed is what the command gets, its last word.
+func typed(t *testing.T, script, line string) string {
+	t.Helper()
+	dir := t.TempDir()
+	rc := "PS1='ready> '; autoload -Uz compinit; compinit -u -D\n" + script +
+		"wsl2() { if [[ $* == '--list --quiet' ]]; then printf 'alpha\\nbeta\\n'; else print -r -- \"<${@[-1]}>\"; fi; }\n"
+	if err := os.WriteFile(filepath.Join(dir, ".zshrc"), []byte(rc), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, "zsh", "-i")
+	cmd.Env = append(os.Environ(), "ZDOTDIR="+dir, "TERM=dumb")
+	f, err := pty.Start(cmd)
+	if err != nil {
+		t.Fatalf("zsh (scripts/deps test installs it): %v", err)
+	}
+	defer cmd.Wait() //nolint:errcheck // killed
+	defer f.Close()
+	defer cmd.Process.Kill() //nolint:errcheck // it may have ended
+	var seen []byte
+	until := func(text string) {
+		t.Helper()
+		one := make([]byte, 1)
+		for !bytes.HasSuffix(seen, []byte(text)) {
+			if _, err := f.Read(one); err != nil {
+				t.Fatalf("%q does not come: %v: %q", text, err, seen)
+			}
+			seen = append(seen, one[0])
 		}
 	}
+	until("ready> ")
+	io.WriteString(f, line+"\t\r") //nolint:errcheck // the read tells
+	until(">\r\n")
+	return string(seen[bytes.LastIndexByte(seen, '<')+1 : len(seen)-len(">\r\n")])
 }
 
 func TestListOptionsExclude(t *testing.T) {

@@ -64,7 +64,7 @@ func bootstrap(t *testing.T, h *testsys.Host) string {
 		suite = []byte("stable")
 	}
 	path := h.Path("debian.tar")
-	out, err := exec.Command("mmdebstrap", "--quiet", "--variant=minbase", "--include=systemd-sysv,dbus,dbus-user-session,libpam-systemd,udev,less,vim-tiny,htop,mc,rsync",
+	out, err := exec.Command("mmdebstrap", "--quiet", "--variant=minbase", "--include=systemd-sysv,dbus,dbus-user-session,libpam-systemd,udev,less,vim-tiny,htop,mc,rsync,python3",
 		"--customize-hook=chroot \"$1\" useradd -m alice", strings.TrimSpace(string(suite)), path).CombinedOutput()
 	if err != nil {
 		t.Fatalf("mmdebstrap: %v: %s", err, out)

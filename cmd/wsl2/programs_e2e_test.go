@@ -164,8 +164,8 @@ exit [lindex [wait] 3]
 		}
 	})
 
+	config := h.File("ssh_config", []byte(h.OK("ssh-config")))
 	t.Run("rsync", func(t *testing.T) {
-		config := h.File("ssh_config", []byte(h.OK("ssh-config")))
 		tree, back := h.Path("tree"), h.Path("back")
 		testsys.Must(t, os.MkdirAll(tree+"/below", 0o755))
 		testsys.Must(t, os.WriteFile(tree+"/below/file", testsys.PatternBytes(t, 1<<20), 0o640))
@@ -190,6 +190,8 @@ exit [lindex [wait] 3]
 			t.Errorf("%v: %s", err, out)
 		}
 	})
+	t.Run("Ansible", func(t *testing.T) { ansible(ctx, h, config) })
+	t.Run("an editor's server", func(t *testing.T) { editorServer(ctx, h, config) })
 	h.TB = t
 }
 

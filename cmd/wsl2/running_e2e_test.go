@@ -60,6 +60,12 @@ umask = 027
 		t.Errorf("boot.command called a program of the host: %v", err)
 	}
 
+	// Who copies files is the same alice as at a shell.
+	h.OK("cp", h.File("copied", nil), "conf:/home/alice")
+	if got := inside(h, "conf", "stat -c %U /home/alice/copied"); got != "alice" {
+		t.Errorf("the copy is %s's", got)
+	}
+
 	// Safe mode reads none of it.
 	h.OK("--shutdown")
 	h.Config("[wsl2]", "safeMode=true")

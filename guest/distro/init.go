@@ -13,7 +13,6 @@ package distro
 
 import (
 	"bufio"
-	"cmp"
 	"compress/gzip"
 	"context"
 	"errors"
@@ -360,11 +359,8 @@ func (d *distro) share(m *wire.StartDistro) {
 		Shares: narrowed(m.Shares, &d.conf),
 		Ask:    func(m *wire.MountShare) { d.send(m) },
 		Owner: func() (uid, gid uint32, err error) {
-			// Whom sessions run as without -u (session.Config.DefaultUser).
-			u, err := users.Lookup("/", cmp.Or(d.conf.DefaultUser, m.User))
-			if err != nil && d.conf.DefaultUser != "" {
-				u, err = users.Lookup("/", m.User)
-			}
+			who, _ := users.Default("/", d.conf.DefaultUser, m.User) // each session tells why not
+			u, err := users.Lookup("/", who)
 			if err != nil {
 				return 0, 0, err
 			}

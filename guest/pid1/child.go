@@ -8,7 +8,6 @@ import (
 	"strconv"
 	"sync"
 	"syscall"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -91,8 +90,7 @@ func (v *vm) logLines(name string, stderr *os.File) {
 func (c *child) send(m wire.Message) error {
 	c.writeMu.Lock()
 	defer c.writeMu.Unlock()
-	c.channel.SetWriteDeadline(time.Now().Add(sendTimeout)) //nolint:errcheck // Write tells
-	return wire.Write(c.channel, m)
+	return wire.WriteWithin(c.channel, sendTimeout, m)
 }
 
 // describe says how a process ended, for people.

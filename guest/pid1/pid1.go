@@ -138,8 +138,7 @@ func (v *vm) connect(started uint64) error {
 func (v *vm) send(m wire.Message) {
 	v.writeMu.Lock()
 	defer v.writeMu.Unlock()
-	v.control.SetWriteDeadline(time.Now().Add(sendTimeout)) //nolint:errcheck // Write tells
-	if err := wire.Write(v.control, m); err != nil {
+	if err := wire.WriteWithin(v.control, sendTimeout, m); err != nil {
 		v.log.Errorf("%v", err)
 		if !errors.Is(err, wire.ErrTooLarge) {
 			v.control.Close()

@@ -32,7 +32,7 @@ func (s *Server) files(c conn) {
 }
 
 func (s *Server) startFiles(c conn, start *wire.Start) (*wire.Serving, error) {
-	p, err := newProgram(&s.cfg, &wire.Start{User: start.User, Shell: wire.ShellStandard})
+	p, err := newProgram(&s.cfg, &wire.Start{User: start.User, Default: start.Default, Shell: wire.ShellStandard})
 	if err != nil {
 		return nil, err
 	}

@@ -60,13 +60,9 @@ func newProgram(cfg *Config, m *wire.Start) (*program, error) {
 	p := &program{}
 	who := m.User
 	if who == "" {
-		who = m.Default
-		if cfg.DefaultUser != "" {
-			if _, err := users.Lookup(root, cfg.DefaultUser); err == nil {
-				who = cfg.DefaultUser
-			} else {
-				p.notices = append(p.notices, fmt.Sprintf("the default user of %s cannot be used: %v", wslconf.Path, err))
-			}
+		var reason error
+		if who, reason = users.Default(root, cfg.DefaultUser, m.Default); reason != nil {
+			p.notices = append(p.notices, fmt.Sprintf("the default user of %s cannot be used: %v", wslconf.Path, reason))
 		}
 	}
 	user, err := users.Lookup(root, who)

@@ -108,8 +108,7 @@ const controlTimeout = 10 * time.Second
 func (x *session) send(m wire.Message) error {
 	x.sendMu.Lock()
 	defer x.sendMu.Unlock()
-	x.control.SetWriteDeadline(time.Now().Add(controlTimeout)) //nolint:errcheck // Write tells
-	return wire.Write(x.control, m)
+	return wire.WriteWithin(x.control, controlTimeout, m)
 }
 
 // serve starts the program and stays until its exit has been reported or its

@@ -38,6 +38,19 @@ type User struct {
 	Shell  string
 }
 
+// Default tells who a distro's programs run as when nobody is named: the user that its
+// wsl.conf names, else (with the reason, if it names one who cannot be used) the one that the
+// registry of distros does.
+func Default(root, configured, registered string) (who string, reason error) {
+	if configured == "" {
+		return registered, nil
+	}
+	if _, err := Lookup(root, configured); err != nil {
+		return registered, err
+	}
+	return configured, nil
+}
+
 // Lookup finds a user by name, or by number if no name matches; "" is root. A
 // number without an entry is a user as well, as for docker run: it has no name
 // of its own, no groups, and / for its home. root is the directory that holds etc.

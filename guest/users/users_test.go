@@ -69,6 +69,19 @@ func TestLookup(t *testing.T) {
 	}
 }
 
+func TestDefault(t *testing.T) {
+	dir := root(t, passwd, group)
+	for _, c := range []struct{ configured, registered, want string }{
+		{"", "", ""}, {"", "ann", "ann"}, {"bob", "", "bob"}, {"bob", "ann", "bob"},
+		{"nobody", "ann", "ann"}, {"nobody", "", ""}, {"", "nobody", "nobody"}, // whoever looks that one up tells
+	} {
+		who, reason := Default(dir, c.configured, c.registered)
+		if who != c.want || errors.Is(reason, ErrUnknown) != (c.configured == "nobody") {
+			t.Errorf("%+v: %q, %v", c, who, reason)
+		}
+	}
+}
+
 func TestLookupWithoutFiles(t *testing.T) {
 	dir := t.TempDir()
 	if u, err := Lookup(dir, ""); err != nil || u.Name != "root" || u.Home != "/root" || u.Shell != DefaultShell {

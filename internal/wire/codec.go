@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"strings"
+	"time"
 	"unicode"
 	"unicode/utf8"
 )
@@ -193,6 +194,20 @@ func Write(w io.Writer, m Message) error {
 		return fmt.Errorf("wire: send %v: %w", m.Type(), err)
 	}
 	return nil
+}
+
+// Conn is what a message is sent on that may not take for ever.
+type Conn interface {
+	io.Writer
+	SetWriteDeadline(time.Time) error
+}
+
+// WriteWithin is Write to a peer that gets limit to take the message. The deadline does not
+// stay: when it passed, it would wake a process that has nothing to do.
+func WriteWithin(c Conn, limit time.Duration, m Message) error {
+	c.SetWriteDeadline(time.Now().Add(limit)) //nolint:errcheck // Write tells
+	defer c.SetWriteDeadline(time.Time{})     //nolint:errcheck // the next Write tells
+	return Write(c, m)
 }
 
 // Read reads exactly one frame from r, never a byte past it: on data

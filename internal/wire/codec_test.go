@@ -5,10 +5,13 @@ import (
 	"encoding/binary"
 	"errors"
 	"io"
+	"net"
+	"os"
 	"reflect"
 	"strings"
 	"testing"
 	"testing/iotest"
+	"time"
 )
 
 // samples has at least one message of each type, with no field at its zero value.
@@ -283,6 +286,39 @@ func BenchmarkStart(b *testing.B) {
 			b.Fatal(err)
 		}
 	}
+}
+
+// TestWriteWithin: a peer that does not read is given up, and one that does is left without a
+// deadline, which would wake an idle process.
+func TestWriteWithin(t *testing.T) {
+	ours, theirs := net.Pipe()
+	defer ours.Close()
+	c := &deadlines{Conn: ours}
+	if err := WriteWithin(c, time.Millisecond, &DistroIdle{Name: "a"}); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("nobody reads: %v", err)
+	}
+	read := make(chan error, 1)
+	go func() {
+		_, err := Read(theirs)
+		read <- err
+	}()
+	if err := errors.Join(WriteWithin(c, time.Minute, &DistroIdle{Name: "a"}), <-read); err != nil {
+		t.Error(err)
+	}
+	if !c.last.IsZero() {
+		t.Errorf("a deadline is left: %v", c.last)
+	}
+}
+
+// deadlines remembers the last one that was set.
+type deadlines struct {
+	net.Conn
+	last time.Time
+}
+
+func (d *deadlines) SetWriteDeadline(t time.Time) error {
+	d.last = t
+	return d.Conn.SetWriteDeadline(t)
 }
 
 // What a hostile guest says ends on a terminal.

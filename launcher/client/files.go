@@ -27,10 +27,7 @@ func (c *Client) Files(open api.Open, user string) (*Files, error) {
 	if err != nil {
 		return nil, err
 	}
-	if user == "" {
-		user = opened.DefaultUser
-	}
-	guest, _, err := guestconn.DialFiles(opened.VsockPath, opened.Port, user)
+	guest, _, err := guestconn.DialFiles(opened.VsockPath, opened.Port, user, opened.DefaultUser)
 	if err != nil {
 		lease.Close()
 		return nil, fmt.Errorf("files of %s: %w", opened.Distro, err)

@@ -31,7 +31,7 @@ type Spec struct {
 	VsockPath string
 	Port      uint32 // the distro's session port
 	Distro    string
-	User      string // whose rights it has in the distro
+	User      string // the registry's default user of it (guestconn.DialFiles)
 	Dir       string // absolute; made and removed by Run
 }
 

@@ -262,8 +262,7 @@ const sendTimeout = 10 * time.Second
 func (p *Process) Send(m wire.Message) error {
 	p.writeMu.Lock()
 	defer p.writeMu.Unlock()
-	p.channel.SetWriteDeadline(time.Now().Add(sendTimeout))
-	return wire.Write(p.channel, m)
+	return wire.WriteWithin(p.channel, sendTimeout, m)
 }
 
 // Lock takes the lock of a root, waiting for who holds it until ctx ends.

@@ -230,6 +230,7 @@ func (c *control) send(m wire.Message) error {
 	c.writeMu.Lock()
 	defer c.writeMu.Unlock()
 	c.conn.SetWriteDeadline(time.Now().Add(sendTimeout))
+	defer c.conn.SetWriteDeadline(time.Time{}) // see wire.WriteWithin
 	b := make([]byte, 0, 256)
 	var err error
 	if c.first != nil {

@@ -363,6 +363,7 @@ func (p *peer) raw(b []byte) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.c.SetWriteDeadline(time.Now().Add(writeTimeout))
+	defer p.c.SetWriteDeadline(time.Time{}) // see wire.WriteWithin
 	_, err := p.c.Write(b)
 	return err
 }
@@ -371,6 +372,7 @@ func (p *peer) send(k api.Kind, body []byte) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.c.SetWriteDeadline(time.Now().Add(writeTimeout))
+	defer p.c.SetWriteDeadline(time.Time{}) // see wire.WriteWithin
 	return api.Write(p.c, k, body)
 }
 

@@ -214,6 +214,37 @@ func TestParseVerbs(t *testing.T) {
 	}
 }
 
+// TestEveryOption: each verb, by each of its names, knows its options by their long and short
+// forms, before and behind its arguments.
+func TestEveryOption(t *testing.T) {
+	for _, v := range Verbs {
+		args := []string{"one", "two"}[:v.Min]
+		for _, o := range v.Options {
+			value, want := []string{}, "--"+o.Long
+			if o.Value != "" {
+				value, want = []string{"x"}, want+"=x"
+			}
+			forms := [][]string{append([]string{"--" + o.Long}, value...)}
+			if o.Short != "" {
+				forms = append(forms, append([]string{"-" + o.Short}, value...))
+			}
+			if o.Value != "" {
+				forms = append(forms, []string{want})
+			}
+			for _, name := range append([]string{v.Long}, v.Also...) {
+				for _, form := range forms {
+					for _, line := range [][]string{slices.Concat([]string{name}, form, args), slices.Concat([]string{name}, args, form)} {
+						inv, err := Parse(line)
+						if err != nil || inv.Verb == nil || inv.Verb.Long != v.Long || !slices.Equal(inv.Args, slices.Concat([]string{want, "--"}, args)) {
+							t.Errorf("%q: %+v, %v", line, inv, err)
+						}
+					}
+				}
+			}
+		}
+	}
+}
+
 func TestParseRefuses(t *testing.T) {
 	for line, want := range map[string]string{
 		"-x":                           "Invalid command line argument: -x",

@@ -53,7 +53,7 @@ const maxNodes = 1 << 15
 
 // mount returns a channel that is closed when there is nothing more to serve.
 func mount(ctx context.Context, s hostmount.Spec) (<-chan struct{}, error) {
-	conn, who, err := guestconn.DialFiles(s.VsockPath, s.Port, s.User)
+	conn, who, err := guestconn.DialFiles(s.VsockPath, s.Port, "", s.User)
 	if err != nil {
 		return nil, fmt.Errorf("files of %s: %w", s.Distro, err)
 	}

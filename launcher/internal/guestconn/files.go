@@ -11,10 +11,10 @@ import (
 // serverStart bounds the wait for the distro's server of files, a process of a distro that is up.
 const serverStart = time.Minute
 
-// DialFiles connects to the tree of the distro at port as a user of it: what follows on
-// the connection is 9P.
-func DialFiles(vsockPath string, port uint32, user string) (*Conn, *wire.Serving, error) {
-	c, err := Dial(vsockPath, port, wire.Hello{Version: wire.Version, Role: wire.RoleFiles}, &wire.Start{User: user})
+// DialFiles connects to the tree of the distro at port as a user of it, or (user is "") as its
+// default user, who registered is unless the distro says otherwise: what follows on the connection is 9P.
+func DialFiles(vsockPath string, port uint32, user, registered string) (*Conn, *wire.Serving, error) {
+	c, err := Dial(vsockPath, port, wire.Hello{Version: wire.Version, Role: wire.RoleFiles}, &wire.Start{User: user, Default: registered})
 	if err != nil {
 		return nil, nil, err
 	}

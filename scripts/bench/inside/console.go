@@ -254,75 +254,64 @@ func (h *host) overhead(ssh *sshServer) (report.Row, error) {
 	return report.Row{Row: "warm command, p50", Unit: "ms", Ours: percentile(ours, 0.5), Peers: map[string]float64{peerSSH: percentile(peer, 0.5)}}, err
 }
 
-// idle counts how often processes of ours are woken while a shell waits for a key.
-// The vCPU's thread and the guest's kernel are not counted: guests in the rig keep
-// their tick.
+// idle counts how often threads of ours are woken while a program on a terminal waits. The
+// vCPU's thread and the guest's kernel are not counted: guests in the rig keep their tick.
 func (h *host) idle(vm *running) ([]report.Row, error) {
-	s, err := onScreen(h.wsl2("-d", distroName, "-e", "sh", "-c", "echo READY; exec cat"))
+	// The program counts for itself, in files: a look from outside would be a session of its own.
+	const count = "cat /proc/1/task/*/status >/tmp/%s; "
+	script := fmt.Sprintf("echo READY; sleep %d; "+count+"sleep %d; "+count+"echo NEXT; exec cat", int(settle.Seconds()), "before", int(idleFor.Seconds()), "after")
+	s, err := onScreen(h.wsl2("-d", distroName, "-e", "sh", "-c", script))
 	if err != nil {
 		return nil, err
 	}
 	defer s.close()
+	s.watchdog.Reset(settle + idleFor + patience)
 	if _, err := s.until("READY"); err != nil {
 		return nil, err
 	}
-	inits := func() (float64, error) { // of the distro's init, and what asking costs
-		text, err := vm.output("cat", "/proc/1/status")
-		if err != nil {
-			return 0, err
-		}
-		return switches(text)
-	}
-	host := func() (n float64, err error) {
+	host := func() (n float64) {
 		for _, pid := range append(processes("service"), s.cmd.Process.Pid) {
 			tasks, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/status", pid))
 			for _, t := range tasks {
-				text, err := os.ReadFile(t)
-				if err != nil {
-					continue // it has ended
-				}
-				more, err := switches(string(text))
-				if err != nil {
-					return 0, err
-				}
-				n += more
+				text, _ := os.ReadFile(t) // one that has ended is not woken
+				n += switches(string(text))
 			}
 		}
-		return n, nil
-	}
-	var guest [3]float64
-	for i := range guest {
-		if i == 2 {
-			time.Sleep(idleFor)
-		}
-		if guest[i], err = inits(); err != nil {
-			return nil, err
-		}
+		return n
 	}
 	time.Sleep(settle)
-	before, err := host()
-	if err != nil {
+	before := host()
+	time.Sleep(idleFor)
+	after := host()
+	if _, err := s.until("NEXT"); err != nil {
 		return nil, err
 	}
-	time.Sleep(idleFor)
-	after, err := host()
-	if err != nil {
-		return nil, err
+	var guest [2]float64
+	for i, name := range []string{"before", "after"} {
+		text, err := vm.output("cat", "/tmp/"+name)
+		if err != nil {
+			return nil, err
+		}
+		guest[i] = switches(text)
+	}
+	if before == 0 || guest[0] == 0 {
+		return nil, errors.New("/proc/PID/status has no voluntary_ctxt_switches")
 	}
 	return []report.Row{
 		{Row: "idle session: wake-ups of client and service in 5 s", Unit: "", Ours: after - before, Bar: &report.Bar{}},
-		{Row: "idle session: wake-ups of the distro's init in 5 s", Unit: "", Ours: max(0, guest[2]-guest[1]-(guest[1]-guest[0])), Bar: &report.Bar{}},
+		{Row: "idle session: wake-ups of the distro's init in 5 s", Unit: "", Ours: guest[1] - guest[0], Bar: &report.Bar{}},
 	}, nil
 }
 
-// switches reads voluntary_ctxt_switches (proc(5)): how often a thread was woken.
-func switches(status string) (float64, error) {
-	const key = "\nvoluntary_ctxt_switches:"
-	_, rest, ok := strings.Cut(status, key)
-	if !ok {
-		return 0, errors.New("/proc/PID/status has no voluntary_ctxt_switches")
+// switches adds up voluntary_ctxt_switches (proc(5)): how often threads were woken.
+func switches(status string) (n float64) {
+	for line := range strings.Lines(status) {
+		if count, ok := strings.CutPrefix(line, "voluntary_ctxt_switches:"); ok {
+			v, _ := strconv.Atoi(strings.TrimSpace(count))
+			n += float64(v)
+		}
 	}
-	return strconv.ParseFloat(strings.Fields(rest)[0], 64)
+	return n
 }
 
 // sshServer is a dropbear of this host, for root.

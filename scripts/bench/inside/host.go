@@ -42,7 +42,11 @@ func newHost(distro bool) (*host, error) {
 			return nil, err
 		}
 	}
-	config := fmt.Sprintf("[wsl2]\nmemory=%dMB\nprocessors=%d\nkernelCommandLine=%s\ndefaultVhdSize=1GB\nvmIdleTimeout=-1\n[general]\ninstanceIdleTimeout=-1\n", memoryMiB, vCPUs, rigCmdline())
+	disk := "1GB"
+	if *full { // the archive of a root, and the root
+		disk = "4GB"
+	}
+	config := fmt.Sprintf("[wsl2]\nmemory=%dMB\nprocessors=%d\nkernelCommandLine=%s\ndefaultVhdSize=%s\nvmIdleTimeout=-1\n[general]\ninstanceIdleTimeout=-1\n", memoryMiB, vCPUs, rigCmdline(), disk)
 	for _, p := range []string{".config/wsl2/wslconfig"} {
 		if err := os.WriteFile(filepath.Join(h.dir, p), []byte(config), 0o600); err != nil {
 			return nil, err
@@ -90,7 +94,7 @@ func distroTar() ([]byte, error) {
 		content, err := os.ReadFile(from)
 		errs = append(errs, err, add(to, tar.TypeReg, "", 0o755, content))
 	}
-	for _, applet := range []string{"sh", "echo", "true", "cat", "dmesg", "rm", "tar", "sync", "mkdir", "yes", "head"} {
+	for _, applet := range []string{"sh", "echo", "true", "cat", "dmesg", "rm", "tar", "sync", "mkdir", "yes", "head", "sleep"} {
 		errs = append(errs, add("bin/"+applet, tar.TypeSymlink, "busybox", 0o777, nil))
 	}
 	errs = append(errs,
