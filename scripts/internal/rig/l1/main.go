@@ -68,6 +68,10 @@ func run() spec.Status {
 	if err := loopback(); err != nil {
 		return fail(fmt.Errorf("bring up lo: %w", err))
 	}
+	// systemd's limits, which every program of a stock Debian has; the kernel's own are 1024 and 4096.
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 1024, Max: 524288}); err != nil {
+		return fail(fmt.Errorf("limit of open files: %w", err))
+	}
 	st := command(&s)
 	if s.Scratch {
 		// Best effort: a file system that is busy still is journalled.
