@@ -3,6 +3,7 @@
 package main_test
 
 import (
+	"bufio"
 	"io"
 	"os"
 	"os/exec"
@@ -52,6 +53,13 @@ func TestShareTransports(t *testing.T) {
 	if err != nil || st.Mode() != 0o755 || st.Size() != 6 {
 		t.Errorf("%v, %v", st, err)
 	}
+	inotify := exec.Command("go", "build", "-o", home+"/inotify", "./internal/testsys/inotify")
+	inotify.Dir, inotify.Env = testsys.Root(), append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := inotify.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	hostChanges(t, h, "/mnt/host/d", home+"/d", true)
+	hostChanges(t, h, "/mnt/data", data, false) // v9fs: below its root inotify does not see the distro's own changes either
 	for dir, tests := range map[string]string{
 		"/mnt/host": "TestUnlinked|TestMapping|TestAppend|TestHoles|TestTimes|TestXattrs|TestFlock|TestFcntl|TestBig|TestRenameFlags|TestReaddir",
 		"/mnt/data": "TestUnlinked|TestAppend|TestHoles|TestXattrs|TestFlock|TestBig|TestReaddir",
@@ -61,6 +69,64 @@ func TestShareTransports(t *testing.T) {
 			t.Errorf("%s: %v", dir, r)
 		}
 	}
+}
+
+// hostChanges: what the host changes in a directory, inotify in the distro tells; what the distro changes itself, once.
+func hostChanges(t *testing.T, h *testsys.Host, guest, host string, below bool) {
+	t.Helper()
+	live := h.Start("-d", "small", "-e", "/mnt/host/inotify", guest)
+	live.Expect("watching " + guest + "\n")
+	expect := func(lines ...string) {
+		t.Helper()
+		for _, line := range lines {
+			what, name, _ := strings.Cut(line, " ")
+			live.Expect(what + " " + guest + "/" + name + "\n")
+		}
+	}
+	at := func(name string) string { return filepath.Join(host, name) }
+	testsys.Must(t, os.WriteFile(at("new"), []byte("one\n"), 0o644))
+	expect("create new", "written new")
+	f, err := os.OpenFile(at("new"), os.O_WRONLY|os.O_APPEND, 0)
+	testsys.Must(t, err)
+	_, err = f.WriteString("two\n")
+	testsys.Must(t, err)
+	expect("modify new")
+	testsys.Must(t, f.Close())
+	expect("written new")
+	testsys.Must(t, os.Chmod(at("new"), 0o600))
+	expect("attrib new")
+	testsys.Must(t, os.Rename(at("new"), at("renamed")))
+	expect("from new", "to renamed")
+	testsys.Must(t, os.Symlink("renamed", at("link")))
+	expect("create link")
+	testsys.Must(t, os.WriteFile(at("saved~"), []byte("three\n"), 0o644)) // as editors save
+	testsys.Must(t, os.Rename(at("saved~"), at("renamed")))
+	expect("to renamed")
+	testsys.Must(t, os.Remove(at("link")))
+	expect("delete link")
+	testsys.Must(t, os.Mkdir(at("sub"), 0o755))
+	expect("create sub", "watching sub")
+	if below {
+		testsys.Must(t, os.WriteFile(at("sub/f"), nil, 0o644))
+		expect("create sub/f")
+		testsys.Must(t, os.Remove(at("sub/f")))
+		expect("delete sub/f")
+	}
+	if out := h.OK("-d", "small", "-e", "cat", guest+"/renamed"); out != "three\n" {
+		t.Errorf("the file is %q", out)
+	}
+	if got, err := os.ReadFile(at("renamed")); err != nil || string(got) != "three\n" {
+		t.Errorf("on the host it is %q, %v", got, err)
+	}
+	// The distro's own changes are told once: nothing of this file comes between it and the next.
+	h.OK("-d", "small", "-e", "sh", "-c", "cd "+guest+" && echo x >own && mv own mine && rm mine")
+	expect("create own", "modify own", "written own", "from own", "to mine", "delete mine")
+	testsys.Must(t, os.Remove(at("sub")))
+	line, err := bufio.NewReader(live.Stdout).ReadString('\n')
+	if want := "delete " + guest + "/sub\n"; err != nil || line != want {
+		t.Errorf("%q, %v, want %q", line, err, want)
+	}
+	live.Kill()
 }
 
 // TestShareServerDies: a share whose server is killed fails, and is there again for the next

@@ -75,6 +75,8 @@ type Shares interface {
 	Deliver(net.Conn, wire.SessionID) bool
 	// DeliverDevice is Deliver for what a RoleShareDevice connection names.
 	DeliverDevice(tag string, id wire.SessionID) bool
+	// Changes takes a RoleShareChanges connection.
+	Changes(net.Conn, wire.SessionID)
 	// Reach is told of a path before init looks at it for somebody.
 	Reach(path string)
 }
@@ -286,6 +288,13 @@ func (s *Server) handle(c conn) {
 			return
 		}
 		c.Close()
+	case wire.RoleShareChanges:
+		if s.cfg.Shares == nil {
+			s.refuse(c, errors.New("the distro has no shares"))
+			return
+		}
+		c.SetReadDeadline(time.Time{}) //nolint:errcheck // a dead connection shows at the next read
+		s.cfg.Shares.Changes(c, hello.Session)
 	case wire.RoleFiles:
 		s.files(c)
 	case wire.RolePort:

@@ -62,7 +62,9 @@ type trap struct {
 	pipe  *os.File // the kernel's requests; read by serve only
 	root  int      // the trap's own root, for the answers
 
-	mu sync.Mutex // one mounts at a time
+	mu      sync.Mutex     // one mounts at a time
+	session wire.SessionID // of the MountShare that it was mounted for; guarded by mu
+	dev     uint64         // of what is mounted; guarded by mu
 }
 
 // Start sets the traps, and tells the distro's tools of the shares (hostpath.SharesFile),
@@ -202,17 +204,15 @@ func (m *Mounter) mount(t *trap) error {
 	if err != nil {
 		return err
 	}
-	flags := uintptr(unix.MS_NOSUID | unix.MS_NODEV)
-	if t.share.ReadOnly {
-		flags |= unix.MS_RDONLY
-	}
-	came, err := m.ask(&wire.MountShare{Guest: t.share.Guest, UID: uid, GID: gid, Stream: !hasVirtioFS()})
+	ask := &wire.MountShare{Guest: t.share.Guest, UID: uid, GID: gid, Stream: !hasVirtioFS()}
+	came, err := m.ask(ask)
 	if err == nil && came.tag != "" {
-		if err = unix.Mount(came.tag, t.share.Guest, "virtiofs", flags, ""); err == nil {
-			return nil
+		if err = unix.Mount(came.tag, t.share.Guest, "virtiofs", mountFlags, ""); err == nil {
+			return t.mounted(ask.Session)
 		}
 		m.cfg.Logf("share %s: mount %s as virtiofs: %v; it will be 9P", t.share.Guest, came.tag, err)
-		came, err = m.ask(&wire.MountShare{Guest: t.share.Guest, UID: uid, GID: gid, Stream: true})
+		ask = &wire.MountShare{Guest: t.share.Guest, UID: uid, GID: gid, Stream: true}
+		came, err = m.ask(ask)
 	}
 	if err != nil {
 		return err
@@ -226,15 +226,32 @@ func (m *Mounter) mount(t *trap) error {
 		return err
 	}
 	defer unix.Close(fd)
-	// access=any: one session for all users, whom the guest's kernel checks by owner and
-	// mode. cache=none: what the host changes is seen, and appending is the server's work. With
+	// access=user: the guest's kernel checks users by owner and mode, and tells them apart, which package
+	// replay needs. cache=none: what the host changes is seen, and appending is the server's work. With
 	// cache=mmap v9fs keeps O_APPEND to itself, and writers lose what others append meanwhile; the
 	// price is that shared mappings cannot be written. locktimeout: how often v9fs asks for a lock that a program of the host holds.
-	options := fmt.Sprintf("trans=fd,rfdno=%d,wfdno=%d,version=9p2000.L,msize=%d,access=any,cache=none,locktimeout=1,dfltuid=%d,dfltgid=%d",
+	options := fmt.Sprintf("trans=fd,rfdno=%d,wfdno=%d,version=9p2000.L,msize=%d,access=user,cache=none,locktimeout=1,dfltuid=%d,dfltgid=%d",
 		fd, fd, msize, uid, gid)
-	if err := unix.Mount("wsl2", t.share.Guest, "9p", flags, options); err != nil {
+	if err := unix.Mount("wsl2", t.share.Guest, "9p", mountFlags, options); err != nil {
 		return fmt.Errorf("mount %s: %w", t.share.Host, err)
 	}
+	return t.mounted(ask.Session)
+}
+
+const mountFlags = unix.MS_NOSUID | unix.MS_NODEV
+
+// mounted ends a mount. Preconditions: mu is held.
+func (t *trap) mounted(session wire.SessionID) error {
+	if t.share.ReadOnly { // the mount, not the file system: changes of the host's are replayed in it
+		if err := unix.Mount("", t.share.Guest, "", unix.MS_REMOUNT|unix.MS_BIND|unix.MS_RDONLY|mountFlags, ""); err != nil {
+			return errors.Join(fmt.Errorf("remount %s read-only: %w", t.share.Guest, err), unix.Unmount(t.share.Guest, unix.MNT_DETACH))
+		}
+	}
+	var st unix.Stat_t
+	if err := unix.Stat(t.share.Guest, &st); err != nil {
+		return fmt.Errorf("stat %s: %w", t.share.Guest, err)
+	}
+	t.session, t.dev = session, st.Dev
 	return nil
 }
 

@@ -27,6 +27,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/wsl2/wsl2/internal/p9"
+	"github.com/wsl2/wsl2/internal/p9/replay"
 )
 
 // MaxIO is the largest read and write that the kernel is told of.
@@ -45,6 +46,8 @@ type Config struct {
 	// LockWait, if set, is how long a lock is waited for before the answer is EINTR: for a kernel that
 	// does not tell of signals.
 	LockWait time.Duration
+	// Replay, if set, is where changes by others are replayed for the kernel (package replay).
+	Replay *replay.Stage
 	// MaxNodes and MaxHandles bound what the kernel may hold; 0 means no bound.
 	MaxNodes, MaxHandles int
 }

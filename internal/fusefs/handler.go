@@ -25,7 +25,7 @@ const maxComplaints = 20
 func (fs *FS) Handler(logf func(format string, args ...any)) func(request, room []byte) int {
 	o := Options()
 	o.Logger = log.New(&complaints{logf: logf}, "", 0)
-	server := fuse.NewProtocolServer(fs, o)
+	server := fuse.NewProtocolServer(fs.Raw(), o)
 	var mu sync.RWMutex // written while INIT changes what all others depend on
 	begun := false      // guarded by mu
 	return func(request, room []byte) int {

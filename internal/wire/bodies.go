@@ -15,7 +15,7 @@ func (m *Hello) appendBody(b []byte) []byte {
 
 func (m *Hello) readBody(d *decoder) {
 	m.Version = d.checkVersion(true)
-	if m.Role = Role(d.atMost(d.u8(), uint8(RoleShareDevice), "role")); m.Role == 0 {
+	if m.Role = Role(d.atMost(d.u8(), uint8(RoleShareChanges), "role")); m.Role == 0 {
 		d.fail("unknown role 0")
 	}
 	m.Session = d.session()
@@ -395,6 +395,24 @@ func (m *ShareDevice) appendBody(b []byte) []byte { return appendString(b, m.Tag
 
 func (m *ShareDevice) readBody(d *decoder) { m.Tag = d.string() }
 
+func (*ShareChange) Type() Type { return TypeShareChange }
+
+func (m *ShareChange) appendBody(b []byte) []byte {
+	b = appendU32(append(b, m.Kind), m.Mode)
+	return appendString(appendString(appendString(appendString(b, m.Dir), m.Name), m.NewDir), m.NewName)
+}
+
+func (m *ShareChange) readBody(d *decoder) {
+	m.Kind, m.Mode = d.u8(), d.u32()
+	m.Dir, m.Name, m.NewDir, m.NewName = d.string(), d.string(), d.string(), d.string()
+}
+
+func (*ShareRaised) Type() Type { return TypeShareRaised }
+
+func (*ShareRaised) appendBody(b []byte) []byte { return b }
+
+func (*ShareRaised) readBody(*decoder) {}
+
 func (m *PortsOpen) readBody(d *decoder) {
 	n := d.length(9)
 	if n > MaxPorts {
@@ -505,6 +523,10 @@ func (t Type) String() string {
 		return "ShareDevice"
 	case TypeRemoveRoot:
 		return "RemoveRoot"
+	case TypeShareChange:
+		return "ShareChange"
+	case TypeShareRaised:
+		return "ShareRaised"
 	}
 	return fmt.Sprintf("Type(%d)", uint8(t))
 }

@@ -60,6 +60,9 @@ const (
 	TypeDialPort   Type = 72
 
 	TypeRemoveRoot Type = 80
+
+	TypeShareChange Type = 81
+	TypeShareRaised Type = 82
 )
 
 // newMessage returns an empty message of type t, or nil.
@@ -127,6 +130,10 @@ func newMessage(t Type) Message {
 		return new(ShareDevice)
 	case TypeRemoveRoot:
 		return new(RemoveRoot)
+	case TypeShareChange:
+		return new(ShareChange)
+	case TypeShareRaised:
+		return new(ShareRaised)
 	}
 	return nil
 }

@@ -51,6 +51,8 @@ func samples() []Message {
 		&MountShare{Session: SessionID{1, 2, 15: 3}, Guest: "/mnt/host", UID: 1000, GID: 1001, Distro: "debian", Stream: true},
 		&RegisterDevice{ID: 17, Device: "4K@0xd0001000:5"},
 		&ShareDevice{Tag: "wsl2fs0"},
+		&ShareChange{Kind: 3, Mode: 0o100644, Dir: "src", Name: "a b", NewDir: ".", NewName: "c\xff"},
+		&ShareRaised{},
 		&Serving{UID: 1000, GID: 1001, Groups: []uint32{27, 1 << 31}},
 	}
 }

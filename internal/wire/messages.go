@@ -31,6 +31,9 @@ const (
 	// RoleShareDevice answers a MountShare with a virtio-fs device instead: a ShareDevice
 	// follows, and nothing else.
 	RoleShareDevice
+	// RoleShareChanges carries what the host changes in a mounted share, whose MountShare's session it
+	// has: each ShareChange is answered by ShareRaised.
+	RoleShareChanges
 )
 
 // Hello is the first message on every connection to a guest port.
@@ -409,3 +412,15 @@ type RegisterDevice struct {
 type ShareDevice struct {
 	Tag string
 }
+
+// ShareChange is a change of the host's to the entry Name of the directory Dir, a path from the share's
+// root, to be replayed (package p9/replay) so that inotify tells of it.
+type ShareChange struct {
+	Kind            uint8  // replay.Kind
+	Mode            uint32 // S_IFMT of the file
+	Dir, Name       string
+	NewDir, NewName string // of a rename
+}
+
+// ShareRaised answers a ShareChange, whatever became of it.
+type ShareRaised struct{}

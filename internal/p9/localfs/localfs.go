@@ -48,9 +48,10 @@ type Config struct {
 
 // FS serves one directory.
 type FS struct {
-	cfg  Config
-	root *inode
-	dev  uint64 // the root's
+	cfg   Config
+	root  *inode
+	dev   uint64 // the root's
+	watch *Watch // nil: nobody is told of changes; set before it serves
 }
 
 // New opens the directory at path. The caller closes the FS when it no longer serves.
@@ -179,7 +180,11 @@ func (n *inode) child(name string, fd int) (*inode, error) {
 		return nil, err
 	}
 	n.Clone()
-	return &inode{fs: n.fs, fd: fd, mode: st.Mode, dev: st.Dev, qid: n.fs.qid(&st), refs: 1, parent: n, name: name}, nil
+	made := &inode{fs: n.fs, fd: fd, mode: st.Mode, dev: st.Dev, qid: n.fs.qid(&st), refs: 1, parent: n, name: name}
+	if n.fs.watch != nil && st.Mode&unix.S_IFMT == unix.S_IFDIR {
+		n.fs.watch.add(made)
+	}
+	return made, nil
 }
 
 // magic is the path that names the file of the descriptor.
@@ -473,15 +478,23 @@ func (n *inode) Link(name string, target p9.Node) error {
 	if err := n.writable(); err != nil {
 		return err
 	}
+	of, err := own(target)
+	if err != nil {
+		return err
+	}
 	// By way of /proc: AT_EMPTY_PATH would need a capability.
-	return unix.Linkat(unix.AT_FDCWD, target.(*inode).magic(), n.fd, name, unix.AT_SYMLINK_FOLLOW)
+	return unix.Linkat(unix.AT_FDCWD, of.magic(), n.fd, name, unix.AT_SYMLINK_FOLLOW)
 }
 
 func (n *inode) RenameAt(oldName string, newDir p9.Node, newName string) error {
 	if err := n.writable(); err != nil {
 		return err
 	}
-	return unix.Renameat(n.fd, oldName, newDir.(*inode).fd, newName)
+	to, err := own(newDir)
+	if err != nil {
+		return err
+	}
+	return unix.Renameat(n.fd, oldName, to.fd, newName)
 }
 
 // RenameAt2 is RenameAt with flags of renameat2(2), but for what makes a device.
@@ -492,7 +505,20 @@ func (n *inode) RenameAt2(oldName string, newDir p9.Node, newName string, flags 
 	if flags&^(unix.RENAME_NOREPLACE|unix.RENAME_EXCHANGE) != 0 {
 		return unix.EINVAL
 	}
-	return unix.Renameat2(n.fd, oldName, newDir.(*inode).fd, newName, uint(flags))
+	to, err := own(newDir)
+	if err != nil {
+		return err
+	}
+	return unix.Renameat2(n.fd, oldName, to.fd, newName, uint(flags))
+}
+
+// own is a node of the client's as one of ours: it may have others (package replay).
+func own(n p9.Node) (*inode, error) {
+	i, ok := n.(*inode)
+	if !ok {
+		return nil, unix.EXDEV
+	}
+	return i, nil
 }
 
 func (n *inode) UnlinkAt(name string, flags uint32) error {

@@ -35,7 +35,9 @@ func serveDevice(ctx context.Context, s share.Spec, logf func(format string, arg
 	if err != nil {
 		return err
 	}
-	files := fusefs.New(root, fusefs.Config{LockWait: lockWait, MaxNodes: maxFIDs(), MaxHandles: maxFIDs() / 2})
+	stage, stopChanges := tellChanges(ctx, s, dir, logf)
+	defer stopChanges()
+	files := fusefs.New(root, fusefs.Config{LockWait: lockWait, Replay: stage, MaxNodes: maxFIDs(), MaxHandles: maxFIDs() / 2})
 	defer files.Close()
 	conn, err := net.Dial("unix", s.Socket)
 	if err != nil {

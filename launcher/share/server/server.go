@@ -11,6 +11,7 @@ import (
 
 	"github.com/wsl2/wsl2/internal/p9"
 	"github.com/wsl2/wsl2/internal/p9/localfs"
+	"github.com/wsl2/wsl2/internal/p9/replay"
 	"github.com/wsl2/wsl2/internal/wire"
 	"github.com/wsl2/wsl2/launcher/internal/guestconn"
 	"github.com/wsl2/wsl2/launcher/share"
@@ -36,7 +37,9 @@ func Serve(ctx context.Context, s share.Spec, logf func(format string, args ...a
 		return err
 	}
 	defer fs.Close()
-	err = p9.Serve(ctx, conn, fs, p9.Config{MaxFIDs: maxFIDs(), Logf: logf})
+	stage, stop := tellChanges(ctx, s, fs, logf)
+	defer stop()
+	err = p9.Serve(ctx, conn, replay.FS(fs, stage), p9.Config{MaxFIDs: maxFIDs(), Logf: logf})
 	if errors.Is(err, unix.ECONNRESET) || errors.Is(err, unix.EPIPE) || errors.Is(err, net.ErrClosed) { // the VM's end
 		return nil
 	}

@@ -1,0 +1,108 @@
+package localfs
+
+import (
+	"context"
+	"os"
+	"os/exec"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/wsl2/wsl2/internal/p9"
+	"github.com/wsl2/wsl2/internal/p9/replay"
+)
+
+var kinds = map[replay.Kind]string{replay.Created: "created", replay.Removed: "removed", replay.Renamed: "renamed",
+	replay.Modified: "modified", replay.Attributes: "attributes", replay.Written: "written"}
+
+// TestWatch: what others change where a client has looked is told, with its path; what the client
+// changes is not, nor what happens where it has not looked.
+func TestWatch(t *testing.T) {
+	dir := t.TempDir()
+	for _, name := range []string{"known/below", "unknown"} {
+		check(t, os.MkdirAll(dir+"/"+name, 0o755))
+	}
+	fs := must(New(dir, Config{}))(t)
+	defer fs.Close()
+	w := must(fs.Watch(3))(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	told, ended := make(chan string, 1000), make(chan error, 1)
+	go func() {
+		ended <- w.Run(ctx, func(c *replay.Change) {
+			path, err := w.Path(c.Dir)
+			line := kinds[c.Kind] + " " + path + "/" + c.Name
+			if c.Kind == replay.Renamed && err == nil {
+				path, err = w.Path(c.NewDir)
+				line += " " + path + "/" + c.NewName
+			}
+			if err != nil {
+				line += ": " + err.Error()
+			}
+			told <- line
+		}, func() { t.Error("changes were lost") })
+	}()
+	defer func() {
+		cancel()
+		check(t, <-ended)
+	}()
+	root := connect(t, fs, p9.Config{})
+	must(root.Walk(t.Context(), "known", "below"))(t)
+	others := func(script string, lines ...string) {
+		t.Helper()
+		cmd := exec.Command("sh", "-c", script)
+		cmd.Dir = dir
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+		for _, want := range lines {
+			for got := ""; got != want; {
+				select {
+				case got = <-told:
+					if strings.Contains(got, "unknown") || strings.HasSuffix(got, "/own") {
+						t.Errorf("told: %s", got)
+					}
+				case <-time.After(time.Minute):
+					t.Fatalf("%s: not told %q", script, want)
+				}
+			}
+		}
+	}
+	others("echo x >known/f", "created known/f")
+	others("echo y >>known/f", "modified known/f", "written known/f")
+	others("chmod 600 known/f", "attributes known/f")
+	own := create(t, must(root.Walk(t.Context(), "known"))(t), "own", "text")
+	check(t, own.SetAttr(t.Context(), p9.SetAttr{Valid: p9.SetMode, Mode: 0o600}))
+	check(t, own.Close(t.Context()))
+	others("touch unknown/f; mv known/f known/below/g", "renamed known/f known/below/g")
+	others("mv known/below/g unknown", "removed known/below/g")
+	others("mv unknown/g known", "created known/g")
+	others("mkdir known/dir; rm -r known/dir known/g", "removed known/g")
+	others("mv known moved; touch moved/h", "created moved/h")
+	// The two that were looked at last are watched, and the root.
+	must(root.Walk(t.Context(), "unknown"))(t)
+	must(root.Walk(t.Context(), "moved", "below"))(t)
+	others("touch unknown/i moved/j moved/below/k", "created moved/below/k")
+	others("touch root", "created ./root")
+}
+
+// FuzzEvent: no bytes make the parser leave them.
+func FuzzEvent(f *testing.F) {
+	f.Add([]byte("\x38\x00\x00\x00\x03\x00\x18\x00\x02\x01\x00\x00\x00\x00\x00\x00\xff\xff\xff\xff\x00\x00\x00\x00" +
+		"\x02\x00\x20\x00\xd3\xea\xea\xc4\x17\x91\x33\x61\x08\x00\x00\x00\x01\x00\x00\x00\x2c\xa0\x98\x00\x0d\x07\x1e\x8ax\x00\x00\x00"))
+	f.Add([]byte{24, 0, 0, 0, unix.FANOTIFY_METADATA_VERSION, 0, 24, 0, 23: 0})
+	f.Fuzz(func(t *testing.T, b []byte) {
+		for len(b) > 0 {
+			var e event
+			rest, err := e.parse(b)
+			if err != nil {
+				return
+			}
+			if len(rest) >= len(b) {
+				t.Fatal("it does not end")
+			}
+			b = rest
+		}
+	})
+}

@@ -1,0 +1,207 @@
+package server
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/wsl2/wsl2/internal/p9/localfs"
+	"github.com/wsl2/wsl2/internal/p9/replay"
+	"github.com/wsl2/wsl2/internal/wire"
+	"github.com/wsl2/wsl2/launcher/internal/guestconn"
+	"github.com/wsl2/wsl2/launcher/share"
+)
+
+const (
+	// maxWatched is how many directories are watched at most.
+	maxWatched = 4096
+	// maxPending is how many changes wait for the guest at most.
+	maxPending = 1 << 14
+	// raiseWait bounds the guest's answer to a change.
+	raiseWait = time.Minute
+)
+
+// changes are those of the host's that the guest is still to be told.
+type changes struct {
+	mu      sync.Mutex
+	pending []*replay.Change       // guarded by mu
+	again   map[replay.Change]bool // those of pending that need not be told twice; guarded by mu
+	lost    bool                   // guarded by mu
+	some    chan struct{}          // holds a token while there are pending
+	logf    func(format string, args ...any)
+}
+
+// tellChanges tells the distro what others than we change in directories that it knows, until stop is
+// called. Where that does not work, a share is one without it.
+func tellChanges(ctx context.Context, s share.Spec, fs *localfs.FS, logf func(format string, args ...any)) (stage *replay.Stage, stop func()) {
+	stage = new(replay.Stage)
+	watch, err := fs.Watch(watchLimit())
+	if err != nil {
+		logf("%s: inotify in the distro will not see what the host changes: %v", s.Dir, err)
+		return stage, func() {}
+	}
+	c := &changes{again: map[replay.Change]bool{}, some: make(chan struct{}, 1), logf: logf}
+	ctx, cancel := context.WithCancel(ctx)
+	var running sync.WaitGroup
+	running.Go(func() {
+		defer cancel()
+		if err := watch.Run(ctx, c.add, c.lose); err != nil {
+			logf("%s: %v", s.Dir, err)
+		}
+	})
+	running.Go(func() {
+		defer cancel()
+		if err := c.tell(ctx, s, watch, stage); err != nil && ctx.Err() == nil {
+			logf("%s: tell the distro of changes: %v", s.Dir, err)
+		}
+	})
+	return stage, func() {
+		cancel()
+		running.Wait()
+		c.drop()
+	}
+}
+
+// watchLimit is our part of what the user may watch, and of our descriptors.
+func watchLimit() int {
+	limit := min(maxWatched, maxFIDs()/4)
+	if text, err := os.ReadFile("/proc/sys/fs/fanotify/max_user_marks"); err == nil {
+		if n, err := strconv.Atoi(strings.TrimSpace(string(text))); err == nil {
+			limit = min(limit, n/8)
+		}
+	}
+	return max(limit, 2)
+}
+
+// add takes a change.
+func (c *changes) add(change *replay.Change) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if len(c.pending) == maxPending {
+		c.loseLocked()
+		return
+	}
+	one := *change
+	switch one.Kind {
+	case replay.Modified, replay.Attributes, replay.Written:
+		if c.again[one] {
+			return
+		}
+		c.again[one] = true
+	case replay.Renamed:
+		one.File = one.File.Clone()
+		fallthrough
+	default: // of what comes behind it the guest is told again
+		clear(c.again)
+	}
+	c.pending = append(c.pending, &one)
+	select {
+	case c.some <- struct{}{}:
+	default:
+	}
+}
+
+func (c *changes) lose() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.loseLocked()
+}
+
+// loseLocked says it once. Preconditions: mu is held.
+func (c *changes) loseLocked() {
+	if !c.lost {
+		c.lost = true
+		c.logf("the host changes more than inotify in the distro is told of; it misses some")
+	}
+}
+
+// next returns a change, or nil. Preconditions: the token was taken.
+func (c *changes) next() *replay.Change {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if len(c.pending) == 0 {
+		return nil
+	}
+	one := c.pending[0]
+	c.pending = c.pending[1:]
+	delete(c.again, *one)
+	return one
+}
+
+// tell has the distro replay changes. It connects with the first.
+func (c *changes) tell(ctx context.Context, s share.Spec, watch *localfs.Watch, stage *replay.Stage) error {
+	var guest *guestconn.Conn
+	defer stage.Set(nil)
+	for {
+		select {
+		case <-c.some:
+		case <-ctx.Done():
+			return nil
+		}
+		for one := c.next(); one != nil; one = c.next() {
+			m, err := message(one, watch)
+			if err == nil && guest == nil {
+				guest, err = guestconn.Dial(s.VsockPath, s.Port, wire.Hello{Version: wire.Version, Role: wire.RoleShareChanges, Session: s.Session}, nil)
+				if err != nil {
+					closeFile(one)
+					return err
+				}
+				defer guest.Close()
+				stop := context.AfterFunc(ctx, func() { guest.Close() })
+				defer stop()
+			}
+			if err == nil {
+				stage.Set(one)
+				err = raise(guest, m)
+				stage.Set(nil)
+				if err != nil {
+					closeFile(one)
+					return err
+				}
+			}
+			closeFile(one)
+		}
+	}
+}
+
+// message is a change as the distro is told it; an error if its directory is no longer there.
+func message(c *replay.Change, watch *localfs.Watch) (m *wire.ShareChange, err error) {
+	m = &wire.ShareChange{Kind: uint8(c.Kind), Mode: c.Mode, Name: c.Name, NewName: c.NewName}
+	if m.Dir, err = watch.Path(c.Dir); err == nil && c.Kind == replay.Renamed {
+		m.NewDir, err = watch.Path(c.NewDir)
+	}
+	return m, err
+}
+
+// raise returns when the distro has replayed a change.
+func raise(guest *guestconn.Conn, m *wire.ShareChange) error {
+	guest.SetDeadline(time.Now().Add(raiseWait)) //nolint:errcheck // what is read and written tells
+	if err := wire.Write(guest, m); err != nil {
+		return err
+	}
+	answer, err := wire.Read(guest)
+	if err != nil {
+		return err
+	}
+	if _, ok := answer.(*wire.ShareRaised); !ok {
+		return fmt.Errorf("the distro answers with %v", answer.Type())
+	}
+	return nil
+}
+
+func closeFile(c *replay.Change) {
+	if c.File != nil {
+		c.File.Close()
+	}
+}
+
+// drop throws away what is pending.
+func (c *changes) drop() {
+	for one := c.next(); one != nil; one = c.next() {
+		closeFile(one)
+	}
+}
