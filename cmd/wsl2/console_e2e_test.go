@@ -384,8 +384,13 @@ func TestIdentity(t *testing.T) {
 	if out := h.OK("-d", "small", "-e", "sh", "-c", `echo "$A,$B,$NOT,$P,$WSLENV"`); out != "1,two words,,,A/u:B:NOT/w:P/p\n" {
 		t.Errorf("WSLENV: %q", out)
 	}
-	cmd := h.Run("-d", "small", "--cd", ".", "-e", "pwd")
-	h.Refused(cmd, "shared")
+	for dir, why := range map[string]string{".": "it is not shared", "./nosuch": "no such file", "/nosuch": "no such file"} {
+		r := h.Run("-d", "small", "--cd", dir, "-e", "pwd")
+		h.Want(r, 0, "cannot change to directory "+dir, why, "; started in ")
+		if r.Stdout != "/root\n" {
+			t.Error(r)
+		}
+	}
 }
 
 // TestTmux drives wsl2 in tmux, whose screen is what a user sees.

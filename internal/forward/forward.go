@@ -6,8 +6,9 @@
 //
 // Bytes pass as they are. The end of one direction is passed on as such (half-close); a
 // connection that breaks, on either side, breaks on the other: it is reset, not closed. Who
-// reads slowly slows the writer down, nothing is stored beyond one buffer each way, and
-// connections on which nothing passes hold none.
+// reads slowly slows the writer down, nothing is stored beyond one pipe each way, and
+// connections on which nothing passes hold none. Bytes pass by splice(2): they go through the pipe
+// as pages, and are not copied to this process and back.
 //
 // # UDP
 //
@@ -19,6 +20,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"io"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -37,7 +39,7 @@ type Conn interface {
 const bufferSize = 64 << 10
 
 // Buffers are shared by the connections of a process.
-type Buffers struct{ pool sync.Pool }
+type Buffers struct{ pool, pipes sync.Pool }
 
 func (b *Buffers) get() *[]byte {
 	if p, ok := b.pool.Get().(*[]byte); ok {
@@ -48,6 +50,27 @@ func (b *Buffers) get() *[]byte {
 }
 
 func (b *Buffers) put(p *[]byte) { b.pool.Put(p) }
+
+// pipe holds bytes on their way. It is empty while it is in the pool.
+type pipe struct{ r, w int }
+
+// pipe returns one, nil if the process may have no more descriptors.
+func (b *Buffers) pipe() *pipe {
+	if p, ok := b.pipes.Get().(*pipe); ok {
+		return p
+	}
+	var fds [2]int
+	if unix.Pipe2(fds[:], unix.O_CLOEXEC|unix.O_NONBLOCK) != nil {
+		return nil
+	}
+	p := &pipe{fds[0], fds[1]}
+	// A pool forgets what has not been used for some time.
+	runtime.AddCleanup(p, func(fds [2]int) {
+		unix.Close(fds[0])
+		unix.Close(fds[1])
+	}, fds)
+	return p
+}
 
 // errAborted says that a peer has gone before it had read all.
 var errAborted = errors.New("the other side has aborted the connection")
@@ -94,22 +117,93 @@ func ignoreClosed(err error) error {
 
 // copy passes on what src sends until it ends.
 func (b *Buffers) copy(dst, src Conn) error {
-	raw, err := src.SyscallConn()
+	from, err := src.SyscallConn()
+	if err != nil {
+		return err
+	}
+	to, err := dst.SyscallConn()
 	if err != nil {
 		return err
 	}
 	for {
-		p, n, err := b.read(raw, 0)
-		if err == nil && n > 0 {
-			_, err = dst.Write((*p)[:n])
-		}
-		if p != nil {
-			b.put(p)
+		p, n, err := b.fill(from)
+		switch {
+		case err == errNoPipe:
+			n, err = b.copySome(dst, from)
+		case err == nil:
+			// One that is not empty goes to no pool.
+			if err = p.drain(to, n); err == nil {
+				b.pipes.Put(p)
+			}
 		}
 		if err != nil || n == 0 {
 			return err
 		}
 	}
+}
+
+// errNoPipe says that there are bytes, but no descriptors for a pipe.
+var errNoPipe = errors.New("no pipe")
+
+// fill waits for bytes and moves what fits to a pipe; none is the end.
+func (b *Buffers) fill(from syscall.RawConn) (p *pipe, n int, err error) {
+	waited := from.Read(func(fd uintptr) bool {
+		if p = b.pipe(); p == nil {
+			err = errNoPipe
+			return true
+		}
+		n, err = splice(int(fd), p.w, bufferSize)
+		if err == nil {
+			return true
+		}
+		b.pipes.Put(p) // still empty
+		p = nil
+		return err != unix.EAGAIN
+	})
+	if waited != nil {
+		return nil, 0, waited
+	}
+	return p, n, err
+}
+
+// drain moves the n bytes in the pipe on.
+func (p *pipe) drain(to syscall.RawConn, n int) (err error) {
+	waited := to.Write(func(fd uintptr) bool {
+		for n > 0 {
+			var moved int
+			if moved, err = splice(p.r, int(fd), n); err != nil {
+				return err != unix.EAGAIN
+			}
+			n -= moved
+		}
+		return true
+	})
+	runtime.KeepAlive(p)
+	if waited != nil {
+		return waited
+	}
+	return err
+}
+
+func splice(from, to, most int) (int, error) {
+	for {
+		n, err := unix.Splice(from, nil, to, nil, most, unix.SPLICE_F_NONBLOCK|unix.SPLICE_F_MOVE)
+		if err != unix.EINTR {
+			return int(n), err
+		}
+	}
+}
+
+// copySome passes on one buffer.
+func (b *Buffers) copySome(dst io.Writer, from syscall.RawConn) (int, error) {
+	p, n, err := b.read(from, 0)
+	if err == nil && n > 0 {
+		_, err = dst.Write((*p)[:n])
+	}
+	if p != nil {
+		b.put(p)
+	}
+	return n, err
 }
 
 // read waits for data and returns it in a buffer, behind so many bytes of room.

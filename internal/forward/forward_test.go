@@ -72,8 +72,20 @@ func chain(t *testing.T) (client, server *net.TCPConn, results <-chan error) {
 }
 
 // TestRelay passes much both ways at once, and each end of a direction by itself.
-func TestRelay(t *testing.T) {
+func TestRelay(t *testing.T) { relayed(t, func() {}) }
+
+// TestRelayWithoutDescriptors: who may have no pipe copies.
+func TestRelayWithoutDescriptors(t *testing.T) {
+	var old unix.Rlimit
+	must(t, unix.Getrlimit(unix.RLIMIT_NOFILE, &old))
+	t.Cleanup(func() { must(t, unix.Setrlimit(unix.RLIMIT_NOFILE, &old)) })
+	relayed(t, func() { must(t, unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 3, Max: old.Max})) })
+}
+
+// relayed carries a stream each way; before is called when all connections stand.
+func relayed(t *testing.T, before func()) {
 	client, server, results := chain(t)
+	before()
 	data := make([]byte, 16<<20)
 	r := rand.NewChaCha8([32]byte{1})
 	r.Read(data)

@@ -1,6 +1,7 @@
 package client
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -54,11 +55,11 @@ func guestDir(dir string, shares hostpath.Table) (string, error) {
 		return "", err
 	}
 	if _, err := os.Stat(abs); err != nil {
-		return "", err
+		return "", errors.Unwrap(err) // the caller names the directory
 	}
 	guest, ok := shares.ToGuest(abs)
 	if !ok {
-		return "", api.Errorf(api.CodeFailed, "give an absolute path in the distro", "%s lies in no directory that is shared with the distro", abs)
+		return "", errors.New("it is not shared with the distro (see [shares] in wslconfig)")
 	}
 	return guest, nil
 }

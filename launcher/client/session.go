@@ -86,8 +86,8 @@ func (c *Client) run(spec RunSpec, std Stdio) (status int, err error) {
 	start := wire.Start{Shell: spec.Shell, Argv: spec.Argv, User: spec.User, Default: opened.DefaultUser, Cwd: spec.Cwd, Agent: s.agent != ""}
 	switch {
 	case spec.HostCwd:
-		if start.Cwd, err = guestDir(spec.Cwd, opened.Shares); err != nil {
-			return StatusFailed, err
+		if start.Cwd, err = guestDir(spec.Cwd, opened.Shares); err != nil { // as in WSL, it ends nothing
+			c.Notice(fmt.Sprintf("cannot change to directory %s: %v; started in the home", spec.Cwd, err))
 		}
 	case spec.Cwd == "" && len(opened.Shares) > 0:
 		start.Cwd = c.callersDir(spec, std, opened.Shares)

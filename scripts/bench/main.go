@@ -17,7 +17,7 @@ import (
 	"github.com/wsl2/wsl2/scripts/bench/report"
 )
 
-var topics = []string{"boot", "monitors", "warm", "memory", "block", "vsock", "distros", "console"}
+var topics = []string{"boot", "monitors", "warm", "memory", "block", "vsock", "distros", "console", "network"}
 
 // resultDir is where the program inside the rig leaves its figures.
 const resultDir = "/bench"
@@ -104,6 +104,12 @@ func measure(tmp, topic string) ([]report.Row, error) {
 	}
 	if topic == "console" {
 		for _, p := range []string{"ssh", "ssh-keygen", "dropbear", "dropbearkey"} {
+			args = append(args, "--bin", p)
+		}
+	}
+	if topic == "network" {
+		args = append(args, "--module", "veth")
+		for _, p := range []string{"ip", "passt", "passt.avx2", "slirp4netns"} {
 			args = append(args, "--bin", p)
 		}
 	}

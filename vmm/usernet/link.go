@@ -1,10 +1,12 @@
 package usernet
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 	"unsafe"
 
@@ -29,9 +31,16 @@ const maxIovecs = 1024
 // records of a socket (vmm/virtio/net).
 //
 // Sending blocks while the guest takes no more, which slows down those who send,
-// but not for longer than sendTimeout: then the frame is dropped.
+// but not for longer than sendTimeout: then this frame is dropped, and those behind it
+// until the guest takes one again.
+//
+// Who waits is parked by the runtime, never blocked in a system call: what the last frame has
+// woken would have to wait for the runtime to find that out, for as long as a millisecond.
 type link struct {
+	file     *os.File // holds fd
+	raw      syscall.RawConn
 	fd       int
+	stuck    atomic.Bool // the last frame was dropped
 	mtu      uint32
 	mac      tcpip.LinkAddress // ours
 	guest    tcpip.LinkAddress
@@ -45,18 +54,24 @@ type link struct {
 }
 
 // sendTimeout is how long a guest may take no frame.
-const sendTimeout = 1 // second
+const sendTimeout = time.Second
 
-func newLink(fd int, c Config) *link {
-	tv := unix.Timeval{Sec: sendTimeout}
-	_ = unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &tv)
-	l := &link{fd: fd, mtu: uint32(c.MTU), mac: tcpip.LinkAddress(c.GatewayMAC[:]), guest: tcpip.LinkAddress(c.GuestMAC[:]), over: make(chan struct{})}
+func newLink(fd int, c Config) (*link, error) {
+	if err := unix.SetNonblock(fd, true); err != nil {
+		return nil, fmt.Errorf("usernet: set up the link: %w", os.NewSyscallError("fcntl", err))
+	}
+	file := os.NewFile(uintptr(fd), "link")
+	raw, err := file.SyscallConn()
+	if err != nil {
+		return nil, fmt.Errorf("usernet: set up the link: %w", err)
+	}
+	l := &link{file: file, raw: raw, fd: fd, mtu: uint32(c.MTU), mac: tcpip.LinkAddress(c.GatewayMAC[:]), guest: tcpip.LinkAddress(c.GuestMAC[:]), over: make(chan struct{})}
 	if n := c.BytesPerSecond; n > 0 {
 		// A tenth of a second at once, and at least one frame.
 		burst := int(max(min(n/10, 1<<30), net.MaxFrame+net.HeaderLen))
 		l.up, l.down = rate.NewLimiter(rate.Limit(n), burst), rate.NewLimiter(rate.Limit(n), burst)
 	}
-	return l
+	return l, nil
 }
 
 // maxThrottle bounds how long a frame waits for its turn; the smallest limit lets the largest one pass within it.
@@ -102,6 +117,12 @@ func (l *link) serve() error {
 			}
 		}
 	}()
+	var n uintptr
+	var errno unix.Errno
+	receive := func(fd uintptr) (done bool) {
+		n, _, errno = unix.RawSyscall(unix.SYS_RECVMSG, fd, uintptr(unsafe.Pointer(&msg)), unix.MSG_DONTWAIT)
+		return errno != unix.EAGAIN
+	}
 	for {
 		for i := range views {
 			if views[i] == nil {
@@ -109,7 +130,9 @@ func (l *link) serve() error {
 				iov[i+1] = unix.Iovec{Base: views[i].BasePtr(), Len: uint64(sizes[i])}
 			}
 		}
-		n, _, errno := unix.Syscall(unix.SYS_RECVMSG, uintptr(l.fd), uintptr(unsafe.Pointer(&msg)), 0)
+		if err := l.raw.Read(receive); err != nil {
+			return fmt.Errorf("usernet: read a frame: %w", err)
+		}
 		switch {
 		case errno == unix.EINTR:
 			continue
@@ -176,7 +199,7 @@ func (l *link) shutdown() {
 }
 
 // close releases the descriptor; nothing sends any more.
-func (l *link) close() { unix.Close(l.fd) }
+func (l *link) close() { l.file.Close() }
 
 // WritePackets implements stack.LinkWriter.
 func (l *link) WritePackets(pkts stack.PacketBufferList) (int, tcpip.Error) {
@@ -234,22 +257,38 @@ func (l *link) write(pkt *stack.PacketBuffer) tcpip.Error {
 	if !l.throttle(l.down, pkt.Size()) {
 		return &tcpip.ErrNoBufferSpace{}
 	}
-	for {
-		// First without a word to the scheduler, as there usually is room.
-		_, _, errno := unix.RawSyscall(unix.SYS_SENDMSG, uintptr(l.fd), uintptr(unsafe.Pointer(&msg)), unix.MSG_NOSIGNAL|unix.MSG_DONTWAIT)
-		if errno == unix.EAGAIN {
-			_, _, errno = unix.Syscall(unix.SYS_SENDMSG, uintptr(l.fd), uintptr(unsafe.Pointer(&msg)), unix.MSG_NOSIGNAL)
-		}
-		switch errno {
-		case 0:
-			return nil
-		case unix.EINTR:
-			continue
-		case unix.EAGAIN, unix.ENOBUFS, unix.ENOMEM, unix.EMSGSIZE:
-			return &tcpip.ErrNoBufferSpace{}
-		}
-		return &tcpip.ErrClosedForSend{}
+	switch errno := l.sendmsg(&msg); errno {
+	case 0:
+		l.stuck.Store(false)
+		return nil
+	case unix.EAGAIN:
+		l.stuck.Store(true)
+		return &tcpip.ErrNoBufferSpace{}
+	case unix.ENOBUFS, unix.ENOMEM, unix.EMSGSIZE:
+		return &tcpip.ErrNoBufferSpace{}
 	}
+	return &tcpip.ErrClosedForSend{}
+}
+
+// sendmsg waits for room, and fails with EAGAIN if there is none for sendTimeout.
+func (l *link) sendmsg(msg *unix.Msghdr) (errno unix.Errno) {
+	send := func(fd uintptr) (done bool) {
+		for {
+			_, _, errno = unix.RawSyscall(unix.SYS_SENDMSG, fd, uintptr(unsafe.Pointer(msg)), unix.MSG_NOSIGNAL|unix.MSG_DONTWAIT)
+			if errno != unix.EINTR {
+				return errno != unix.EAGAIN
+			}
+		}
+	}
+	// First without a word to the runtime, as there usually is room.
+	if send(uintptr(l.fd)) || l.stuck.Load() {
+		return errno
+	}
+	_ = l.file.SetWriteDeadline(time.Now().Add(sendTimeout)) // Write tells
+	if err := l.raw.Write(send); err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
+		return unix.EPIPE
+	}
+	return errno
 }
 
 // GSOMaxSize implements stack.GSOEndpoint.

@@ -19,7 +19,11 @@ import (
 func newWire(t *testing.T) (l *link, far int) {
 	pair := socketpair(t)
 	t.Cleanup(func() { unix.Close(pair[1]) })
-	return newLink(pair[0], testConfig()), pair[1]
+	l, err := newLink(pair[0], testConfig())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return l, pair[1]
 }
 
 // TestLinkManyPieces: a packet of more pieces than the kernel takes at once is one frame even so.

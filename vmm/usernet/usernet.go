@@ -98,7 +98,11 @@ func New(cfg Config, fd int) (*Network, error) {
 	n.log.logf = cfg.Logf
 	n.ctx, n.cancel = context.WithCancel(context.Background())
 	n.dns = newResolver(n)
-	n.link = newLink(fd, cfg)
+	var err error
+	if n.link, err = newLink(fd, cfg); err != nil {
+		n.cancel()
+		return nil, err
+	}
 	n.stack = stack.New(stack.Options{
 		NetworkProtocols:   []stack.NetworkProtocolFactory{ipv4.NewProtocol, ipv6.NewProtocol, arp.NewProtocol},
 		TransportProtocols: []stack.TransportProtocolFactory{tcp.NewProtocol, udp.NewProtocol, icmp.NewProtocol4, icmp.NewProtocol6},

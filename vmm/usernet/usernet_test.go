@@ -125,7 +125,9 @@ func newGuestBehind(t testing.TB, change func(*Config), carry func(record []byte
 	}
 	own := c
 	own.GatewayMAC, own.GuestMAC = c.GuestMAC, c.GatewayMAC
-	g.link = newLink(pair[1], own)
+	if g.link, err = newLink(pair[1], own); err != nil {
+		t.Fatal(err)
+	}
 	g.link.offloads.Store(true)
 	g.stack = stack.New(stack.Options{
 		NetworkProtocols:   []stack.NetworkProtocolFactory{ipv4.NewProtocol, ipv6.NewProtocol, arp.NewProtocol},

@@ -188,7 +188,7 @@ var RunOptions = []RunOption{
 		return nil
 	}},
 	{Names: []string{"-u", "--user"}, Value: "USER", Help: "the user, by name or number", set: func(s *client.RunSpec, _ *string, v string) error { s.User = v; return nil }},
-	{Names: []string{"--cd"}, Value: "DIR", Help: "the directory: absolute in the distro, ~, or\nrelative to the caller's;\nwithout: the caller's if it is shared, else ~", set: func(s *client.RunSpec, _ *string, v string) error {
+	{Names: []string{"--cd"}, Value: "DIR", Help: "the directory: absolute in the distro, ~, or\nrelative to the caller's (missing: ~);\nwithout: the caller's if it is shared, else ~", set: func(s *client.RunSpec, _ *string, v string) error {
 		switch {
 		case v == "":
 			return Usagef("--cd needs a directory")

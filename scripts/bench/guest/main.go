@@ -6,6 +6,8 @@
 //	guest echo PORT          send back what comes on vsock port PORT, or TCP port tcp:PORT
 //	guest sink|source PORT   take, or send, on such a port without end
 //	guest block FILE OP ...  read and write FILE; see block.go
+//	guest world ADDRESS      serve what network needs, on the host
+//	guest network MODE ...   use it; see network.go
 package main
 
 import (
@@ -33,6 +35,10 @@ func main() {
 		err = serve(os.Args[1], os.Args[2])
 	case "block":
 		err = block(os.Args[2:])
+	case "world":
+		err = world(os.Args[2:])
+	case "network":
+		err = network(os.Args[2:])
 	case "copy": // stdin to stdout, unbuffered
 		err = copyStdin()
 	default:

@@ -135,7 +135,7 @@ func (h *host) firstByte(argv []string) (float64, error) {
 }
 
 func peerBoot(disk string) (f bootFigures, err error) {
-	q, err := startQEMU(disk)
+	q, err := startQEMU(disk, slirpNet())
 	if err != nil {
 		return f, err
 	}

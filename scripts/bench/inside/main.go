@@ -60,7 +60,7 @@ func main() {
 	flag.Parse()
 	topics := map[string]func(*host) ([]report.Row, error){
 		"boot": boot, "warm": warm, "memory": memory, "block": block, "vsock": vsock, "monitors": monitors, "distros": distros,
-		"console": console,
+		"console": console, "network": network,
 	}
 	topic := topics[flag.Arg(1)]
 	if topic == nil {

@@ -17,20 +17,24 @@ func (h *host) forwarded(r *running) *running {
 		if err := h.awaitPort(port); err != nil {
 			return -1, err
 		}
-		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
-		if err != nil {
-			return -1, err
-		}
-		if err = setTimeouts(fd); err == nil {
-			err = unix.Connect(fd, &unix.SockaddrInet4{Port: int(port), Addr: [4]byte{127, 0, 0, 1}})
-		}
-		if err != nil {
-			unix.Close(fd)
-			return -1, fmt.Errorf("connect to port %d of localhost: %w", port, err)
-		}
-		return socket(fd), nil
+		return dialLocalhost(port)
 	}
 	return &f
+}
+
+func dialLocalhost(port uint32) (socket, error) {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return -1, err
+	}
+	if err = setTimeouts(fd); err == nil {
+		err = unix.Connect(fd, &unix.SockaddrInet4{Port: int(port), Addr: [4]byte{127, 0, 0, 1}})
+	}
+	if err != nil {
+		unix.Close(fd)
+		return -1, fmt.Errorf("connect to port %d of localhost: %w", port, err)
+	}
+	return socket(fd), nil
 }
 
 // awaitPort returns when the host listens for a port of the distro.

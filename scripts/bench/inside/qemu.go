@@ -28,6 +28,7 @@ type qemu struct {
 	errs    bytes.Buffer
 	started time.Time
 	control socket
+	net     wire.Network
 	ready   wire.Ready
 	port    uint32 // the distro's session port
 	id      uint32
@@ -36,7 +37,7 @@ type qemu struct {
 // peerNet4 and peerNet6 are the networks of QEMU's own NAT, its defaults.
 const peerNet4, peerNet6 = "10.0.2.0/24", "fec0::/64"
 
-func qemuArgs(disk string) []string {
+func qemuArgs(disk string, net card) []string {
 	args := []string{
 		"-M", "microvm,accel=kvm,acpi=off,pic=off,pit=off,rtc=off,isa-serial=off,x-option-roms=off",
 		"-cpu", "host", "-m", strconv.Itoa(memoryMiB), "-smp", strconv.Itoa(vCPUs),
@@ -46,9 +47,8 @@ func qemuArgs(disk string) []string {
 		"-append", "panic=-1 reboot=t quiet noreplace-smp retain_initrd spec_rstack_overflow=off tsc=reliable " + rigCmdline(),
 		"-device", "isa-debug-exit,iobase=0xf4,iosize=1",
 		"-device", fmt.Sprintf("vhost-vsock-device,guest-cid=%d", guestCID),
-		// A network card, as ours has one.
-		"-netdev", "user,id=net,net=" + peerNet4 + ",ipv6-net=" + peerNet6, "-device", "virtio-net-device,netdev=net",
 	}
+	args = append(args, net.args...) // as ours has one
 	if disk != "" {
 		args = append(args, "-drive", "if=none,id=disk,format=raw,cache=writeback,discard=unmap,file="+disk, "-device", "virtio-blk-device,drive=disk")
 	}
@@ -57,7 +57,7 @@ func qemuArgs(disk string) []string {
 
 // startQEMU runs QEMU and returns when its guest's first distro serves: from the
 // disk, or the system distro if there is none.
-func startQEMU(disk string) (q *qemu, err error) {
+func startQEMU(disk string, net card) (q *qemu, err error) {
 	l, err := unix.Socket(unix.AF_VSOCK, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return nil, fmt.Errorf("vsock: %w", err)
@@ -70,7 +70,7 @@ func startQEMU(disk string) (q *qemu, err error) {
 	if err := setTimeouts(l); err != nil {
 		return nil, err
 	}
-	q = &qemu{control: -1, cmd: exec.Command(qemuPath, qemuArgs(disk)...)}
+	q = &qemu{control: -1, net: net.network, cmd: exec.Command(qemuPath, qemuArgs(disk, net)...)}
 	q.cmd.Stdout, q.cmd.Stderr = &q.errs, &q.errs
 	q.started = time.Now()
 	if err := q.cmd.Start(); err != nil {
@@ -114,7 +114,7 @@ func (q *qemu) startDistro(slot int32) (port uint32, err error) {
 	q.id++
 	var b []byte
 	if q.id == 1 { // what the service says first
-		b, err = wire.Append(b, &wire.Network{Guest4: "10.0.2.15/24", Gateway4: "10.0.2.2", Guest6: "fec0::15/64", Gateway6: "fec0::2"})
+		b, err = wire.Append(b, &q.net)
 	}
 	if err == nil {
 		b, err = wire.Append(b, &wire.StartDistro{ID: q.id, Name: distroName, Slot: slot, Hostname: "bench"})

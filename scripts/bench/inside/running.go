@@ -2,6 +2,7 @@ package main
 
 import (
 	"io"
+	"os/exec"
 	"time"
 )
 
@@ -24,28 +25,35 @@ type running struct {
 func (h *host) ours() (*running, error) {
 	r := &running{name: "wsl2", output: h.output, dial: h.dialGuest, stop: h.stop}
 	r.spawn = func(argv ...string) (func(), error) {
-		c := h.wsl2(append([]string{"-d", distroName, "-e"}, argv...)...)
-		out, err := c.StdoutPipe()
-		if err == nil {
-			err = c.Start()
-		}
-		if err != nil {
-			return nil, err
-		}
-		stop := func() { c.Process.Kill(); c.Wait() }
-		if err := firstLine(out); err != nil {
-			stop()
-			return nil, err
-		}
-		return stop, nil
+		return spawn(h.wsl2(append([]string{"-d", distroName, "-e"}, argv...)...))
 	}
 	_, err := h.output("true")
 	return r, err
 }
 
+// spawn starts a program of the host, and returns when it has printed a line.
+func spawn(c *exec.Cmd) (stop func(), err error) {
+	out, err := c.StdoutPipe()
+	if err == nil {
+		err = c.Start()
+	}
+	if err != nil {
+		return nil, err
+	}
+	stop = func() { c.Process.Kill(); c.Wait() }
+	if err := firstLine(out); err != nil {
+		stop()
+		return nil, err
+	}
+	return stop, nil
+}
+
 // peer starts QEMU with the distro's disk.
-func (h *host) peer() (*running, error) {
-	q, err := startQEMU(h.disk)
+func (h *host) peer() (*running, error) { return h.peerOn(slirpNet()) }
+
+// peerOn is the peer with this network.
+func (h *host) peerOn(c card) (*running, error) {
+	q, err := startQEMU(h.disk, c)
 	if err != nil {
 		return nil, err
 	}

@@ -21,6 +21,8 @@ type Row struct {
 	Peers map[string]float64 `json:"peers"`
 	// Bar is what is asked of Ours; nil if nothing is.
 	Bar *Bar `json:"bar,omitempty"`
+	// Missing says of peers that could not be measured why.
+	Missing map[string]string `json:"missing,omitempty"`
 }
 
 // Bar is a limit for a row's figure: Factor times the figure of Peer, or if that
@@ -94,6 +96,15 @@ func Print(w io.Writer, topic string, rows []Row) {
 		fmt.Fprintf(t, "%s\t%s %s\t%s\t%s\n", r.Row, figure(r.Ours), r.Unit, strings.Join(peers, ", "), r.verdict())
 	}
 	t.Flush()
+	said := map[string]bool{}
+	for _, r := range rows {
+		for name, why := range r.Missing {
+			if line := fmt.Sprintf("%s was not measured: %s", name, why); !said[line] {
+				said[line] = true
+				fmt.Fprintln(w, line)
+			}
+		}
+	}
 }
 
 func (r Row) verdict() string {
