@@ -94,6 +94,7 @@ type call struct {
 	chain  virtio.Chain
 	unique uint64
 	bytes  int
+	first  bool // the FUSE_INIT of a mount
 	last   bool // FUSE_DESTROY
 }
 
@@ -261,8 +262,8 @@ func (d *Device) submit(c *call) error {
 		d.mu.Unlock()
 		return nil
 	}
-	if opcode == opInit && s != nil {
-		d.mounted = true
+	if opcode == opInit && s != nil && !d.mounted {
+		d.mounted, c.first = true, true
 	}
 	if s == nil {
 		d.fail(c)
@@ -347,7 +348,7 @@ func (d *Device) answer(s *server, tag uint32, message []byte) bool {
 	n := virtio.Scatter(c.chain.Writable, message)
 	c.queue.Push(c.chain.Head, uint32(n))
 	c.queue.Notify()
-	if c.last {
+	if c.last || c.first && binary.LittleEndian.Uint32(message[4:]) != 0 { // a mount that was refused sends nothing more
 		d.mounted = false
 		d.drop(s)
 	}
@@ -370,7 +371,7 @@ func (d *Device) drop(s *server) {
 
 // fail answers a request with ENOTCONN. Preconditions: mu is held, and the device is not stopped.
 func (d *Device) fail(c *call) {
-	if c.last {
+	if c.first || c.last {
 		d.mounted = false
 	}
 	n := 0

@@ -175,6 +175,28 @@ func TestDestroy(t *testing.T) {
 	}
 }
 
+// TestRefused: a device whose mount failed is free again.
+func TestRefused(t *testing.T) {
+	d := New("tag")
+	g := virtiotest.Start(t, d, virtiotest.Options{})
+	for i, handle := range []Handler{
+		func(request, room []byte) int { // the server refuses it
+			n := echo(request, room)
+			binary.LittleEndian.PutUint32(room[4:], ^uint32(unix.EIO)+1)
+			return n
+		},
+		func([]byte, []byte) int { d.Close(); return 0 }, // or dies over it
+		echo,
+	} {
+		end := attach(t, d, handle)
+		errno, _ := do(t, g, message(opInit, uint64(i), ""), answered)
+		if refused := i < 2; (errno != 0) != refused || d.Free() != refused {
+			t.Errorf("server %d: %v, free %v", i, errno, d.Free())
+		}
+		end()
+	}
+}
+
 // TestStop: a reset takes the server's requests back while it works on them.
 func TestStop(t *testing.T) {
 	d := New("tag")
