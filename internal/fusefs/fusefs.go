@@ -17,6 +17,7 @@
 package fusefs
 
 import (
+	"cmp"
 	"errors"
 	"strings"
 	"sync"
@@ -328,8 +329,8 @@ func (fs *FS) Symlink(_ <-chan struct{}, in *fuse.InHeader, target, name string,
 		return fuse.ENOENT
 	}
 	if fs.cfg.Root != "" {
-		if rest, ok := strings.CutPrefix(target, fs.cfg.Root+"/"); ok {
-			target = "/" + rest
+		if rest, ok := strings.CutPrefix(target, fs.cfg.Root); ok && (rest == "" || rest[0] == '/') {
+			target = cmp.Or(rest, "/")
 		}
 	}
 	return fs.made(in.NodeId, name, out, func(n p9.Node) error {

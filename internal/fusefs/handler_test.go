@@ -20,6 +20,7 @@ const (
 	opLookup   = 1
 	opForget   = 2
 	opGetattr  = 3
+	opSymlink  = 6
 	opUnlink   = 10
 	opOpen     = 14
 	opRead     = 15
@@ -208,6 +209,21 @@ func TestLocks(t *testing.T) {
 	k.do(t, opFlush, f, join(u64(other), u32(0, 0), u64(1)))
 	if errno := lock(opSetlk, other, 2, unix.F_RDLCK); errno != 0 {
 		t.Errorf("after a close: %v", errno)
+	}
+}
+
+// TestLinkTargets: what a link made in a mount points to, in the tree is without the mount's place.
+func TestLinkTargets(t *testing.T) {
+	k, dir := serve(t, Config{Root: "/run/fs"})
+	k.init(t)
+	for i, c := range [][2]string{{"/run/fs", "/"}, {"/run/fs/etc", "/etc"}, {"/run/fsx", "/run/fsx"}, {"../run/fs", "../run/fs"}} {
+		name := fmt.Sprint(i)
+		if errno, _ := k.do(t, opSymlink, 1, []byte(name+"\x00"+c[0]+"\x00")); errno != 0 {
+			t.Fatal(errno)
+		}
+		if got, err := os.Readlink(dir + "/" + name); err != nil || got != c[1] {
+			t.Errorf("%s: %q, %v, want %q", c[0], got, err, c[1])
+		}
 	}
 }
 
