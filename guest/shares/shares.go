@@ -218,7 +218,7 @@ func (m *Mounter) mount(t *trap) error {
 		return err
 	}
 	if came.conn == nil {
-		return errors.New("the host answered with a device where only a connection will do")
+		return fmt.Errorf("the host could not open %s; the service's log there says why", t.share.Host)
 	}
 	defer came.conn.Close() // the mount has a descriptor of its own
 	fd, err := descriptor(came.conn)

@@ -408,7 +408,7 @@ type RegisterDevice struct {
 	Device string
 }
 
-// ShareDevice names the virtio-fs device of a share.
+// ShareDevice names the virtio-fs device of a share; "" says that it cannot be served.
 type ShareDevice struct {
 	Tag string
 }

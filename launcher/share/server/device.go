@@ -26,23 +26,26 @@ const lockWait = time.Second
 
 // serveDevice serves a virtio-fs device until the guest unmounts it or the VM ends.
 func serveDevice(ctx context.Context, s share.Spec, logf func(format string, args ...any)) error {
-	dir, err := open(s)
+	// The device first: it is kept for its server until that has been there.
+	conn, err := net.Dial("unix", s.Socket)
 	if err != nil {
 		return err
+	}
+	dir, err := open(s)
+	if err != nil {
+		conn.Close()
+		return errors.Join(err, announce(s, ""))
 	}
 	defer dir.Close()
 	root, err := dir.Attach("", "", 0)
 	if err != nil {
+		conn.Close()
 		return err
 	}
 	stage, stopChanges := tellChanges(ctx, s, dir, logf)
 	defer stopChanges()
 	files := fusefs.New(root, fusefs.Config{LockWait: lockWait, Replay: stage, MaxNodes: maxFIDs(), MaxHandles: maxFIDs() / 2})
 	defer files.Close()
-	conn, err := net.Dial("unix", s.Socket)
-	if err != nil {
-		return err
-	}
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
 	defer stop()
 	mounted := time.AfterFunc(mountWait, func() {
@@ -51,7 +54,7 @@ func serveDevice(ctx context.Context, s share.Spec, logf func(format string, arg
 	})
 	defer mounted.Stop()
 	if err = fs.Accept(conn); err == nil {
-		err = announce(s)
+		err = announce(s, s.Tag)
 	}
 	if err != nil {
 		conn.Close()
@@ -68,17 +71,20 @@ func serveDevice(ctx context.Context, s share.Spec, logf func(format string, arg
 	return err
 }
 
-// announce tells the distro which device it is.
-func announce(s share.Spec) error {
+// announce tells the distro which device it is; "" that there is none.
+func announce(s share.Spec, tag string) error {
 	guest, err := guestconn.Dial(s.VsockPath, s.Port, wire.Hello{Version: wire.Version, Role: wire.RoleShareDevice, Session: s.Session}, nil)
 	if err != nil {
 		return err
 	}
 	defer guest.Close()
-	if err := wire.Write(guest, &wire.ShareDevice{Tag: s.Tag}); err != nil {
+	if err := wire.Write(guest, &wire.ShareDevice{Tag: tag}); err != nil {
 		return fmt.Errorf("tell the distro of its share: %w", err)
 	}
 	guest.SetReadDeadline(time.Now().Add(mountWait)) //nolint:errcheck // Read tells
-	guest.Read(make([]byte, 1))                      //nolint:errcheck // its end: the distro has read it
-	return nil
+	m, err := wire.Read(guest)
+	if refused, ok := m.(*wire.Failed); err == nil && ok {
+		return fmt.Errorf("the distro does not take the share: %s", refused.Text)
+	}
+	return nil // its end: the distro has read it
 }
