@@ -95,6 +95,7 @@ type handle struct {
 	p9.Handle
 	node p9.Node // a reference
 	refs int     // a table's, and those of requests; guarded by FS.mu
+	of   uint64  // for locks: the handle that the first of them came by; immutable
 }
 
 // New returns a FS of the tree at root, which it owns.

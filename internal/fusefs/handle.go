@@ -109,7 +109,10 @@ func (fs *FS) Create(_ <-chan struct{}, in *fuse.CreateIn, name string, out *fus
 	return s
 }
 
-func (fs *FS) Release(_ <-chan struct{}, in *fuse.ReleaseIn) { fs.release(in.Fh) }
+func (fs *FS) Release(_ <-chan struct{}, in *fuse.ReleaseIn) {
+	fs.release(in.Fh)
+	fs.releaseLocks(in.Fh)
+}
 
 func (fs *FS) ReleaseDir(in *fuse.ReleaseIn) { fs.release(in.Fh) }
 

@@ -210,6 +210,20 @@ func TestLocks(t *testing.T) {
 	if errno := lock(opSetlk, other, 2, unix.F_RDLCK); errno != 0 {
 		t.Errorf("after a close: %v", errno)
 	}
+	// An open file description's end is that of its handle, which no FLUSH of its owner comes before.
+	k.do(t, opFlush, f, join(u64(other), u32(0, 0), u64(2)))
+	if errno := lock(opSetlk, fh, 3, unix.F_WRLCK); errno != 0 {
+		t.Fatal(errno)
+	}
+	k.do(t, opRelease, f, join(u64(other), u32(0, 0), u64(0)))
+	again := k.open(t, f, unix.O_RDWR)
+	if errno := lock(opSetlk, again, 2, unix.F_RDLCK); errno != unix.EAGAIN {
+		t.Errorf("after another handle's end: %v", errno)
+	}
+	k.do(t, opRelease, f, join(u64(fh), u32(0, 0), u64(0)))
+	if errno := lock(opSetlk, again, 2, unix.F_RDLCK); errno != 0 {
+		t.Errorf("after its handle's end: %v", errno)
+	}
 }
 
 // TestLinkTargets: what a link made in a mount points to, in the tree is without the mount's place.

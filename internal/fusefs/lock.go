@@ -11,7 +11,9 @@ import (
 
 // Locks of flock(2) belong to an open file, so to its handle. Those of fcntl(2) belong to a
 // process, through whatever descriptor it takes them, and all go when it closes any: each
-// process has a handle of its own for those of a file, which FLUSH, sent with each close(2), ends.
+// process has a handle of its own for those of a file, which FLUSH, sent with each close(2), ends. Those of
+// an open file description (F_OFD_SETLK) look the same, with an owner that never sends a FLUSH: the end of
+// its handle ends them. A process has no locks left by then that came by a handle of its own.
 
 // lockOwner is a process that has a file locked.
 type lockOwner struct{ node, owner uint64 }
@@ -40,6 +42,7 @@ func (fs *FS) withLocks(in *fuse.LkIn, make bool, what func(p9.Handle) error) er
 		if err != nil {
 			return err
 		}
+		made.of = in.Fh
 		fs.mu.Lock()
 		if h = fs.locks[key]; h == nil {
 			h, fs.locks[key] = made, made
@@ -67,6 +70,22 @@ func (fs *FS) openLocks(id uint64) (*handle, error) {
 	}
 	n.Close()
 	return nil, err
+}
+
+// releaseLocks ends the locks that came by a handle.
+func (fs *FS) releaseLocks(fh uint64) {
+	var ended []*handle
+	fs.mu.Lock()
+	for key, h := range fs.locks {
+		if h.of == fh {
+			delete(fs.locks, key)
+			ended = append(ended, h)
+		}
+	}
+	fs.mu.Unlock()
+	for _, h := range ended {
+		fs.put(h)
+	}
 }
 
 // Flush is a close(2).
