@@ -75,7 +75,7 @@ func (n *node) Open(flags uint32) (p9.Handle, error) {
 		f.Close(n.ctx) //nolint:errcheck // it was not opened
 		return nil, err
 	}
-	return &handle{n.ctx, f}, nil
+	return &handle{ctx: n.ctx, f: f}, nil
 }
 
 func (n *node) Create(name string, flags, mode, gid uint32) (p9.Node, p9.Handle, error) {
@@ -96,7 +96,7 @@ func (n *node) Create(name string, flags, mode, gid uint32) (p9.Node, p9.Handle,
 		f.Close(n.ctx) //nolint:errcheck // nothing was written
 		return nil, nil, err
 	}
-	return made, &handle{n.ctx, f}, nil
+	return made, &handle{ctx: n.ctx, f: f}, nil
 }
 
 func (n *node) Mkdir(name string, mode, gid uint32) (p9.QID, error) {
@@ -155,19 +155,30 @@ func (n *node) SetXattr(name string, value []byte, flags int) error {
 type handle struct {
 	ctx context.Context
 	f   *p9.File
+
+	mu      sync.Mutex  // one reads the directory at a time
+	pos     uint64      // where entries begins; guarded by mu
+	entries []p9.Dirent // guarded by mu
 }
 
 func (h *handle) ReadAt(p []byte, offset int64) (int, error) { return h.f.ReadAt(h.ctx, p, offset) }
 
 func (h *handle) WriteAt(p []byte, offset int64) (int, error) { return h.f.WriteAt(h.ctx, p, offset) }
 
+// Readdir keeps what the server sent and b has no room for: a kernel asks for a page at a time.
 func (h *handle) Readdir(b []byte, offset uint64) ([]byte, error) {
-	entries, err := h.f.Readdir(h.ctx, offset)
-	if err != nil {
-		return nil, err
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if offset == 0 || offset != h.pos || len(h.entries) == 0 {
+		entries, err := h.f.Readdir(h.ctx, offset)
+		if err != nil {
+			return nil, err
+		}
+		h.entries = entries
 	}
 	empty := len(b)
-	for _, e := range entries {
+	for len(h.entries) > 0 {
+		e := h.entries[0]
 		if len(b)+p9.DirentSize(e.Name) > cap(b) {
 			if len(b) == empty {
 				return nil, unix.EINVAL
@@ -175,6 +186,7 @@ func (h *handle) Readdir(b []byte, offset uint64) ([]byte, error) {
 			break
 		}
 		b = p9.AppendDirent(b, e.QID, e.Offset, e.Type, e.Name)
+		h.pos, h.entries = e.Offset, h.entries[1:]
 	}
 	return b, nil
 }
