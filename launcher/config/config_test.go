@@ -273,6 +273,7 @@ func TestShares(t *testing.T) {
 		"[shares]\nhost=~, metadata, umask=077, fmask=177":                 {with(home, func(s *Share) { s.Metadata, s.FileMask, s.DirMask = true, 0o177, 0o77 })},
 		"[shares]\nhost=~, dmask=22, transport=9p, rw":                     {with(home, func(s *Share) { s.Stream, s.DirMask = true, 0o22 })},
 		"[shares]\nhost=~/src, transport=virtiofs":                         {src},
+		"[shares]\nhost=~/src, case=dir\n[shares.x]\nhost=~, case=force":   {src},
 		"[shares]\nhost=/a, umask=99":                                      {with(home, func(s *Share) { s.Host = "/a, umask=99" })},
 		"[shares]\nhost=~":                                                 {home},
 		"[Shares]\nhost=~, ro":                                             {with(home, func(s *Share) { s.ReadOnly = true })},
@@ -305,6 +306,11 @@ func TestShares(t *testing.T) {
 	}
 	s := Defaults(Host{Home: "/home/me"})
 	if w := s.parse("[shares]\nisolated=perhaps", "f", Host{}); len(w) != 1 || s.Shares.Of("debian") != nil {
+		t.Errorf("%q, %+v", w, s.Shares)
+	}
+	s = Defaults(Host{Home: "/home/me"})
+	if w := s.parse("[shares]\nhost=~/src, case=off", "f", Host{Home: "/home/me"}); len(w) != 1 || !strings.Contains(w[0], "chattr +F") ||
+		!reflect.DeepEqual(s.Shares.Of("debian"), []Share{src}) {
 		t.Errorf("%q, %+v", w, s.Shares)
 	}
 	if got := Defaults(Host{}).Shares.Of("debian"); got != nil {

@@ -33,6 +33,8 @@ type Share struct {
 	FileMask, DirMask uint32
 	// Metadata keeps owners and modes of the distro's in extended attributes.
 	Metadata bool
+	// foldCase: case=off was said, which set warns of; false in what Of returns.
+	foldCase bool
 }
 
 // shareRule is one line of those sections.
@@ -105,7 +107,12 @@ func (s *Shares) set(distro string, e ini.Entry, home string) string {
 		return "Want an absolute path of the host, ~ or none, and perhaps ', ro'; ignored:"
 	}
 	r.share.Host = filepath.Clean(path)
+	folds := r.share.foldCase
+	r.share.foldCase = false
 	s.rules = append(s.rules, r)
+	if folds {
+		return "Names in a share are the host's, which tells upper from lower case (where its file system can, chattr +F has a directory not do so); case=off is ignored:"
+	}
 	return ""
 }
 
@@ -121,6 +128,8 @@ func setOption(s *Share, option string) bool {
 		s.Stream = option == "transport=9p"
 	case option == "metadata":
 		s.Metadata = true
+	case option == "case=off", option == "case=dir", option == "case=force": // WSL's
+		s.foldCase = option == "case=off"
 	case key == "umask" && isMask:
 		s.FileMask, s.DirMask = uint32(mask), uint32(mask)
 	case key == "fmask" && isMask:
