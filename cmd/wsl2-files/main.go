@@ -9,10 +9,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log"
 	"os"
 	"os/signal"
 	"syscall"
 
+	"github.com/wsl2/wsl2/internal/fusefs"
 	"github.com/wsl2/wsl2/launcher/hostmount"
 	mountserver "github.com/wsl2/wsl2/launcher/hostmount/server"
 	"github.com/wsl2/wsl2/launcher/share"
@@ -31,6 +33,9 @@ func run(args []string) error {
 	signal.Ignore(syscall.SIGHUP, syscall.SIGINT)
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
+	logf := func(format string, args ...any) { fmt.Fprintf(os.Stderr, "wsl2-files: "+format+"\n", args...) }
+	log.SetOutput(fusefs.Complaints(logf)) // go-fuse's, beside those of its servers' loggers
+	log.SetFlags(0)
 	switch {
 	case len(args) > 0 && args[0] == "mount":
 		spec, err := hostmount.Parse(args[1:])
@@ -43,7 +48,7 @@ func run(args []string) error {
 		if err != nil {
 			return err
 		}
-		return server.Serve(ctx, spec, func(format string, args ...any) { fmt.Fprintf(os.Stderr, "wsl2-files: "+format+"\n", args...) })
+		return server.Serve(ctx, spec, logf)
 	}
 	return errors.New("this is a part of wsl2; see `wsl2 --help`")
 }

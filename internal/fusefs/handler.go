@@ -2,6 +2,7 @@ package fusefs
 
 import (
 	"encoding/binary"
+	"io"
 	"log"
 	"sync"
 	"sync/atomic"
@@ -24,7 +25,7 @@ const maxComplaints = 20
 // whose length it returns. It is called by many goroutines at once.
 func (fs *FS) Handler(logf func(format string, args ...any)) func(request, room []byte) int {
 	o := Options()
-	o.Logger = log.New(&complaints{logf: logf}, "", 0)
+	o.Logger = log.New(Complaints(logf), "", 0)
 	server := fuse.NewProtocolServer(fs.Raw(), o)
 	var mu sync.RWMutex // written while INIT changes what all others depend on
 	begun := false      // guarded by mu
@@ -67,7 +68,10 @@ func refuse(request, room []byte, errno unix.Errno) int {
 	return outHeader
 }
 
-// complaints are go-fuse's about requests, which a hostile guest can make as many of as it likes.
+// Complaints logs the first lines of go-fuse's about requests, of which a hostile guest can cause
+// as many as it likes.
+func Complaints(logf func(format string, args ...any)) io.Writer { return &complaints{logf: logf} }
+
 type complaints struct {
 	logf func(format string, args ...any)
 	n    atomic.Int32

@@ -226,6 +226,20 @@ func TestLocks(t *testing.T) {
 	}
 }
 
+// TestComplaints: what a guest can have logged is bounded, in lines and in their length.
+func TestComplaints(t *testing.T) {
+	var lines []string
+	w := Complaints(func(format string, args ...any) { lines = append(lines, fmt.Sprintf(format, args...)) })
+	for range 10 * maxComplaints {
+		if n, err := w.Write(bytes.Repeat([]byte{'\n'}, 1000)); n != 1000 || err != nil {
+			t.Fatal(n, err)
+		}
+	}
+	if len(lines) != maxComplaints || len(lines[0]) > 500 {
+		t.Errorf("%d lines, the first of %d bytes", len(lines), len(lines[0]))
+	}
+}
+
 // TestLinkTargets: what a link made in a mount points to, in the tree is without the mount's place.
 func TestLinkTargets(t *testing.T) {
 	k, dir := serve(t, Config{Root: "/run/fs"})
