@@ -69,11 +69,20 @@ func (s *Stage) Done() {
 
 // Walk returns the child of dir that was there before the change.
 func (s *Stage) Walk(dir p9.Node, name string) (p9.Node, error) {
-	s.mu.Lock()
-	c, done := s.current, s.done
-	s.mu.Unlock()
-	if c == nil || done {
+	n, err := s.before(dir, name)
+	if n == nil && err == nil {
 		return dir.Walk(name)
+	}
+	return n, err
+}
+
+// before is Walk for what the change has made another; nil for all else.
+func (s *Stage) before(dir p9.Node, name string) (p9.Node, error) {
+	s.mu.Lock() // who calls Set(nil) closes the File then
+	defer s.mu.Unlock()
+	c := s.current
+	if c == nil || s.done {
+		return nil, nil
 	}
 	path := dir.QID().Path
 	old, target := path == c.Dir && name == c.Name, path == c.NewDir && name == c.NewName
@@ -85,5 +94,5 @@ func (s *Stage) Walk(dir p9.Node, name string) (p9.Node, error) {
 	case c.Kind == Renamed && old && c.File != nil:
 		return c.File.Clone(), nil
 	}
-	return dir.Walk(name)
+	return nil, nil
 }
