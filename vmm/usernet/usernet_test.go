@@ -539,6 +539,7 @@ func TestSoakConnections(t *testing.T) {
 	for _, c := range open {
 		c.Close()
 	}
+	eventually(t, "what was held ends", func() bool { return len(g.net.limits.tcp) == 0 })
 	inParallel(total, func() error {
 		c, err := round()
 		if err == nil {
@@ -549,6 +550,7 @@ func TestSoakConnections(t *testing.T) {
 	t.Cleanup(func() {
 		if t.Failed() {
 			t.Logf("%d connections, %d descriptors of %d, %d goroutines of %d", len(g.net.limits.tcp), files(), beforeFiles, runtime.NumGoroutine(), before)
+			t.Log(g.log.all())
 		}
 	})
 	eventually(t, "connections end", func() bool {
