@@ -379,6 +379,45 @@ func TestRestart(t *testing.T) {
 	}
 }
 
+// TestRestartFull: a link that takes no more at a reset is told of the new driver's features even so, before its first frame.
+func TestRestartFull(t *testing.T) {
+	d, w := newDevice(t)
+	g := virtiotest.Start(t, d, virtiotest.Options{MemoryBytes: 64 << 20})
+	p := open(t, g, w, true)
+	for i := range 100 { // more than a socket's buffer holds
+		g.Ring(queueTX).Send(t, [][]byte{guestFrame(Header{}, frame(60000, byte(i)))})
+	}
+	poll := []unix.PollFd{{Fd: int32(d.link), Events: unix.POLLOUT}}
+	for end := time.Now().Add(virtiotest.Timeout); ; {
+		if n, err := unix.Poll(poll, 0); err == nil && n == 0 {
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatal("the link is not full")
+		}
+	}
+	g.Stop()
+	g = virtiotest.Start(t, d, virtiotest.Options{Features: ^uint64(featureGuestTSO4)})
+	want := frame(90, 4)
+	g.Ring(queueTX).Send(t, [][]byte{guestFrame(Header{}, want)})
+	b := p.read()
+	for on, ok := Offloads(b); !ok; on, ok = Offloads(b) {
+		if on {
+			t.Fatal("offloads that the driver has not")
+		}
+		if bytes.Equal(b[HeaderLen:], want) {
+			t.Fatal("the frame comes before the features")
+		}
+		b = p.read()
+	}
+	if on, _ := Offloads(b); on {
+		t.Error("the features are another driver's")
+	}
+	if got := p.read(); !bytes.Equal(got[HeaderLen:], want) {
+		t.Error("another frame came")
+	}
+}
+
 func TestConfigSpace(t *testing.T) {
 	d, _ := newDevice(t)
 	c := make([]byte, 16)

@@ -45,6 +45,7 @@ type session struct {
 
 	// full: the link takes no more; readable: it may have a frame.
 	full, readable bool
+	told           bool // the link knows the session's features
 	txChain        virtio.Chain
 	txWaits        bool // txChain was popped and waits for the link
 
@@ -227,9 +228,17 @@ func (s *session) useLink() error {
 	if err := s.watch(s.d.link, eventLink, unix.EPOLLIN|unix.EPOLLOUT|unix.EPOLLRDHUP); err != nil {
 		return err
 	}
-	// A peer that is gone, or full, is found out with the next frame.
-	_ = unix.Send(s.d.link, putFeatures(s.vs.Features), unix.MSG_NOSIGNAL)
+	s.told = false
+	s.tell() // a peer that is gone, or full, is found out with the next frame
 	return nil
+}
+
+// tell sends the record that begins a session, unless it has been sent; false if the link is full.
+func (s *session) tell() bool {
+	if !s.told {
+		s.told = unix.Send(s.d.link, putFeatures(s.vs.Features), unix.MSG_NOSIGNAL|unix.MSG_DONTWAIT) != unix.EAGAIN
+	}
+	return s.told
 }
 
 func (s *session) dropLink() {
@@ -284,6 +293,10 @@ func (s *session) send(bufs [][]byte) bool {
 	h, err := ParseHeader((*[HeaderLen]byte)(raw[:])).check(n-guestHeaderLen, s.vs.Features)
 	if err != nil || s.d.link < 0 && groupTalk(bufs) || !s.open() {
 		return true
+	}
+	if !s.tell() { // a frame must not come before it
+		s.full = true
+		return false
 	}
 	h.Put(&s.header)
 	s.iov = append(s.iov[:0], iovec(s.header[:]))
