@@ -210,6 +210,7 @@ func TestKilledVerbs(t *testing.T) {
 		{"service", "shrink"}, {"client", "shrink"}, {"vm", "shrink"},
 		{"service", "grow"}, {"client", "grow"},
 		{"service", "export"}, {"client", "export"}, {"vm", "export"},
+		{"service", "compact"}, {"client", "compact"}, {"vm", "compact"},
 	} {
 		t.Run(c.verb+" "+c.victim, func(t *testing.T) {
 			h.TB = t
@@ -227,6 +228,8 @@ func TestKilledVerbs(t *testing.T) {
 				args, noted = []string{"--manage", "small", "--resize", "16GB"}, ""
 			case "export":
 				args, noted = []string{"--export", "small", h.Path("data/wsl2/out.tar.zst")}, ""
+			case "compact":
+				args, noted = []string{"--manage", "small", "--compact"}, ""
 			}
 			moved++
 			var l *testsys.Live
@@ -235,7 +238,7 @@ func TestKilledVerbs(t *testing.T) {
 				testsys.WaitCreated(t, filepath.Join(h.Data(), "distros"), noted, start)
 			} else {
 				start()
-				for states(h)["small"] == "Stopped" { // until it is locked
+				for states(h)["small"] == "Stopped" && !l.Ended() { // until it is locked
 				}
 			}
 			if c.victim == "client" {

@@ -234,6 +234,16 @@ func (l *Live) Kill() {
 	<-l.done
 }
 
+// Ended tells whether it has ended.
+func (l *Live) Ended() bool {
+	select {
+	case <-l.done:
+		return true
+	default:
+		return false
+	}
+}
+
 // Wait waits for the command's end.
 func (l *Live) Wait() Result {
 	l.h.TB.Helper()
