@@ -55,8 +55,8 @@ func newDebian(t *testing.T) *testsys.Host {
 }
 
 // bootstrap makes a Debian with systemd of this host's apt sources, the programs of
-// TestPrograms, and the user alice.
-func bootstrap(t *testing.T, h *testsys.Host) string {
+// TestPrograms and more packages, and the user alice.
+func bootstrap(t *testing.T, h *testsys.Host, more ...string) string {
 	t.Helper()
 	suite, err := exec.Command("sh", "-c", `. /etc/os-release; [ "$ID" != debian ] || echo "$VERSION_CODENAME"`).Output()
 	testsys.Must(t, err)
@@ -64,7 +64,8 @@ func bootstrap(t *testing.T, h *testsys.Host) string {
 		suite = []byte("stable")
 	}
 	path := h.Path("debian.tar")
-	out, err := exec.Command("mmdebstrap", "--quiet", "--variant=minbase", "--include=systemd-sysv,dbus,dbus-user-session,libpam-systemd,udev,less,vim-tiny,htop,mc,rsync,python3",
+	packages := append([]string{"systemd-sysv", "dbus", "dbus-user-session", "libpam-systemd", "udev", "less", "vim-tiny", "htop", "mc", "rsync"}, more...)
+	out, err := exec.Command("mmdebstrap", "--quiet", "--variant=minbase", "--include="+strings.Join(packages, ","),
 		"--customize-hook=chroot \"$1\" useradd -m alice", strings.TrimSpace(string(suite)), path).CombinedOutput()
 	if err != nil {
 		t.Fatalf("mmdebstrap: %v: %s", err, out)

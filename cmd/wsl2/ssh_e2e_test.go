@@ -118,6 +118,10 @@ func TestSSH(t *testing.T) {
 		}
 	})
 
+	t.Run("an editor's server", func(t *testing.T) {
+		editorServer(ctx, t, h, config)
+	})
+
 	t.Run("keys are this user's alone", func(t *testing.T) {
 		st, err := os.Stat(filepath.Join(h.Data(), "ssh/host_key"))
 		if err != nil || st.Mode().Perm() != 0o600 {
