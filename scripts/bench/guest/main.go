@@ -6,6 +6,7 @@
 //	guest echo PORT          send back what comes on vsock port PORT, or TCP port tcp:PORT
 //	guest sink|source PORT   take, or send, on such a port without end
 //	guest block FILE OP ...  read and write FILE; see block.go
+//	guest files DIR JOB N    use a file system; see files.go, so are mount and timed
 package main
 
 import (
@@ -33,6 +34,12 @@ func main() {
 		err = serve(os.Args[1], os.Args[2])
 	case "block":
 		err = block(os.Args[2:])
+	case "files":
+		err = files(os.Args[2:])
+	case "timed":
+		err = timed(os.Args[2:])
+	case "mount":
+		err = mount(os.Args[2:])
 	case "copy": // stdin to stdout, unbuffered
 		err = copyStdin()
 	default:

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -36,7 +37,9 @@ type qemu struct {
 // peerNet4 and peerNet6 are the networks of QEMU's own NAT, its defaults.
 const peerNet4, peerNet6 = "10.0.2.0/24", "fec0::/64"
 
-func qemuArgs(disk string) []string {
+const peerNet = "user,id=net,net=" + peerNet4 + ",ipv6-net=" + peerNet6
+
+func qemuArgs(disk string, more ...string) []string {
 	args := []string{
 		"-M", "microvm,accel=kvm,acpi=off,pic=off,pit=off,rtc=off,isa-serial=off,x-option-roms=off",
 		"-cpu", "host", "-m", strconv.Itoa(memoryMiB), "-smp", strconv.Itoa(vCPUs),
@@ -47,17 +50,24 @@ func qemuArgs(disk string) []string {
 		"-device", "isa-debug-exit,iobase=0xf4,iosize=1",
 		"-device", fmt.Sprintf("vhost-vsock-device,guest-cid=%d", guestCID),
 		// A network card, as ours has one.
-		"-netdev", "user,id=net,net=" + peerNet4 + ",ipv6-net=" + peerNet6, "-device", "virtio-net-device,netdev=net",
+		"-netdev", peerNet, "-device", "virtio-net-device,netdev=net",
+	}
+	for i := range more {
+		if strings.HasPrefix(more[i], "hostfwd=") { // of the card that it has
+			args[slices.Index(args, peerNet)] += "," + more[i]
+			more = slices.Delete(slices.Clone(more), i, i+1)
+			break
+		}
 	}
 	if disk != "" {
 		args = append(args, "-drive", "if=none,id=disk,format=raw,cache=writeback,discard=unmap,file="+disk, "-device", "virtio-blk-device,drive=disk")
 	}
-	return args
+	return append(args, more...)
 }
 
 // startQEMU runs QEMU and returns when its guest's first distro serves: from the
 // disk, or the system distro if there is none.
-func startQEMU(disk string) (q *qemu, err error) {
+func startQEMU(disk string, more ...string) (q *qemu, err error) {
 	l, err := unix.Socket(unix.AF_VSOCK, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return nil, fmt.Errorf("vsock: %w", err)
@@ -70,7 +80,7 @@ func startQEMU(disk string) (q *qemu, err error) {
 	if err := setTimeouts(l); err != nil {
 		return nil, err
 	}
-	q = &qemu{control: -1, cmd: exec.Command(qemuPath, qemuArgs(disk)...)}
+	q = &qemu{control: -1, cmd: exec.Command(qemuPath, qemuArgs(disk, more...)...)}
 	q.cmd.Stdout, q.cmd.Stderr = &q.errs, &q.errs
 	q.started = time.Now()
 	if err := q.cmd.Start(); err != nil {

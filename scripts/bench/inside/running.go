@@ -43,9 +43,9 @@ func (h *host) ours() (*running, error) {
 	return r, err
 }
 
-// peer starts QEMU with the distro's disk.
-func (h *host) peer() (*running, error) {
-	q, err := startQEMU(h.disk)
+// peer starts QEMU with the distro's disk, and more devices.
+func (h *host) peer(devices ...string) (*running, error) {
+	q, err := startQEMU(h.disk, devices...)
 	if err != nil {
 		return nil, err
 	}
