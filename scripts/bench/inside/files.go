@@ -36,7 +36,12 @@ const sharedDir = "/bench.shared"
 const filesShares = "[shares]\nhost = " + sharedDir + "\np9 = " + sharedDir + ", transport=9p\n"
 
 // filesHang is hangs for one job.
-const filesHang = 100 * time.Second
+func filesHang() time.Duration {
+	if *full {
+		return 300 * hangs
+	}
+	return 10 * hangs
+}
 
 // Those that are compared, as the rows name them.
 const (
@@ -128,7 +133,7 @@ func files(h *host) ([]report.Row, error) {
 	if _, err := h.ours(); err != nil {
 		return nil, err
 	}
-	inOurs := func(argv ...string) (string, error) { return h.runFor(filesHang, argv...) }
+	inOurs := func(argv ...string) (string, error) { return h.runFor(filesHang(), argv...) }
 	if err := h.unpackTree(tree); err != nil {
 		return nil, err
 	}
@@ -178,7 +183,7 @@ func files(h *host) ([]report.Row, error) {
 		return nil, err
 	}
 	defer q.kill()
-	inPeer := func(argv ...string) (string, error) { return q.outputFor(filesHang, argv...) }
+	inPeer := func(argv ...string) (string, error) { return q.outputFor(filesHang(), argv...) }
 	const options9P = "version=9p2000.L,access=any,cache=none"
 	for _, p := range []struct{ name, kind, source, dir, options string }{
 		{peerVirtiofsd, "virtiofs", "virtiofsd0", "/mnt/virtiofsd", ""},
@@ -249,7 +254,7 @@ func onHost(argv ...string) (string, error) {
 	var out, errs bytes.Buffer
 	c := exec.Command(guestPath, argv[1:]...)
 	c.Stdout, c.Stderr = &out, &errs
-	if err := superviseFor(filesHang, c); err != nil {
+	if err := superviseFor(filesHang(), c); err != nil {
 		return "", fmt.Errorf("%q: %w: %s", argv, err, errs.Bytes())
 	}
 	return out.String(), nil
@@ -301,7 +306,7 @@ func (h *host) unpackTree(archive []byte) error {
 	c := h.wsl2("-d", distroName, "-e", "sh", "-c", "mkdir /root/ext4 /root/mounted /root/sshfs && tar x -C /root")
 	var errs bytes.Buffer
 	c.Stdin, c.Stderr = bytes.NewReader(archive), &errs
-	if err := superviseFor(filesHang, c); err != nil {
+	if err := superviseFor(filesHang(), c); err != nil {
 		return fmt.Errorf("unpack the tree: %w: %s", err, errs.Bytes())
 	}
 	return nil
@@ -452,7 +457,7 @@ ln -s /bin/sftp-server /usr/lib/sftp-server; ln -s /bin/sftp-server /usr/lib/ope
 	c.Env = h.env
 	var errs bytes.Buffer
 	c.Stderr = &errs
-	if err := superviseFor(filesHang, c); err != nil {
+	if err := superviseFor(filesHang(), c); err != nil {
 		return "", nil, fmt.Errorf("sshfs: %w: %s", err, errs.Bytes())
 	}
 	return dir, func() { unix.Unmount(dir, unix.MNT_DETACH); s.close() }, nil
