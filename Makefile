@@ -72,7 +72,7 @@ test-e2e: build ## e2e ring: the built wsl2 as a user runs it, on this host's ac
 soak: build ## the full counts: 1,000,000 operations on files, 10,000 commands, kvm ring (100 boots...)
 	@scripts/deps test
 	WSL2_SOAK=1 $(GO) test -count=1 -timeout 2h -run '^TestModel$$' ./internal/p9/localfs
-	WSL2_SOAK=1 $(GO) test -tags e2e -count=1 -timeout 2h -run '^(TestFloods|TestShortCommands)$$' ./cmd/wsl2
+	WSL2_SOAK=1 $(GO) test -tags e2e -count=1 -timeout 2h -run '^(TestFloods|TestShortCommands|TestSharePrograms)$$' ./cmd/wsl2
 	@WSL2_SOAK=1 scripts/ring kvm
 
 .PHONY: fuzz

@@ -192,7 +192,7 @@ func files(h *host) ([]report.Row, error) {
 		{peerDiod, "9p", fmt.Sprint("vsock:", diodPort), "/mnt/diod", options9P + ",uname=root,msize=1048576,aname=" + sharedDir},
 	} {
 		if p.name == peerQEMU9P {
-			if _, err := inPeer("cat", "/sys/bus/virtio/drivers/9pnet_virtio/uevent"); err != nil {
+			if _, err := inPeer("sh", "-c", "cd /sys/bus/virtio/drivers/9pnet_virtio"); err != nil {
 				fmt.Fprintln(os.Stderr, "bench: the guest's kernel has no 9P over virtio (CONFIG_NET_9P_VIRTIO): QEMU's virtio-9p is not measured")
 				continue
 			}
@@ -422,6 +422,9 @@ func (h *host) mountSSHFS(q *qemu) (dir string, stop func(), err error) {
 	keys := filepath.Join(h.dir, "ssh")
 	key := filepath.Join(keys, "key")
 	if err := os.MkdirAll(keys, 0o700); err != nil {
+		return "", nil, err
+	}
+	if err := os.WriteFile("/etc/passwd", []byte("root:x:0:0:root:/root:/bin/sh\n"), 0o644); err != nil { // ssh wants a name
 		return "", nil, err
 	}
 	if out, err := exec.Command("/rig/bin/ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key).CombinedOutput(); err != nil {
