@@ -55,7 +55,7 @@ func newDebian(t *testing.T) *testsys.Host {
 }
 
 // bootstrap makes a Debian with systemd of this host's apt sources, the programs of
-// TestPrograms and more packages, and the user alice.
+// TestPrograms, TestSharePrograms and more packages, and the user alice.
 func bootstrap(t *testing.T, h *testsys.Host, more ...string) string {
 	t.Helper()
 	suite, err := exec.Command("sh", "-c", `. /etc/os-release; [ "$ID" != debian ] || echo "$VERSION_CODENAME"`).Output()
@@ -64,7 +64,7 @@ func bootstrap(t *testing.T, h *testsys.Host, more ...string) string {
 		suite = []byte("stable")
 	}
 	path := h.Path("debian.tar")
-	packages := append([]string{"systemd-sysv", "dbus", "dbus-user-session", "libpam-systemd", "udev", "less", "vim-tiny", "htop", "mc", "rsync"}, more...)
+	packages := append([]string{"systemd-sysv", "dbus", "dbus-user-session", "libpam-systemd", "udev", "less", "vim-tiny", "htop", "mc", "rsync", "git", "make", "sqlite3"}, more...)
 	out, err := exec.Command("mmdebstrap", "--quiet", "--variant=minbase", "--include="+strings.Join(packages, ","),
 		"--customize-hook=chroot \"$1\" useradd -m alice", strings.TrimSpace(string(suite)), path).CombinedOutput()
 	if err != nil {

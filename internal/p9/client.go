@@ -294,12 +294,16 @@ func (c *Client) wait(ctx context.Context, tag Tag, x *call) (Message, error) {
 	return nil, c.Err()
 }
 
+// restingFIDs is how many fids are free before the one that has been for longest is used
+// again: diod answers Tclunk before it lets go of the fid, and dies of a new one of that number.
+const restingFIDs = 64
+
 func (c *Client) newFID() (FID, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if n := len(c.freeFIDs); n > 0 {
-		f := c.freeFIDs[n-1]
-		c.freeFIDs = c.freeFIDs[:n-1]
+	if len(c.freeFIDs) > restingFIDs {
+		f := c.freeFIDs[0]
+		c.freeFIDs = c.freeFIDs[1:]
 		return f, nil
 	}
 	if c.nextFID == NoFID {

@@ -17,8 +17,8 @@ const (
 	// headerSize is size[4] type[1] tag[2].
 	headerSize = 7
 	// ioHeader is what a frame holds beside the data of Twrite, the larger of both:
-	// fid[4] offset[8] count[4].
-	ioHeader = headerSize + 16
+	// fid[4] offset[8] count[4], and one byte more, which Linux and diod allow for (P9_IOHDRSZ).
+	ioHeader = headerSize + 16 + 1
 	// maxWalk is the number of names in a Twalk.
 	maxWalk = 16
 	// MaxName is NAME_MAX.

@@ -20,7 +20,7 @@ func CheckName(name string) error {
 func (s *server) handle(m Message) (Message, error) {
 	switch t := m.(type) {
 	case *Tauth:
-		return nil, syscall.EOPNOTSUPP // who may connect has been settled
+		return nil, syscall.ENOENT // none is needed, as diod says it and its clients read it: who may connect has been settled
 	case *Tattach:
 		if t.AFID != NoFID {
 			return nil, syscall.EACCES

@@ -271,7 +271,7 @@ func TestProtocolErrors(t *testing.T) {
 		m    Message
 		want syscall.Errno
 	}{
-		{&Tauth{}, syscall.EOPNOTSUPP},
+		{&Tauth{}, syscall.ENOENT},
 		{&Rok{Kind: TClunk + 1}, syscall.EOPNOTSUPP},
 		{&Tattach{AFID: 3}, syscall.EACCES},
 		{&Tattach{FID: NoFID, AFID: NoFID}, syscall.EBADF},

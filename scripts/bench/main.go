@@ -17,7 +17,7 @@ import (
 	"github.com/wsl2/wsl2/scripts/bench/report"
 )
 
-var topics = []string{"boot", "monitors", "warm", "memory", "block", "vsock", "distros", "console", "network"}
+var topics = []string{"boot", "monitors", "warm", "memory", "block", "vsock", "distros", "console", "network", "files"}
 
 // resultDir is where the program inside the rig leaves its figures.
 const resultDir = "/bench"
@@ -49,7 +49,7 @@ func run(chosen []string) error {
 			return fmt.Errorf("unknown topic %q (%s)", t, strings.Join(topics, ", "))
 		}
 	}
-	for _, f := range []string{"wsl2", "wsl2-verbs", "wsl2-net", "vmlinux", "bzImage", "initramfs.cpio"} {
+	for _, f := range []string{"wsl2", "wsl2-verbs", "wsl2-net", "wsl2-files", "vmlinux", "bzImage", "initramfs.cpio"} {
 		if _, err := os.Stat(filepath.Join(*from, f)); err != nil {
 			return fmt.Errorf("%w; run make build", err)
 		}
@@ -110,6 +110,12 @@ func measure(tmp, topic string) ([]report.Row, error) {
 	if topic == "network" {
 		args = append(args, "--module", "veth")
 		for _, p := range []string{"ip", "passt", "passt.avx2", "slirp4netns"} {
+			args = append(args, "--bin", p)
+		}
+	}
+	if topic == "files" {
+		args = append(args, "--file", abs(filepath.Join(*from, "wsl2-files"))+":/rig/wsl2-files")
+		for _, p := range []string{"git", "diod", "sshfs", "ssh", "ssh-keygen", "dropbear", "dropbearkey", "/usr/lib/qemu/virtiofsd", "/usr/lib/openssh/sftp-server"} {
 			args = append(args, "--bin", p)
 		}
 	}

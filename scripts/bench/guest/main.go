@@ -8,6 +8,7 @@
 //	guest block FILE OP ...  read and write FILE; see block.go
 //	guest world ADDRESS      serve what network needs, on the host
 //	guest network MODE ...   use it; see network.go
+//	guest files DIR JOB N    use a file system; see files.go, so are mount and timed
 package main
 
 import (
@@ -39,6 +40,12 @@ func main() {
 		err = world(os.Args[2:])
 	case "network":
 		err = network(os.Args[2:])
+	case "files":
+		err = files(os.Args[2:])
+	case "timed":
+		err = timed(os.Args[2:])
+	case "mount":
+		err = mount(os.Args[2:])
 	case "copy": // stdin to stdout, unbuffered
 		err = copyStdin()
 	default:

@@ -27,8 +27,8 @@ const distroName = "bench"
 // guestTool is guestPath inside the distro.
 const guestTool = "/bin/guest"
 
-// newHost makes the host, with its distro if it is asked for.
-func newHost(distro bool) (*host, error) {
+// newHost makes the host for a topic, with its distro.
+func newHost(topic string) (*host, error) {
 	h := &host{dir: "/bench.host"}
 	for _, m := range []struct{ kind, dir string }{{"debugfs", "/sys/kernel/debug"}, {"tracefs", "/sys/kernel/tracing"}} {
 		if err := unix.Mount(m.kind, m.dir, m.kind, 0, ""); err != nil && !errors.Is(err, unix.EBUSY) {
@@ -47,15 +47,22 @@ func newHost(distro bool) (*host, error) {
 		disk = "4GB"
 	}
 	config := fmt.Sprintf("[wsl2]\nmemory=%dMB\nprocessors=%d\nkernelCommandLine=%s\ndefaultVhdSize=%s\nvmIdleTimeout=-1\n[general]\ninstanceIdleTimeout=-1\n", memoryMiB, vCPUs, rigCmdline(), disk)
+	if topic == "files" {
+		config += filesShares
+	}
 	for _, p := range []string{".config/wsl2/wslconfig"} {
 		if err := os.WriteFile(filepath.Join(h.dir, p), []byte(config), 0o600); err != nil {
 			return nil, err
 		}
 	}
-	if !distro {
+	var programs []string
+	switch topic {
+	case "monitors": // without a distro
 		return h, nil
+	case "files":
+		programs = filesPrograms
 	}
-	root, err := distroTar()
+	root, err := distroTar(programs...)
 	if err != nil {
 		return nil, err
 	}
@@ -75,8 +82,9 @@ func newHost(distro bool) (*host, error) {
 	return h, h.stop()
 }
 
-// distroTar is a distro of a static busybox and the benchmark's own program.
-func distroTar() ([]byte, error) {
+// distroTar is a distro of a static busybox, the benchmark's own program, and programs of the
+// rig with their libraries.
+func distroTar(programs ...string) ([]byte, error) {
 	var b bytes.Buffer
 	w := tar.NewWriter(&b)
 	add := func(name string, typ byte, link string, mode int64, content []byte) error {
@@ -90,7 +98,16 @@ func distroTar() ([]byte, error) {
 	for _, d := range []string{"bin", "etc", "dev", "proc", "sys", "run", "tmp", "root", "var"} {
 		errs = append(errs, add(d+"/", tar.TypeDir, "", 0o755, nil))
 	}
-	for to, from := range map[string]string{"bin/busybox": busyboxPath, "bin/guest": guestPath} {
+	files := map[string]string{"bin/busybox": busyboxPath, "bin/guest": guestPath}
+	for _, p := range programs {
+		files["bin/"+filepath.Base(p)] = p
+		libraries, err := librariesOf(p)
+		errs = append(errs, err)
+		for _, l := range libraries {
+			files[l[1:]] = l
+		}
+	}
+	for to, from := range files {
 		content, err := os.ReadFile(from)
 		errs = append(errs, err, add(to, tar.TypeReg, "", 0o755, content))
 	}
@@ -102,6 +119,21 @@ func distroTar() ([]byte, error) {
 		add("etc/group", tar.TypeReg, "", 0o644, []byte("root:x:0:\n")),
 		w.Close())
 	return b.Bytes(), errors.Join(errs...)
+}
+
+// librariesOf are the interpreter and the libraries of a dynamic program.
+func librariesOf(program string) (paths []string, err error) {
+	const interpreter = "/lib64/ld-linux-x86-64.so.2"
+	out, err := exec.Command(interpreter, "--list", program).Output()
+	if err != nil {
+		return nil, fmt.Errorf("libraries of %s: %w", program, err)
+	}
+	for _, word := range strings.Fields(string(out)) {
+		if strings.HasPrefix(word, "/") {
+			paths = append(paths, word)
+		}
+	}
+	return append(paths, interpreter), nil
 }
 
 // rigCmdline is what every guest's kernel command line has to hold in the rig.

@@ -60,7 +60,7 @@ func main() {
 	flag.Parse()
 	topics := map[string]func(*host) ([]report.Row, error){
 		"boot": boot, "warm": warm, "memory": memory, "block": block, "vsock": vsock, "monitors": monitors, "distros": distros,
-		"console": console, "network": network,
+		"console": console, "network": network, "files": files,
 	}
 	topic := topics[flag.Arg(1)]
 	if topic == nil {
@@ -68,7 +68,7 @@ func main() {
 		os.Exit(2)
 	}
 	err := func() error {
-		h, err := newHost(flag.Arg(1) != "monitors")
+		h, err := newHost(flag.Arg(1))
 		if err != nil {
 			return err
 		}

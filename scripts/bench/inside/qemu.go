@@ -37,7 +37,7 @@ type qemu struct {
 // peerNet4 and peerNet6 are the networks of QEMU's own NAT, its defaults.
 const peerNet4, peerNet6 = "10.0.2.0/24", "fec0::/64"
 
-func qemuArgs(disk string, net card) []string {
+func qemuArgs(disk string, net card, more ...string) []string {
 	args := []string{
 		"-M", "microvm,accel=kvm,acpi=off,pic=off,pit=off,rtc=off,isa-serial=off,x-option-roms=off",
 		"-cpu", "host", "-m", strconv.Itoa(memoryMiB), "-smp", strconv.Itoa(vCPUs),
@@ -52,12 +52,12 @@ func qemuArgs(disk string, net card) []string {
 	if disk != "" {
 		args = append(args, "-drive", "if=none,id=disk,format=raw,cache=writeback,discard=unmap,file="+disk, "-device", "virtio-blk-device,drive=disk")
 	}
-	return args
+	return append(args, more...)
 }
 
 // startQEMU runs QEMU and returns when its guest's first distro serves: from the
 // disk, or the system distro if there is none.
-func startQEMU(disk string, net card) (q *qemu, err error) {
+func startQEMU(disk string, net card, more ...string) (q *qemu, err error) {
 	l, err := unix.Socket(unix.AF_VSOCK, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return nil, fmt.Errorf("vsock: %w", err)
@@ -70,7 +70,7 @@ func startQEMU(disk string, net card) (q *qemu, err error) {
 	if err := setTimeouts(l); err != nil {
 		return nil, err
 	}
-	q = &qemu{control: -1, net: net.network, cmd: exec.Command(qemuPath, qemuArgs(disk, net)...)}
+	q = &qemu{control: -1, net: net.network, cmd: exec.Command(qemuPath, qemuArgs(disk, net, more...)...)}
 	q.cmd.Stdout, q.cmd.Stderr = &q.errs, &q.errs
 	q.started = time.Now()
 	if err := q.cmd.Start(); err != nil {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -81,8 +82,10 @@ func dialVsock(cid, port uint32) (socket, error) {
 }
 
 // setTimeouts lets no call on a socket wait for longer than hangs.
-func setTimeouts(fd int) error {
-	tv := unix.NsecToTimeval(hangs.Nanoseconds())
+func setTimeouts(fd int) error { return setTimeoutsTo(fd, hangs) }
+
+func setTimeoutsTo(fd int, limit time.Duration) error {
+	tv := unix.NsecToTimeval(limit.Nanoseconds())
 	t := &tv
 	return errors.Join(unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, t), unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, t))
 }

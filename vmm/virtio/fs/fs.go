@@ -29,6 +29,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"slices"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -44,6 +45,8 @@ const (
 	tagSize = 36
 	// MaxMessage is the largest request, and the largest answer: 1 MiB of data and headers.
 	MaxMessage = 1<<20 + 64<<10
+	// frameHeader is that of a request's frame: length[4] tag[4] room[4].
+	frameHeader = 12
 	// maxBytes bounds requests in flight and the room for their answers.
 	maxBytes = 64 << 20
 )
@@ -218,6 +221,7 @@ func (d *Device) Stop() {
 
 // serve hands requests on until the queue is closed.
 func (d *Device) serve(q *virtio.Queue) error {
+	var frame []byte // of one request after the other
 	for {
 		if err := q.Wait(); err != nil {
 			return nil // closed
@@ -231,15 +235,15 @@ func (d *Device) serve(q *virtio.Queue) error {
 			if !ok {
 				break
 			}
-			if err := d.submit(c); err != nil {
+			if err := d.submit(c, &frame); err != nil {
 				return err
 			}
 		}
 	}
 }
 
-// submit hands a request to the server, or fails it.
-func (d *Device) submit(c *call) error {
+// submit hands a request to the server, or fails it. buf is for the frame, and grows with it.
+func (d *Device) submit(c *call, buf *[]byte) error {
 	var head [16]byte
 	n, room := virtio.Len(c.chain.Readable), virtio.Len(c.chain.Writable)
 	if virtio.Gather(head[:], c.chain.Readable) < len(head) || n < inHeader || n > MaxMessage {
@@ -279,12 +283,12 @@ func (d *Device) submit(c *call) error {
 	d.mu.Unlock()
 
 	// One copy of what the guest may go on changing: what the server gets is what it parses.
-	frame := make([]byte, 12, 12+n)
+	*buf = slices.Grow((*buf)[:0], frameHeader+n)
+	frame := (*buf)[:frameHeader+n]
 	binary.LittleEndian.PutUint32(frame, uint32(8+n))
 	binary.LittleEndian.PutUint32(frame[4:], tag)
 	binary.LittleEndian.PutUint32(frame[8:], uint32(room))
-	frame = frame[:12+n]
-	virtio.Gather(frame[12:], c.chain.Readable)
+	virtio.Gather(frame[frameHeader:], c.chain.Readable)
 	s.sendMu.Lock()
 	_, err := s.conn.Write(frame)
 	s.sendMu.Unlock()

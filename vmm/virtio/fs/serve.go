@@ -11,7 +11,7 @@ import (
 )
 
 // A Handler answers a FUSE request: it puts the answer into room, and returns its length.
-// It is called by many goroutines at once.
+// It is called by many goroutines at once, and keeps neither.
 type Handler = func(request, room []byte) int
 
 // Accept waits until the device at the other end of conn hands requests on.
@@ -33,9 +33,10 @@ func Serve(conn net.Conn, handle Handler) error {
 	defer running.Wait()
 	defer conn.Close()
 	var sendMu sync.Mutex // serialises frames
+	var buffers pool
 	r := bufio.NewReaderSize(conn, 256<<10)
 	for {
-		var head [12]byte
+		var head [frameHeader]byte
 		if _, err := io.ReadFull(r, head[:]); err != nil {
 			if errors.Is(err, io.EOF) || errors.Is(err, net.ErrClosed) {
 				return nil
@@ -46,17 +47,21 @@ func Serve(conn net.Conn, handle Handler) error {
 		if n < 8+inHeader || n > 8+MaxMessage || room > MaxMessage {
 			return fmt.Errorf("a frame of %d bytes with room for %d", n, room)
 		}
-		request := make([]byte, n-8)
-		if _, err := io.ReadFull(r, request); err != nil {
+		request := buffers.get(int(n - 8))
+		if _, err := io.ReadFull(r, *request); err != nil {
 			return err
 		}
 		if room == 0 { // nothing waits, and what does not is not counted by the device: one at a time
-			handle(request, nil)
+			handle(*request, nil)
+			buffers.put(request)
 			continue
 		}
 		running.Go(func() {
-			answer := make([]byte, 8+room)
-			n := handle(request, answer[8:])
+			b := buffers.get(int(8 + room))
+			answer := *b
+			n := handle(*request, answer[8:])
+			buffers.put(request)
+			defer buffers.put(b)
 			binary.LittleEndian.PutUint32(answer, uint32(4+n))
 			copy(answer[4:8], head[4:8])
 			sendMu.Lock()
