@@ -19,8 +19,8 @@ import (
 func TestPorts(t *testing.T) {
 	h := newHost(t)
 	installServer(h)
-	p := hostPorts(t, 7)
-	wild4, loop6, udp, resets, later, both, taken := p[0], p[1], p[2], p[3], p[4], p[5], p[6]
+	p := hostPorts(t, 8)
+	wild4, loop6, udp, resets, later, both, taken, shut := p[0], p[1], p[2], p[3], p[4], p[5], p[6], p[7]
 	own, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", taken))
 	testsys.Must(t, err)
 	defer own.Close()
@@ -29,8 +29,8 @@ func TestPorts(t *testing.T) {
 	l := serving(h,
 		fmt.Sprintf("echo,tcp4,0.0.0.0:%d", wild4), fmt.Sprintf("echo,tcp6,[::1]:%d", loop6), fmt.Sprintf("echo,udp4,127.0.0.1:%d", udp),
 		fmt.Sprintf("reset,tcp4,127.0.0.1:%d", resets), fmt.Sprintf("echo,tcp4,127.0.0.1:%d", taken), fmt.Sprintf("echo,tcp,[::]:%d", both),
-		"echo,tcp4,0.0.0.0:81")
-	list := events.until("the first ports", func(p portList) bool { return p.has(wild4, loop6, udp, resets, taken, both) })
+		fmt.Sprintf("shut,tcp4,127.0.0.1:%d", shut), "echo,tcp4,0.0.0.0:81")
+	list := events.until("the first ports", func(p portList) bool { return p.has(wild4, loop6, udp, resets, taken, both, shut) })
 
 	// Bytes, ends, datagrams, resets.
 	for address, port := range map[string]int{"127.0.0.1": wild4, "::1": loop6} {

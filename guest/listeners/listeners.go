@@ -40,8 +40,8 @@ type Watcher struct {
 	open      map[uint64]Listener
 }
 
-// maxBound bounds the UDP ports that are told of.
-const maxBound = 4096
+// maxTold bounds the sockets that are told of.
+const maxTold = 8192
 
 // New attaches the programs to a cgroup, the root of all. It needs Close.
 func New(cgroup string) (w *Watcher, err error) {
@@ -68,10 +68,10 @@ func New(cgroup string) (w *Watcher, err error) {
 		return nil, err
 	}
 	w.maps.ring = fd
-	if w.maps.bound, err = newMap(unix.BPF_MAP_TYPE_HASH, 8, 8, maxBound, unix.BPF_F_NO_PREALLOC); err != nil {
+	if w.maps.told, err = newMap(unix.BPF_MAP_TYPE_HASH, 8, 8, maxTold, unix.BPF_F_NO_PREALLOC); err != nil {
 		return nil, err
 	}
-	w.fds = append(w.fds, w.maps.bound)
+	w.fds = append(w.fds, w.maps.told)
 	bind := udpBind(w.maps, netns, w.ephemeral)
 	for _, a := range []struct {
 		name         string
@@ -117,9 +117,7 @@ func (w *Watcher) Run(changed func([]Listener)) error {
 		return err
 	}
 	for _, s := range old {
-		if s.UDP {
-			insert(w.maps.bound, s.cookie) //nolint:errcheck // full: the next change shows its end
-		}
+		insert(w.maps.told, s.cookie) //nolint:errcheck // full: the next change shows its end
 	}
 	if old, err = dump(w.ephemeral); err != nil { // some may have ended before the map had them
 		return err
@@ -146,6 +144,12 @@ func (w *Watcher) Run(changed func([]Listener)) error {
 		}
 		if len(opened) > 0 {
 			now, err := dump(w.ephemeral)
+			// While sockets come and go, a dump may pass over one that is there all the time.
+			if err == nil && w.lacks(now, opened) {
+				var again []socket
+				again, err = dump(w.ephemeral)
+				now = append(now, again...)
+			}
 			if err != nil {
 				return err
 			}
@@ -155,6 +159,25 @@ func (w *Watcher) Run(changed func([]Listener)) error {
 			changed(w.list())
 		}
 	}
+}
+
+// lacks tells whether any that should be there is not: one that was opened, or that is known.
+func (w *Watcher) lacks(now []socket, opened map[uint64]bool) bool {
+	there := make(map[uint64]bool, len(now))
+	for _, s := range now {
+		there[s.cookie] = true
+	}
+	for cookie := range opened {
+		if !there[cookie] {
+			return true
+		}
+	}
+	for cookie := range w.open {
+		if !there[cookie] {
+			return true
+		}
+	}
+	return false
 }
 
 // update takes up those that were opened, and drops what is not there any more, should an

@@ -90,6 +90,11 @@ func TestUpdate(t *testing.T) {
 	if want := map[uint64]Listener{1: at(80), 3: at(82)}; !maps.Equal(w.open, want) {
 		t.Errorf("%v, want %v", w.open, want)
 	}
+	// A dump that passes over one of them is not the last word.
+	now := []socket{{at(80), 1}, {at(82), 3}, {at(84), 5}}
+	if w.lacks(now, map[uint64]bool{5: true}) || !w.lacks(now[1:], nil) || !w.lacks(now, map[uint64]bool{6: true}) {
+		t.Error("what a dump lacks is not seen, or it lacks nothing")
+	}
 }
 
 // TestRing reads records as the kernel writes them: discarded ones, one that is still being

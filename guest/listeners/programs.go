@@ -14,7 +14,6 @@ const (
 	opsOp        = 0
 	sockProtocol = 12
 	sockSrcPort  = 44
-	sockState    = 72
 )
 
 const stateListen = 10 // TCP_LISTEN
@@ -22,9 +21,10 @@ const stateListen = 10 // TCP_LISTEN
 // maps are the descriptors of what programs share with us.
 type kernelMaps struct {
 	ring int
-	// bound holds the cookies of the UDP sockets that were told of: of those that are
-	// closed the others, clients' that never had a port of their own, are nobody's business.
-	bound int
+	// told holds the cookies of the sockets that were told of: of those that are closed the
+	// others, clients' that never had a port of their own, are nobody's business. What state a socket is in by
+	// then says nothing: a listener may have been shut down before.
+	told int
 }
 
 func newProgram() *program {
@@ -70,8 +70,7 @@ func tcpListen(m kernelMaps, netns uint64) *program {
 	p.load32(r2, r6, opsOp)
 	p.jump(unix.BPF_JNE, r2, unix.BPF_SOCK_OPS_TCP_LISTEN_CB, "out")
 	p.ours(netns)
-	p.record(socketOpened)
-	return p.finish(m)
+	return p.tell(m)
 }
 
 // udpBind runs when a socket was given a port by bind(2). Ports of the range that the
@@ -85,8 +84,13 @@ func udpBind(m kernelMaps, netns uint64, ephemeral portRange) *program {
 	p.jump(unix.BPF_JLE, r2, int32(ephemeral.last), "out")
 	p.label("served")
 	p.ours(netns)
+	return p.tell(m)
+}
+
+// tell remembers the socket, and sends the record that it has been opened.
+func (p *program) tell(m kernelMaps) *program {
 	p.record(socketOpened)
-	p.set64(r1, pseudoMapFD, uint64(m.bound))
+	p.set64(r1, pseudoMapFD, uint64(m.told))
 	p.move(r2, r10)
 	p.add(r2, -16)
 	p.move(r3, r10)
@@ -100,20 +104,11 @@ func udpBind(m kernelMaps, netns uint64, ephemeral portRange) *program {
 // release runs when the last descriptor of a socket is closed.
 func release(m kernelMaps) *program {
 	p := newProgram()
-	p.load32(r7, r6, sockProtocol)
-	p.jump(unix.BPF_JEQ, r7, unix.IPPROTO_UDP, "udp")
-	p.jump(unix.BPF_JNE, r7, unix.IPPROTO_TCP, "out")
-	p.load32(r2, r6, sockState)
-	p.jump(unix.BPF_JNE, r2, stateListen, "out")
 	p.record(socketClosed)
-	p.jump(unix.BPF_JNE, r7, unix.IPPROTO_UDP, "send")
-	p.label("udp")
-	p.record(socketClosed)
-	p.set64(r1, pseudoMapFD, uint64(m.bound))
+	p.set64(r1, pseudoMapFD, uint64(m.told))
 	p.move(r2, r10)
 	p.add(r2, -16)
 	p.call(helperMapDelete)
 	p.jump(unix.BPF_JNE, r0, 0, "out") // it was not there
-	p.label("send")
 	return p.finish(m)
 }

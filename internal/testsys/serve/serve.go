@@ -8,6 +8,8 @@ import (
 	"net"
 	"os"
 	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
 // Main serves one port for each argument MODE,NETWORK,ADDRESS (echo,tcp4,0.0.0.0:80) until its
@@ -15,27 +17,40 @@ import (
 //
 //	echo   sends back what it gets, and ends when its peer has
 //	reset  resets the connection when the first byte has come
+//	shut   echoes; its listener is shut down before it is closed, at the end
 func Main(args []string) {
+	var shut []*net.TCPListener
 	for _, arg := range args {
-		if err := serve(arg); err != nil {
+		l, err := serve(arg)
+		if err != nil {
 			fmt.Println(err)
 			os.Exit(1)
+		}
+		if strings.HasPrefix(arg, "shut,") {
+			shut = append(shut, l)
 		}
 	}
 	fmt.Println("ready")
 	io.Copy(io.Discard, os.Stdin)
+	for _, l := range shut {
+		c, err := l.SyscallConn()
+		if err == nil {
+			c.Control(func(fd uintptr) { unix.Shutdown(int(fd), unix.SHUT_RDWR) })
+		}
+	}
 }
 
-func serve(arg string) error {
+// serve returns the listener of a TCP port.
+func serve(arg string) (*net.TCPListener, error) {
 	words := strings.SplitN(arg, ",", 3)
 	if len(words) != 3 {
-		return fmt.Errorf("%q is not MODE,NETWORK,ADDRESS", arg)
+		return nil, fmt.Errorf("%q is not MODE,NETWORK,ADDRESS", arg)
 	}
 	mode, network, address := words[0], words[1], words[2]
 	if strings.HasPrefix(network, "udp") {
 		c, err := net.ListenPacket(network, address)
 		if err != nil {
-			return err
+			return nil, err
 		}
 		go func() {
 			buf := make([]byte, 1<<16)
@@ -47,11 +62,11 @@ func serve(arg string) error {
 				c.WriteTo(buf[:n], from)
 			}
 		}()
-		return nil
+		return nil, nil
 	}
 	l, err := net.Listen(network, address)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	go func() {
 		for {
@@ -62,7 +77,7 @@ func serve(arg string) error {
 			go handle(c.(*net.TCPConn), mode)
 		}
 	}()
-	return nil
+	return l.(*net.TCPListener), nil
 }
 
 func handle(c *net.TCPConn, mode string) {
