@@ -50,8 +50,8 @@ func (n *Native) Sweep() {
 	}
 }
 
-// Remove deletes a root with all that is in it.
-func (n *Native) Remove(root string) error {
+// Remove deletes a root with all that is in it, but for what ctx leaves no time.
+func (n *Native) Remove(ctx context.Context, root string) error {
 	if !exists(root) {
 		os.Remove(root + native.LockSuffix) // if there is one
 		return os.ErrNotExist
@@ -60,11 +60,11 @@ func (n *Native) Remove(root string) error {
 		os.Remove(root + native.LockSuffix)
 		return nil
 	}
-	m, err := n.Boot(context.Background(), BootRequest{Own: registry.NewID(), Disk: root})
+	m, err := n.Boot(ctx, BootRequest{Own: registry.NewID(), Disk: root})
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeoutCause(context.Background(), removeTimeout, fmt.Errorf("deleting it takes longer than %v", removeTimeout))
+	ctx, cancel := context.WithTimeoutCause(ctx, removeTimeout, fmt.Errorf("deleting it takes longer than %v", removeTimeout))
 	defer cancel()
 	job := m.(*nativeMachine)
 	_, err = job.work(ctx, nsinit.Remove, nil, func(id uint32) wire.Message { return &wire.RemoveRoot{ID: id} })
