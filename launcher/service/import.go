@@ -94,6 +94,7 @@ func (s *Service) importDistro(p *peer, reg *registry.Registry, c api.Call) (any
 		conf, err = s.importArchive(ctx, p, sent, c, d)
 	}
 	if err != nil {
+		s.own.forget(d.ID)
 		return nil, err
 	}
 	if c.Install {

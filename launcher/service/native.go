@@ -4,8 +4,10 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -37,7 +39,7 @@ func (n *Native) Boot(_ context.Context, r BootRequest) (Machine, error) {
 		return nil, api.Errorf(api.CodeVM, "`make build` makes it beside wsl2", "%v", err)
 	}
 	return &nativeMachine{
-		req: r, root: r.Disk, log: n.Log, done: make(chan struct{}),
+		req: r, root: r.Disk, log: n.Log, done: make(chan struct{}), processes: map[*native.Process]struct{}{},
 		spec: native.Spec{Init: init, Socket: n.Paths.ForVM(r.Own).NativeSocket()},
 	}, nil
 }
@@ -95,7 +97,9 @@ type nativeMachine struct {
 	root   string        // guarded by mu
 	nextID uint32        // guarded by mu
 	distro *nativeDistro // nil while it does not run; guarded by mu
-	closed bool          // guarded by mu
+	// processes are those that run, the distro's init and what works on the root; guarded by mu.
+	processes map[*native.Process]struct{}
+	closed    bool // guarded by mu
 }
 
 // nativeDistro is one life of the distro's init.
@@ -133,7 +137,26 @@ func (m *nativeMachine) process(ctx context.Context, role, name string, shares [
 		m.log.Warn("version 1: "+fmt.Sprintf(format, args...), "distro", name)
 	}
 	p, err := native.Start(ctx, s)
-	return p, id, err
+	if err != nil {
+		return nil, 0, err
+	}
+	m.mu.Lock()
+	m.processes[p] = struct{}{}
+	closed = m.closed
+	m.mu.Unlock()
+	go func() {
+		<-p.Ended()
+		m.mu.Lock()
+		delete(m.processes, p)
+		m.mu.Unlock()
+	}()
+	if closed {
+		p.Kill()
+		<-p.Ended()
+		p.Close()
+		return nil, 0, errClosing
+	}
+	return p, id, nil
 }
 
 func (m *nativeMachine) StartDistro(ctx context.Context, r wire.StartDistro) (port uint32, warnings string, err error) {
@@ -388,14 +411,15 @@ func (m *nativeMachine) Shutdown(grace time.Duration) error {
 	return nil
 }
 
+// Kill ends the distro, and what works on its root.
 func (m *nativeMachine) Kill() {
 	m.mu.Lock()
-	d, first := m.distro, !m.closed
+	first, running := !m.closed, slices.Collect(maps.Keys(m.processes))
 	m.closed = true
 	m.mu.Unlock()
-	if d != nil {
-		d.p.Kill()
-		<-d.p.Ended()
+	for _, p := range running {
+		p.Kill()
+		<-p.Ended()
 	}
 	if first {
 		close(m.done)

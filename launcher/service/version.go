@@ -92,6 +92,7 @@ func (s *Service) copyTo(ctx context.Context, p *peer, from, to registry.Distro,
 	done := make(chan error, 2)
 	maker := to
 	maker.ID = registry.NewID() // one machine works on one root: both may be the same distro's
+	defer s.own.forget(maker.ID)
 	go func() {
 		defer close(source.ended)
 		done <- s.managerOf(from).Export(work, from.Name, from.Disk, source.archive, o, source.isReady)
