@@ -73,52 +73,91 @@ func ps(c *command) error {
 	return nil
 }
 
-// processesOf returns the processes in the pid namespace of a distro's init, by their numbers there.
+// processesOf returns the processes of a distro, by their numbers in its pid namespace: those that are in
+// there, and those in namespaces below it, such as a container's.
 func processesOf(proc string, init int) ([]process, error) {
-	namespace := func(pid string) (string, error) { return os.Readlink(filepath.Join(proc, pid, "ns/pid")) }
-	own, err := namespace(strconv.Itoa(init))
+	namespace := func(pid int) (string, error) { return os.Readlink(filepath.Join(proc, strconv.Itoa(pid), "ns/pid")) }
+	own, err := namespace(init)
 	if err != nil {
 		return nil, err
 	}
+	all, err := readProcesses(proc)
+	if err != nil {
+		return nil, err
+	}
+	depth := len(all[init].numbers) // how deep the distro's namespace is
+	if depth == 0 {
+		return nil, os.ErrNotExist
+	}
+	// Whom a process of a namespace is left to is in the same one or above it, so that the line of
+	// parents of one that is below ours leads through ours.
+	inside := func(pid int) bool {
+		for len(all[pid].numbers) >= depth {
+			if ns, err := namespace(pid); err == nil && ns == own {
+				return true
+			}
+			pid = all[pid].parent
+		}
+		return false
+	}
+	var list []process
+	for pid, p := range all {
+		if !inside(pid) {
+			continue
+		}
+		line, _ := os.ReadFile(filepath.Join(proc, strconv.Itoa(pid), "cmdline")) // empty for one that ends
+		line = bytes.ReplaceAll(bytes.TrimRight(line, "\x00"), []byte{0}, []byte{' '})
+		list = append(list, process{Host: pid, PID: p.numbers[depth-1], UID: p.uid, Command: printable(cmp.Or(string(line), "["+p.name+"]"))})
+	}
+	slices.SortFunc(list, func(a, b process) int { return a.PID - b.PID })
+	return list, nil
+}
+
+// procStatus is what proc_pid_status(5) says of a process.
+type procStatus struct {
+	name        string
+	parent, uid int
+	numbers     []int // its own in each pid namespace, the host's first
+}
+
+// readProcesses reads the status of every process, by the host's number.
+func readProcesses(proc string) (map[int]procStatus, error) {
 	entries, err := os.ReadDir(proc)
 	if err != nil {
 		return nil, err
 	}
-	var list []process
+	all := map[int]procStatus{}
 	for _, e := range entries {
 		pid, err := strconv.Atoi(e.Name())
 		if err != nil {
 			continue
 		}
-		if ns, err := namespace(e.Name()); err != nil || ns != own {
-			continue
-		}
-		status, err := os.ReadFile(filepath.Join(proc, e.Name(), "status"))
+		text, err := os.ReadFile(filepath.Join(proc, e.Name(), "status"))
 		if err != nil {
 			continue // it has ended
 		}
-		p := process{Host: pid}
-		comm := ""
-		for line := range strings.Lines(string(status)) {
+		var p procStatus
+		for line := range strings.Lines(string(text)) {
 			key, value, _ := strings.Cut(line, ":")
 			f := strings.Fields(value)
 			switch {
 			case len(f) == 0:
 			case key == "Name":
-				comm = f[0]
+				p.name = f[0]
+			case key == "PPid":
+				p.parent, _ = strconv.Atoi(f[0])
 			case key == "Uid":
-				p.UID, _ = strconv.Atoi(f[0])
-			case key == "NSpid": // of the innermost namespace last
-				p.PID, _ = strconv.Atoi(f[len(f)-1])
+				p.uid, _ = strconv.Atoi(f[0])
+			case key == "NSpid":
+				for _, n := range f {
+					number, _ := strconv.Atoi(n)
+					p.numbers = append(p.numbers, number)
+				}
 			}
 		}
-		line, _ := os.ReadFile(filepath.Join(proc, e.Name(), "cmdline")) // empty for one that ends
-		line = bytes.ReplaceAll(bytes.TrimRight(line, "\x00"), []byte{0}, []byte{' '})
-		p.Command = printable(cmp.Or(string(line), "["+comm+"]"))
-		list = append(list, p)
+		all[pid] = p
 	}
-	slices.SortFunc(list, func(a, b process) int { return a.PID - b.PID })
-	return list, nil
+	return all, nil
 }
 
 // printable keeps what a distro's program calls itself from acting on the user's terminal.

@@ -13,6 +13,11 @@ func TestProcessesOf(t *testing.T) {
 		"500":  {"pid:[7]", "Name:\texe\nUid:\t700000\t0\t0\t0\nNSpid:\t500\t1\n", "wsl2-distro\x000\x00"},
 		"9001": {"pid:[7]", "Name:\tsleep\nUid:\t701000\t0\t0\t0\nNSpid:\t9001\t12\n", "sleep\x00\x1b[2J\x00\x00"},
 		"9000": {"pid:[7]", "Name:\tgone\nUid:\t700000\t0\t0\t0\nNSpid:\t9000\t13\n", ""},
+		// A container in the distro: its own first process, that one's child, and what it has left to the distro.
+		"9100": {"pid:[8]", "Name:\tsh\nPPid:\t9001\nUid:\t700000\t0\t0\t0\nNSpid:\t9100\t20\t1\n", "sh\x00"},
+		"9101": {"pid:[8]", "Name:\tcat\nPPid:\t9100\nUid:\t700000\t0\t0\t0\nNSpid:\t9101\t21\t2\n", "cat\x00"},
+		// One of the host's, as deep as the distro's.
+		"9200": {"pid:[9]", "Name:\tother\nPPid:\t1\nUid:\t0\t0\t0\t0\nNSpid:\t9200\t1\n", "other\x00"},
 		"self": {"pid:[7]", "", ""},
 	} {
 		dir := filepath.Join(proc, pid)
@@ -26,7 +31,8 @@ func TestProcessesOf(t *testing.T) {
 		}
 	}
 	got, err := processesOf(proc, 500)
-	want := []process{{Host: 500, PID: 1, UID: 700000, Command: "wsl2-distro 0"}, {Host: 9001, PID: 12, UID: 701000, Command: "sleep ?[2J"}, {Host: 9000, PID: 13, UID: 700000, Command: "[gone]"}}
+	want := []process{{Host: 500, PID: 1, UID: 700000, Command: "wsl2-distro 0"}, {Host: 9001, PID: 12, UID: 701000, Command: "sleep ?[2J"}, {Host: 9000, PID: 13, UID: 700000, Command: "[gone]"},
+		{Host: 9100, PID: 20, UID: 700000, Command: "sh"}, {Host: 9101, PID: 21, UID: 700000, Command: "cat"}}
 	if err != nil || len(got) != len(want) {
 		t.Fatalf("%+v, %v", got, err)
 	}

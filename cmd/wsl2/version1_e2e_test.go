@@ -7,11 +7,11 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -77,7 +77,6 @@ func initOf(h *testsys.Host, distro string) testsys.Process {
 	return testsys.Process{}
 }
 
-// TestVersion1Life is a distro of version 1 from its import to its end, of root's and of an ordinary user's.
 // TestVersion1Mounts: what a distro mounts in a share of a host whose mounts are shared, as
 // systemd makes them, is mounted in the distro alone.
 func TestVersion1Mounts(t *testing.T) {
@@ -93,8 +92,23 @@ func TestVersion1Mounts(t *testing.T) {
 		t.Errorf("the host sees the distro's mount: %v", err)
 	}
 	h.OK("--terminate", "small")
+
+	// What the host mounts in the root of a distro is neither copied nor deleted with it.
+	kept := h.File("home/sub/kept", nil)
+	point := filepath.Join(h.Data(), "distros/small/rootfs/srv")
+	testsys.Must(t, unix.Mount(filepath.Dir(kept), point, "", unix.MS_BIND, ""))
+	t.Cleanup(func() { unix.Unmount(point, unix.MNT_DETACH) }) //nolint:errcheck // it is done below
+	for _, args := range [][]string{{"--unregister", "small"}, {"--set-version", "small", "2"}} {
+		h.Refused(h.Run(args...), "umount "+point)
+	}
+	testsys.Must(t, unix.Unmount(point, 0))
+	h.OK("--unregister", "small")
+	if _, err := os.Stat(kept); err != nil {
+		t.Error(err)
+	}
 }
 
+// TestVersion1Life is a distro of version 1 from its import to its end, of root's and of an ordinary user's.
 func TestVersion1Life(t *testing.T) {
 	for name, of := range map[string]func(*testsys.Host){"root": func(*testsys.Host) {}, "user": anotherUser} {
 		t.Run(name, func(t *testing.T) {
@@ -119,9 +133,9 @@ func TestVersion1Life(t *testing.T) {
 			}
 
 			// Programs are processes of the host, with their own command lines.
-			l := h.Start("-d", "small", "-e", "sh", "-c", "echo ready; exec sleep 54321")
+			l := h.Start("-d", "small", "-e", "sh", "-c", "echo ready; sleep 54321", "known")
 			l.Expect("ready\n")
-			pid := hostPID(t, initOf(h, "small").PID, "sleep\x0054321\x00")
+			pid := hostPID(t, initOf(h, "small").PID, "sh\x00-c\x00echo ready; sleep 54321\x00known\x00")
 			if out := h.OK("ps", "small"); !strings.Contains(out, fmt.Sprint(initOf(h, "small").PID)+"  small         1  wsl2-distro") || !strings.Contains(out, fmt.Sprint(pid)+"  small") {
 				t.Errorf("ps: %s", out)
 			}
@@ -149,6 +163,17 @@ func TestVersion1Life(t *testing.T) {
 			h.OK("--terminate", "small")
 			h.Refused(h.Run("-d", "small", "-e", "true"), "--set-version", "2")
 			h.Config()
+
+			// A user of the distro can have namespaces, with a /proc, as container tools want; what of /proc is the
+			// host's he cannot read.
+			if out := h.OK("-d", "small", "-u", "alice", "-e", "unshare", "-r", "-p", "-f", "--mount-proc", "sh", "-c", "id -u; echo $$; ls -d /proc/[0-9]*"); out != "0\n1\n/proc/1\n/proc/2\n" {
+				t.Errorf("a user's own namespaces: %q", out)
+			}
+			for _, path := range []string{"/proc/kcore", "/proc/timer_list"} {
+				if r := h.Run("-d", "small", "-u", "root", "-e", "head", "-c", "1", path); !strings.Contains(r.Stderr, "ermission denied") && !strings.Contains(r.Stderr, "not permitted") {
+					t.Errorf("%s: %v", path, r)
+				}
+			}
 
 			// Its set-id programs are nobody else's.
 			testsys.Must(t, os.Chmod(h.Path("home"), 0o755))
@@ -193,20 +218,18 @@ func TestVersion1Life(t *testing.T) {
 	}
 }
 
-// hostPID finds the child of init with this command line.
+// hostPID finds the child of init with this command line, which runs already.
 func hostPID(t *testing.T, init int, cmdline string) int {
 	t.Helper()
-	for deadline := time.Now().Add(testsys.Deadline); time.Now().Before(deadline); { // it may be about to execute it
-		tasks, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", init))
-		testsys.Must(t, err)
-		for _, path := range tasks {
-			children, _ := os.ReadFile(path)
-			for _, pid := range strings.Fields(string(children)) {
-				if line, err := os.ReadFile("/proc/" + pid + "/cmdline"); err == nil && string(line) == cmdline {
-					n, err := strconv.Atoi(pid)
-					testsys.Must(t, err)
-					return n
-				}
+	tasks, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", init))
+	testsys.Must(t, err)
+	for _, path := range tasks {
+		children, _ := os.ReadFile(path)
+		for _, pid := range strings.Fields(string(children)) {
+			if line, err := os.ReadFile("/proc/" + pid + "/cmdline"); err == nil && string(line) == cmdline {
+				n, err := strconv.Atoi(pid)
+				testsys.Must(t, err)
+				return n
 			}
 		}
 	}
@@ -230,15 +253,20 @@ func TestVersion1NoRange(t *testing.T) {
 func TestVersion1Killed(t *testing.T) {
 	t.Setenv(versionVariable, "1")
 	h := newHost(t)
-	for _, victim := range []string{"client", "distro", "service"} {
+	for _, victim := range []string{"client", "distro", "service", "stopped"} {
 		l := h.Start("-d", "small", "-e", "sh", "-c", "(setsid sleep 100000 &) ; echo ready; cat")
 		l.Expect("ready\n")
 		init := initOf(h, "small")
-		if victim == "client" {
+		switch victim {
+		case "client":
 			l.Kill()
 			h.OK("-d", "small", "-e", "true")
 			h.OK("--terminate", "small")
-		} else {
+		case "stopped": // and its init cannot do anything about it
+			testsys.Must(t, init.Signal(unix.SIGSTOP))
+			h.Process("service").Kill(t)
+			h.Refused(l.Wait())
+		default:
 			h.Process(victim).Kill(t)
 			h.Refused(l.Wait())
 		}
@@ -248,6 +276,14 @@ func TestVersion1Killed(t *testing.T) {
 		}
 		h.OK("--shutdown")
 		h.CheckNothingLeft()
+	}
+	before := h.Files()
+	l := enter(h, "importing", nil)
+	h.OK("--shutdown", "--force")
+	h.Refused(l.Wait())
+	h.CheckNothingLeft()
+	if left := h.Files(); !slices.Equal(left, before) {
+		t.Errorf("left of an import: %v, before it: %v", left, before)
 	}
 }
 
@@ -276,12 +312,9 @@ func TestSetVersion(t *testing.T) {
 		// Cut off while it works.
 		was := registered()
 		service := h.Process("service") // one that is about to start a program would be two
-		c := h.Start("--set-version", "small", version)
-		for len(notes(h)) == 0 {
-			if c.Cmd.ProcessState != nil {
-				t.Fatal(c.Wait())
-			}
-		}
+		var c *testsys.Live
+		partial := map[string]string{"1": "rootfs.partial", "2": "disk.ext4.partial"}[version]
+		testsys.WaitCreated(t, filepath.Join(h.Data(), "distros/small"), partial, func() { c = h.Start("--set-version", "small", version) })
 		c.Kill() // or it would ask the next service
 		service.Kill(t)
 		if now := registered(); now != was {
@@ -290,9 +323,7 @@ func TestSetVersion(t *testing.T) {
 		if after := contents(h, "small"); after != before {
 			t.Errorf("cut off before version %s it is\n%s\nwant\n%s", version, after, before)
 		}
-		if n := len(notes(h)); n != 0 {
-			t.Errorf("%d notes are left: %v", n, h.Files())
-		}
+		testsys.WaitGone(t, filepath.Join(h.Data(), "distros"), ".change-*") // what it had made is being deleted
 		h.OK("--terminate", "small")
 		h.OK("--set-version", "small", version)
 		if out := h.OK("--list", "--verbose"); !strings.Contains(out, "Stopped       "+version) {
@@ -310,10 +341,4 @@ func TestSetVersion(t *testing.T) {
 		}
 	}
 	h.OK("--unregister", "small")
-}
-
-// notes are those of changes under way.
-func notes(h *testsys.Host) []string {
-	paths, _ := filepath.Glob(filepath.Join(h.Data(), "distros/.change-*"))
-	return paths
 }

@@ -20,23 +20,20 @@ import (
 
 const binfmtMisc = "/proc/sys/fs/binfmt_misc"
 
-// Pivot makes the working directory, a mount, the root. prepare runs in between, when "/" is the
-// new root and the working directory the old one, which is gone afterwards.
-func Pivot(prepare func() error) error {
+// Pivot makes the working directory, a mount, the root, and lets go of the old one.
+func Pivot() error {
 	old, err := unix.Open("/", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return fmt.Errorf("open the host's root: %w", err)
 	}
 	defer unix.Close(old)
-	// Onto itself: the old root then lies over the new one, and no directory for it is needed.
+	// Onto itself: the old root then lies over the new one, and no directory for it is needed. Until it is
+	// detached no path may be followed: ".." of the root leads to it.
 	if err := unix.PivotRoot(".", "."); err != nil {
 		return fmt.Errorf("change root: %w", err)
 	}
 	if err := unix.Fchdir(old); err != nil {
 		return fmt.Errorf("enter the host's root: %w", err)
-	}
-	if err := prepare(); err != nil {
-		return err
 	}
 	if err := unix.Unmount(".", unix.MNT_DETACH); err != nil {
 		return fmt.Errorf("detach the host's root: %w", err)
@@ -47,6 +44,28 @@ func Pivot(prepare func() error) error {
 	return nil
 }
 
+// takeHostParts takes hold of what a root has of the host's, in the order in which it is placed.
+func takeHostParts() (table []mounts.Item, err error) {
+	var errs []error
+	// The kernel gives a new proc to whom it shows one already.
+	proc, err := hostProc.Take(noSuidDevExec)
+	if errs = append(errs, err); err == nil {
+		table = append(table, proc)
+	}
+	take := func(b mounts.Bind) {
+		t, ok, err := b.Take()
+		if errs = append(errs, err); ok {
+			table = append(table, t)
+		}
+	}
+	take(hostSys)
+	table = append(table, dirRoot...)
+	for _, b := range hostNodes {
+		take(b)
+	}
+	return append(table, dirLast...), errors.Join(errs...)
+}
+
 // makeDirRoot makes the root out of the working directory and reads its wsl.conf. trees are
 // the descriptors of the shares' mounts.
 func (d *distro) makeDirRoot(m *wire.StartDistro, trees []string) error {
@@ -54,18 +73,16 @@ func (d *distro) makeDirRoot(m *wire.StartDistro, trees []string) error {
 	unix.Umask(0o022)
 	init, initErr := openTree("/proc/self/exe")
 	resolvConf, resolvErr := os.ReadFile("/etc/resolv.conf")
-	err := Pivot(func() error {
-		// One thing that cannot be mounted must not lock the user out of the rest.
-		if err := mounts.All(dirRoot); err != nil {
-			d.log.Errorf("%s: %v", d.name, err)
-		}
-		// Each user namespace has formats of its own since Linux 6.7; before, the host's hold.
-		_ = unix.Mount("binfmt_misc", binfmtMisc, "binfmt_misc", mounts.NoSuidDevExec, "")
-		return nil
-	})
-	if err != nil {
+	table, takeErr := takeHostParts()
+	if err := Pivot(); err != nil {
 		return err
 	}
+	// One thing that cannot be mounted must not lock the user out of the rest.
+	if err := errors.Join(takeErr, mounts.All(table)); err != nil {
+		d.log.Errorf("%s: %v", d.name, err)
+	}
+	// Each user namespace has formats of its own since Linux 6.7; before, the host's hold.
+	_ = unix.Mount("binfmt_misc", binfmtMisc, "binfmt_misc", mounts.NoSuidDevExec, "")
 	// Container engines bind-mount with propagation and need a shared root. No earlier: what is bound from
 	// the host's root would be its peer, and lose with it what is mounted on top.
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_SHARED, ""); err != nil {

@@ -1,6 +1,7 @@
 package distro
 
 import (
+	"os"
 	"slices"
 
 	"golang.org/x/sys/unix"
@@ -64,28 +65,46 @@ var links = []m.Item{
 	m.Link{Path: "/dev/stderr", To: "/proc/self/fd/2"},
 }
 
-// dirRoot is the same in a root of version 1, whose kernel is the host's. It is made when "/" is the
-// distro's root and the working directory still the host's.
-var dirRoot = slices.Concat([]m.Item{
-	m.Mount{FSType: "proc", Target: "/proc", Flags: m.NoSuidDevExec, Why: "its own pid namespace"},
-	m.Bind{From: "sys", Target: "/sys", Dir: true, Attributes: unix.MOUNT_ATTR_RDONLY | noSuidDevExec, Why: "the network's, hence the host's: a new one is not allowed"},
-	m.Mount{FSType: "cgroup2", Target: "/sys/fs/cgroup", Flags: m.NoSuidDevExec, Data: "nsdelegate", Optional: true, Why: "as seen from its cgroup namespace"},
-}, ownFileSystems, directories, []m.Item{
-	node("null"), node("zero"), node("full"), node("random"), node("urandom"), node("tty"), node("fuse"), node("net/tun"),
-	hidden("kcore"), hidden("keys"), hidden("latency_stats"), hidden("sched_debug"), hidden("sysrq-trigger"), hidden("timer_list"),
-}, links)
-
 const noSuidDevExec = unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV | unix.MOUNT_ATTR_NOEXEC
 
+// In a root of version 1, whose kernel is the host's, the same is made of what is taken while the host's root is
+// there, and placed when it is not: whatever the distro has for links in the place of these directories, they
+// lead to nothing but the distro's.
+var (
+	hostProc  = m.Mount{FSType: "proc", Target: "/proc", Why: "its own pid namespace"}
+	hostSys   = m.Bind{From: "/sys", Target: "/sys", Dir: true, Attributes: unix.MOUNT_ATTR_RDONLY | noSuidDevExec, Why: "the network's, hence the host's: a new one is not allowed"}
+	hostNodes = []m.Bind{node("null"), node("zero"), node("full"), node("random"), node("urandom"), node("tty"), node("fuse"), node("net/tun")}
+)
+
+// dirRoot is what comes between /sys and the nodes.
+var dirRoot = slices.Concat([]m.Item{
+	m.Mount{FSType: "cgroup2", Target: "/sys/fs/cgroup", Flags: m.NoSuidDevExec, Data: "nsdelegate", Optional: true, Why: "as seen from its cgroup namespace"},
+}, ownFileSystems, directories)
+
+// dirLast is what is made when all else is there.
+var dirLast = slices.Concat([]m.Item{hidden("latency_stats"), hidden("sched_debug"), hidden("timer_list")}, links)
+
 // node is a device of the host's: nobody makes one in a user namespace.
-func node(name string) m.Item {
-	return m.Bind{From: "dev/" + name, Target: "/dev/" + name, Attributes: unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NOEXEC, Optional: true, Why: "as in root"}
+func node(name string) m.Bind {
+	return m.Bind{From: "/dev/" + name, Target: "/dev/" + name, Attributes: unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NOEXEC, Optional: true, Why: "as in root"}
 }
 
-// hidden covers what a file of /proc tells of the host. Files that a kernel lacks are not there to cover.
-func hidden(name string) m.Item {
-	return m.Bind{From: "dev/null", Target: "/proc/" + name, Covers: true, Attributes: unix.MOUNT_ATTR_RDONLY, Why: "the host's"}
+// hidden is a file of /proc that tells of the host. It is covered only where every user may read it, which no
+// kernel since 5.13 lets them: with something covered nobody could mount a proc of his own in a user namespace of
+// his (unshare --mount-proc, bubblewrap, podman). What is left, such as kcore, is for the host's root.
+type hidden string
+
+func (h hidden) path() string { return "/proc/" + string(h) }
+
+// Make covers it.
+func (h hidden) Make() error {
+	if st, err := os.Stat(h.path()); err != nil || st.Mode().Perm()&0o004 == 0 {
+		return nil // there is no such file
+	}
+	return m.Bind{From: "/dev/null", Target: h.path(), Attributes: unix.MOUNT_ATTR_RDONLY}.Make()
 }
+
+func (h hidden) String() string { return "cover " + h.path() }
 
 // limits are the sessions' resource limits where the kernel's defaults are too
 // small for development work (WSL has the same).

@@ -90,38 +90,29 @@ type Bind struct {
 	Attributes uint64
 	// Optional: the source may not be there.
 	Optional bool
-	// Covers: the target is not made; if it is not there, there is nothing to cover.
-	Covers bool
-	Why    string
+	Why      string
+}
+
+// Take takes hold of it, to be placed when the source cannot be reached any more. Without an optional
+// source there is nothing to place, and no error.
+func (b Bind) Take() (t Tree, ok bool, err error) {
+	fd, err := unix.OpenTree(unix.AT_FDCWD, b.From, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_RECURSIVE)
+	if err == unix.ENOENT && b.Optional {
+		return t, false, nil
+	}
+	if err != nil {
+		return t, false, fmt.Errorf("%v: %w", b, err)
+	}
+	return Tree{FD: fd, Target: b.Target, File: !b.Dir, Attributes: b.Attributes}, true, nil
 }
 
 // Make binds it.
 func (b Bind) Make() error {
-	flags := uint(unix.OPEN_TREE_CLONE | unix.OPEN_TREE_CLOEXEC | unix.AT_RECURSIVE)
-	fd, err := unix.OpenTree(unix.AT_FDCWD, b.From, flags)
-	if err == unix.ENOENT && b.Optional {
-		return nil
+	t, ok, err := b.Take()
+	if err != nil || !ok {
+		return err
 	}
-	if err != nil {
-		return fmt.Errorf("%v: %w", b, err)
-	}
-	defer unix.Close(fd)
-	if b.Attributes != 0 {
-		err = unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH|unix.AT_RECURSIVE, &unix.MountAttr{Attr_set: b.Attributes})
-	}
-	switch {
-	case err != nil:
-	case !b.Covers:
-		err = place(fd, b.Target, b.Dir)
-	default:
-		if err = moveTo(fd, b.Target); err == unix.ENOENT {
-			err = nil
-		}
-	}
-	if err != nil {
-		return fmt.Errorf("%v: %w", b, err)
-	}
-	return nil
+	return t.Make()
 }
 
 func (b Bind) String() string { return fmt.Sprintf("bind %s to %s", b.From, b.Target) }
@@ -150,10 +141,12 @@ func moveTo(fd int, target string) error {
 	return unix.MoveMount(fd, "", unix.AT_FDCWD, target, unix.MOVE_MOUNT_F_EMPTY_PATH)
 }
 
-// Tree is a mount that somebody else has taken hold of (open_tree(2)) and that is placed once; FD is closed.
+// Tree is a mount that somebody has taken hold of (open_tree(2), fsmount(2)) and that is placed once; FD is
+// closed.
 type Tree struct {
 	FD         int
 	Target     string
+	File       bool // and no directory
 	Attributes uint64
 }
 
@@ -162,12 +155,29 @@ func (t Tree) Make() error {
 	defer unix.Close(t.FD)
 	err := unix.MountSetattr(t.FD, "", unix.AT_EMPTY_PATH|unix.AT_RECURSIVE, &unix.MountAttr{Attr_set: t.Attributes})
 	if err == nil {
-		err = place(t.FD, t.Target, true)
+		err = place(t.FD, t.Target, !t.File)
 	}
 	if err != nil {
 		return fmt.Errorf("%v: %w", t, err)
 	}
 	return nil
+}
+
+// Take makes the file system without placing it; its flags are those of Attributes.
+func (m Mount) Take(attributes int) (Tree, error) {
+	fs, err := unix.Fsopen(m.FSType, unix.FSOPEN_CLOEXEC)
+	if err != nil {
+		return Tree{}, fmt.Errorf("%v: %w", m, err)
+	}
+	defer unix.Close(fs)
+	fd := -1
+	if err = unix.FsconfigCreate(fs); err == nil {
+		fd, err = unix.Fsmount(fs, unix.FSMOUNT_CLOEXEC, attributes)
+	}
+	if err != nil {
+		return Tree{}, fmt.Errorf("%v: %w", m, err)
+	}
+	return Tree{FD: fd, Target: m.Target, Attributes: uint64(attributes)}, nil
 }
 
 func (t Tree) String() string { return fmt.Sprintf("mount on %s", t.Target) }

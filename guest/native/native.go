@@ -146,5 +146,10 @@ func becomeRoot() error {
 	if err := unix.Capset(&header, &caps[0]); err != nil {
 		return fmt.Errorf("drop the inheritable capabilities: %w", err)
 	}
+	// With the launcher, even if something in the distro has stopped this process. Becoming somebody else has
+	// taken the launcher's own setting back; if it has gone in between, the channel tells.
+	if err := unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(unix.SIGKILL), 0, 0, 0); err != nil {
+		return fmt.Errorf("ask for the signal of the launcher's end: %w", err)
+	}
 	return nil
 }

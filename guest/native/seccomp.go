@@ -15,9 +15,10 @@ var hostWide = []struct{ amd64, i386 uint32 }{
 	{unix.SYS_KEXEC_LOAD, 283}, {unix.SYS_KEXEC_FILE_LOAD, 0},
 	{unix.SYS_SETTIMEOFDAY, 79}, {unix.SYS_CLOCK_SETTIME, 264}, {0, 404}, // clock_settime64
 	{unix.SYS_SWAPON, 87}, {unix.SYS_SWAPOFF, 115},
-	{unix.SYS_ACCT, 51}, {unix.SYS_QUOTACTL, 131},
+	{unix.SYS_ACCT, 51}, {unix.SYS_QUOTACTL, 131}, {unix.SYS_QUOTACTL_FD, 443},
 	{unix.SYS_IOPL, 110}, {unix.SYS_IOPERM, 101},
 	{unix.SYS_OPEN_BY_HANDLE_AT, 342}, // of any file of the file system, whatever the root is
+	{unix.SYS_BPF, 357},               // the programs that the kernel has to verify are no user's business here
 }
 
 // Offsets in struct seccomp_data (linux/seccomp.h), and x32's mark in its number (asm/unistd.h).

@@ -3,9 +3,11 @@
 package remover
 
 import (
+	"fmt"
 	"os"
 
 	"github.com/wsl2/wsl2/guest/diskjob"
+	"github.com/wsl2/wsl2/internal/nsinit"
 	"github.com/wsl2/wsl2/internal/wire"
 )
 
@@ -19,24 +21,42 @@ func Run(args []string) int {
 
 // run leaves the root itself to the launcher, whose directory it is in.
 func run(*diskjob.Job, *wire.RemoveRoot) (string, error) {
-	root, err := os.OpenRoot(".")
+	// What the host has mounted in there is not the distro's to delete. No more of it comes: the mounts of
+	// this namespace are private.
+	dir, err := os.Getwd()
 	if err != nil {
 		return "", err
+	}
+	mounts, err := nsinit.MountsBelow(dir)
+	if err != nil {
+		return "", err
+	}
+	if len(mounts) > 0 {
+		return "", fmt.Errorf("%w: something is mounted on %s", diskjob.ErrRefused, mounts[0])
+	}
+	return "", deleteAll()
+}
+
+// deleteAll deletes what is in the working directory.
+func deleteAll() error {
+	root, err := os.OpenRoot(".")
+	if err != nil {
+		return err
 	}
 	defer root.Close()
 	dir, err := root.Open(".")
 	if err != nil {
-		return "", err
+		return err
 	}
 	defer dir.Close()
 	names, err := dir.Readdirnames(-1)
 	if err != nil {
-		return "", err
+		return err
 	}
 	for _, name := range names {
 		if err := root.RemoveAll(name); err != nil {
-			return "", err
+			return err
 		}
 	}
-	return "", nil
+	return nil
 }

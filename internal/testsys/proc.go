@@ -177,6 +177,32 @@ func WaitCreated(tb testing.TB, dir, name string, start func()) {
 	}
 }
 
+// WaitGone waits until no file of a directory matches a pattern of its names.
+func WaitGone(tb testing.TB, dir, pattern string) {
+	tb.Helper()
+	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
+	Must(tb, err)
+	defer unix.Close(fd)
+	_, err = unix.InotifyAddWatch(fd, dir, unix.IN_DELETE|unix.IN_MOVED_FROM)
+	Must(tb, err)
+	buf := make([]byte, 64<<10)
+	for deadline := time.Now().Add(Deadline); ; {
+		left, err := filepath.Glob(filepath.Join(dir, pattern))
+		Must(tb, err)
+		if len(left) == 0 {
+			return
+		}
+		ms := time.Until(deadline).Milliseconds()
+		if ms <= 0 {
+			tb.Fatalf("still there: %v", left)
+		}
+		if _, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, int(ms)); err != nil && !errors.Is(err, unix.EINTR) {
+			tb.Fatal(err)
+		}
+		unix.Read(fd, buf)
+	}
+}
+
 // Goroutines ends one of wsl2's own processes with SIGQUIT, if it is stopped from
 // there, and counts the goroutines of the trace that this leaves in the service's log.
 func (h *Host) Goroutines(p Process) int {

@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"runtime"
 	"strconv"
 	"sync"
 	"syscall"
@@ -111,18 +112,20 @@ func Start(ctx context.Context, s Spec) (*Process, error) {
 	cmd.Dir, cmd.Env, cmd.Stderr = "/", []string{}, theirStderr
 	cmd.ExtraFiles = []*os.File{theirs, listener, theirGate, lock} // nsinit.ChannelFD and so on
 	// Without a mapping it is nobody in its namespace, and only ambient capabilities outlive execve(2).
-	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: namespaces, Setsid: true}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: namespaces, Setsid: true, Pdeathsig: unix.SIGKILL}
 	for c := range last + 1 {
 		cmd.SysProcAttr.AmbientCaps = append(cmd.SysProcAttr.AmbientCaps, c)
 	}
-	if err := cmd.Start(); err != nil {
+	p := &Process{R: bufio.NewReader(channel), cmd: cmd, socket: s.Socket, channel: channel, ended: make(chan struct{})}
+	started := make(chan error, 1)
+	go p.run(started)
+	if err := <-started; err != nil {
 		channel.Close()
 		stderr.Close()
 		os.Remove(s.Socket)
 		return nil, refusal(err)
 	}
-	p := &Process{PID: cmd.Process.Pid, R: bufio.NewReader(channel), cmd: cmd, socket: s.Socket, channel: channel, ended: make(chan struct{})}
-	go p.wait()
+	p.PID = cmd.Process.Pid
 	go logLines(stderr, s)
 	err = ids.write(p.PID)
 	if err == nil {
@@ -236,7 +239,16 @@ func logLines(stderr *os.File, s Spec) {
 	}
 }
 
-func (p *Process) wait() {
+// run starts it and waits for its end, on a thread that is there as long: the signal of its parent's death
+// would come at the end of that thread (prctl(2)).
+func (p *Process) run(started chan<- error) {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	err := p.cmd.Start()
+	started <- err
+	if err != nil {
+		return
+	}
 	p.cmd.Wait()
 	p.status = p.cmd.ProcessState.Sys().(syscall.WaitStatus)
 	os.Remove(p.socket)

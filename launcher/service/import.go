@@ -94,6 +94,7 @@ func (s *Service) importDistro(p *peer, reg *registry.Registry, c api.Call) (any
 		conf, err = s.importArchive(ctx, p, sent, c, d)
 	}
 	if err != nil {
+		s.own.forget(d.ID)
 		return nil, err
 	}
 	if c.Install {
@@ -386,6 +387,9 @@ func (s *Service) unregister(reg *registry.Registry, d registry.Distro) error {
 	if err := s.terminate(d.Name); err != nil {
 		return err
 	}
+	if err := nothingMounted(d); err != nil {
+		return err
+	}
 	// Off the list first: a crash in between leaves a file, which the note
 	// names, not an entry without a disk.
 	op, err := s.begin(note{Name: d.Name, Drop: []string{d.Disk}}, "", "")
@@ -399,7 +403,7 @@ func (s *Service) unregister(reg *registry.Registry, d registry.Distro) error {
 	if err := reg.Remove(d.Name); err != nil {
 		return err
 	}
-	if err := s.remove(d.Disk); err != nil && !errors.Is(err, os.ErrNotExist) {
+	if err := s.remove(context.Background(), d.Disk); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return api.Errorf(api.CodeFailed, "delete it yourself", "%s is unregistered, but its disk could not be deleted: %v", d.Name, err)
 	}
 	os.Remove(filepath.Dir(d.Disk)) // if nothing else is there

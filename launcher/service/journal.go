@@ -1,6 +1,7 @@
 package service
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -8,10 +9,12 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/wsl2/wsl2/launcher/api"
+	"github.com/wsl2/wsl2/launcher/native"
 	"github.com/wsl2/wsl2/launcher/registry"
 )
 
@@ -23,7 +26,7 @@ import (
 
 // note is what stands in the file of an operation under way.
 type note struct {
-	Name string `json:"name"` // of the distro; the note's file is named after it
+	Name string `json:"name"` // of the distro
 	// Make are the files that it makes; one that is no registered distro's disk goes.
 	Make []string `json:"make,omitempty"`
 	// Drop are those that it takes away: one goes if no registered distro has it,
@@ -53,22 +56,24 @@ func (s *Service) begin(n note, dir, base string) (*operation, error) {
 		if !filepath.IsAbs(dir) {
 			return nil, api.Errorf(api.CodeBadRequest, "", "directory %q is not absolute", dir)
 		}
+		partial, disk := filepath.Join(dir, base+partialSuffix), filepath.Join(dir, base)
 		// Before the note is written: what it names is removed after a crash.
-		if disk := filepath.Join(dir, base); exists(disk) {
-			return nil, diskThere(disk)
+		if exists(disk) || exists(partial) {
+			lock, err := claimDir(dir, base) // says what it is
+			if err == nil {
+				lock.Close() // it has gone meanwhile
+				err = diskThere(disk)
+			}
+			return nil, err
 		}
-		n.Make = append(n.Make, filepath.Join(dir, base+partialSuffix), filepath.Join(dir, base))
+		n.Make = append(n.Make, partial, disk)
 		if !exists(dir) {
 			n.Dirs = append(n.Dirs, dir)
 		}
 	}
-	text, err := json.Marshal(n)
-	if err != nil {
-		return nil, err
-	}
-	o := &operation{s: s, note: n, path: filepath.Join(s.paths.Distros(), notePrefix+n.Name)}
-	if err := writeSynced(o.path, text); err != nil {
-		os.Remove(o.path)
+	o := &operation{s: s, note: n}
+	var err error
+	if o.path, err = s.writeNote(n); err != nil {
 		return nil, err
 	}
 	if dir == "" {
@@ -84,13 +89,30 @@ func (s *Service) begin(n note, dir, base string) (*operation, error) {
 	return o, nil
 }
 
+// writeNote makes a note durable, in a file of its own: one that could not be settled stays, whatever is
+// done with the distro until the next service tries again.
+func (s *Service) writeNote(n note) (path string, err error) {
+	text, err := json.Marshal(n)
+	if err != nil {
+		return "", err
+	}
+	path = filepath.Join(s.paths.Distros(), notePrefix+n.Name+"-"+registry.NewID())
+	if err := writeSynced(path, text); err != nil {
+		os.Remove(path)
+		return "", err
+	}
+	return path, nil
+}
+
 // end removes what the change leaves behind, whether it was made or not, and
 // the note.
-func (o *operation) end(reg *registry.Registry) {
+func (o *operation) end(reg *registry.Registry) { o.endWithin(context.Background(), reg) }
+
+func (o *operation) endWithin(ctx context.Context, reg *registry.Registry) {
 	if o.lock != nil {
 		defer o.lock.Close()
 	}
-	err := o.s.settle(&o.note, reg)
+	err := settle(&o.note, reg, func(path string) error { return o.s.remove(ctx, path) })
 	if err == nil {
 		err = os.Remove(o.path)
 	}
@@ -99,36 +121,29 @@ func (o *operation) end(reg *registry.Registry) {
 	}
 }
 
-// settle removes what is garbage by the registry.
-func (s *Service) settle(n *note, reg *registry.Registry) error {
+// settle removes, by the function, what is garbage by the registry.
+func settle(n *note, reg *registry.Registry, remove func(path string) error) error {
 	distros := reg.List()
 	registered := func(path string) bool {
 		return slices.ContainsFunc(distros, func(d registry.Distro) bool { return d.Disk == path })
 	}
-	remove := func(path string) error {
-		err := s.remove(path)
-		if errors.Is(err, fs.ErrNotExist) {
-			return nil
-		}
-		if err == nil {
-			os.Remove(filepath.Dir(path)) // if nothing else is there
-		}
-		return err
-	}
 	var errs []error
+	tryRemove := func(path string) {
+		if registered(path) {
+			return
+		}
+		if err := remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			errs = append(errs, err)
+		}
+	}
 	if len(n.Make) == 0 || slices.ContainsFunc(n.Make, registered) {
 		for _, path := range n.Drop {
-			if !registered(path) {
-				errs = append(errs, remove(path))
-			}
+			tryRemove(path)
+			os.Remove(filepath.Dir(path)) // if nothing else is there
 		}
 	}
 	for _, path := range n.Make {
-		if !registered(path) {
-			if err := s.remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-				errs = append(errs, err)
-			}
-		}
+		tryRemove(path)
 	}
 	for _, dir := range n.Dirs {
 		os.Remove(dir) // if it is empty: the user may have put something there
@@ -136,13 +151,59 @@ func (s *Service) settle(n *note, reg *registry.Registry) error {
 	return errors.Join(errs...)
 }
 
+// asideMark makes the name of a root that is being deleted of its name, in front of a random ID.
+const asideMark = ".deleted-"
+
+// isRoot tells whether the path is a root's, complete or not, or one's that was put aside.
+func isRoot(path string) bool {
+	base := filepath.Base(path)
+	return base == rootName || base == rootName+partialSuffix || isAside(path)
+}
+
+func isAside(path string) bool {
+	return strings.HasPrefix(filepath.Base(path), rootName) && strings.Contains(filepath.Base(path), asideMark)
+}
+
 // remove removes a disk, or a root with all that is in it.
-func (s *Service) remove(path string) error {
-	switch filepath.Base(path) {
-	case rootName, rootName + partialSuffix:
-		return s.removeRoot(path)
+func (s *Service) remove(ctx context.Context, path string) error {
+	if isRoot(path) {
+		return s.removeRoot(ctx, path)
 	}
 	return os.Remove(path)
+}
+
+// putAside gives a root that is garbage another name and a note of its own, by which it is deleted while the
+// service works: that takes as long as it has files. dirs are to go with it, if they are empty then.
+func (s *Service) putAside(path string, dirs []string) error {
+	if !exists(path) {
+		return s.removeRoot(context.Background(), path) // what else there may be of it
+	}
+	aside := path + asideMark + registry.NewID()
+	n := note{Make: []string{aside}, Dirs: dirs}
+	at, err := s.writeNote(n)
+	if err != nil {
+		return err
+	}
+	// With its lock: who still has it may be ending only now.
+	if err := os.Rename(path+native.LockSuffix, aside+native.LockSuffix); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if err := os.Rename(path, aside); err != nil {
+		return err
+	}
+	s.aside = append(s.aside, operation{s: s, note: n, path: at})
+	return nil
+}
+
+// deleteAside deletes the roots that the sweep has put aside, until ctx ends; the next service
+// does the rest.
+func (s *Service) deleteAside(ctx context.Context, reg *registry.Registry) {
+	for _, o := range s.aside {
+		if ctx.Err() != nil {
+			return
+		}
+		o.endWithin(ctx, reg)
+	}
 }
 
 // sweep settles the changes that a crash cut off. The VM that worked on them may
@@ -164,7 +225,21 @@ func (s *Service) sweep(reg *registry.Registry) {
 			os.Remove(path)
 			continue
 		}
-		if err := s.settle(&n, reg); err != nil {
+		if slices.ContainsFunc(n.Make, isAside) {
+			s.aside = append(s.aside, operation{s: s, note: n, path: path})
+			continue
+		}
+		dirs := n.Dirs
+		for _, path := range n.Drop {
+			dirs = append(dirs, filepath.Dir(path))
+		}
+		err = settle(&n, reg, func(path string) error {
+			if isRoot(path) {
+				return s.putAside(path, dirs)
+			}
+			return os.Remove(path)
+		})
+		if err != nil {
 			s.log.Warn("not cleaned up", "distro", n.Name, "err", err)
 			continue
 		}
@@ -179,15 +254,16 @@ func claimDir(dir, base string) (lock *os.File, err error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
 	}
-	if lock, err = os.Open(dir); err != nil {
+	f, err := os.Open(dir)
+	if err != nil {
 		return nil, err
 	}
 	defer func() {
 		if err != nil {
-			lock.Close()
+			f.Close()
 		}
 	}()
-	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err == unix.EWOULDBLOCK {
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err == unix.EWOULDBLOCK {
 		return nil, api.Errorf(api.CodeBusy, "choose another directory", "another distro is being made in %s", dir)
 	} else if err != nil {
 		return nil, fmt.Errorf("lock %s: %w", dir, err)
@@ -197,7 +273,7 @@ func claimDir(dir, base string) (lock *os.File, err error) {
 			return nil, diskThere(path)
 		}
 	}
-	return lock, nil
+	return f, nil
 }
 
 func diskThere(path string) error {

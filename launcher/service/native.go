@@ -4,8 +4,10 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -37,7 +39,7 @@ func (n *Native) Boot(_ context.Context, r BootRequest) (Machine, error) {
 		return nil, api.Errorf(api.CodeVM, "`make build` makes it beside wsl2", "%v", err)
 	}
 	return &nativeMachine{
-		req: r, root: r.Disk, log: n.Log, done: make(chan struct{}),
+		req: r, root: r.Disk, log: n.Log, done: make(chan struct{}), processes: map[*native.Process]struct{}{},
 		spec: native.Spec{Init: init, Socket: n.Paths.ForVM(r.Own).NativeSocket()},
 	}, nil
 }
@@ -50,8 +52,8 @@ func (n *Native) Sweep() {
 	}
 }
 
-// Remove deletes a root with all that is in it.
-func (n *Native) Remove(root string) error {
+// Remove deletes a root with all that is in it, but for what ctx leaves no time.
+func (n *Native) Remove(ctx context.Context, root string) error {
 	if !exists(root) {
 		os.Remove(root + native.LockSuffix) // if there is one
 		return os.ErrNotExist
@@ -60,11 +62,11 @@ func (n *Native) Remove(root string) error {
 		os.Remove(root + native.LockSuffix)
 		return nil
 	}
-	m, err := n.Boot(context.Background(), BootRequest{Own: registry.NewID(), Disk: root})
+	m, err := n.Boot(ctx, BootRequest{Own: registry.NewID(), Disk: root})
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeoutCause(context.Background(), removeTimeout, fmt.Errorf("deleting it takes longer than %v", removeTimeout))
+	ctx, cancel := context.WithTimeoutCause(ctx, removeTimeout, fmt.Errorf("deleting it takes longer than %v", removeTimeout))
 	defer cancel()
 	job := m.(*nativeMachine)
 	_, err = job.work(ctx, nsinit.Remove, nil, func(id uint32) wire.Message { return &wire.RemoveRoot{ID: id} })
@@ -95,7 +97,9 @@ type nativeMachine struct {
 	root   string        // guarded by mu
 	nextID uint32        // guarded by mu
 	distro *nativeDistro // nil while it does not run; guarded by mu
-	closed bool          // guarded by mu
+	// processes are those that run, the distro's init and what works on the root; guarded by mu.
+	processes map[*native.Process]struct{}
+	closed    bool // guarded by mu
 }
 
 // nativeDistro is one life of the distro's init.
@@ -133,7 +137,26 @@ func (m *nativeMachine) process(ctx context.Context, role, name string, shares [
 		m.log.Warn("version 1: "+fmt.Sprintf(format, args...), "distro", name)
 	}
 	p, err := native.Start(ctx, s)
-	return p, id, err
+	if err != nil {
+		return nil, 0, err
+	}
+	m.mu.Lock()
+	m.processes[p] = struct{}{}
+	closed = m.closed
+	m.mu.Unlock()
+	go func() {
+		<-p.Ended()
+		m.mu.Lock()
+		delete(m.processes, p)
+		m.mu.Unlock()
+	}()
+	if closed {
+		p.Kill()
+		<-p.Ended()
+		p.Close()
+		return nil, 0, errClosing
+	}
+	return p, id, nil
 }
 
 func (m *nativeMachine) StartDistro(ctx context.Context, r wire.StartDistro) (port uint32, warnings string, err error) {
@@ -388,14 +411,15 @@ func (m *nativeMachine) Shutdown(grace time.Duration) error {
 	return nil
 }
 
+// Kill ends the distro, and what works on its root.
 func (m *nativeMachine) Kill() {
 	m.mu.Lock()
-	d, first := m.distro, !m.closed
+	first, running := !m.closed, slices.Collect(maps.Keys(m.processes))
 	m.closed = true
 	m.mu.Unlock()
-	if d != nil {
-		d.p.Kill()
-		<-d.p.Ended()
+	for _, p := range running {
+		p.Kill()
+		<-p.Ended()
 	}
 	if first {
 		close(m.done)

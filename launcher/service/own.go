@@ -35,6 +35,21 @@ func (o *ownVMs) ofVersion1(id string) *Manager {
 	return m
 }
 
+// forget closes the Manager under which a root was made that is no distro's, or has another there: one that
+// nobody else has been told of.
+func (o *ownVMs) forget(id string) {
+	o.mu.Lock()
+	m := o.native[id]
+	o.mu.Unlock()
+	if m == nil {
+		return
+	}
+	m.Close() // first: until then it is one of those that the service stops
+	o.mu.Lock()
+	delete(o.native, id)
+	o.mu.Unlock()
+}
+
 // list returns them with their distros' IDs.
 func (o *ownVMs) list() map[string]*Manager {
 	o.mu.Lock()

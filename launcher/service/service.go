@@ -52,7 +52,8 @@ type Service struct {
 	own    ownVMs
 	mounts hostMounts
 	// removeRoot deletes the root directory of a distro of version 1.
-	removeRoot func(root string) error
+	removeRoot func(ctx context.Context, root string) error
+	aside      []operation // what the sweep leaves to Serve
 	uid        uint32
 
 	linger time.Duration
@@ -81,7 +82,7 @@ type Config struct {
 	Tools func(ctx context.Context) ([]byte, error)
 	// Native makes the machines of distros of version 1, RemoveRoot deletes a root of theirs.
 	Native     BootFunc
-	RemoveRoot func(root string) error
+	RemoveRoot func(ctx context.Context, root string) error
 	// Linger replaces the default if it is positive.
 	Linger time.Duration
 }
@@ -157,6 +158,11 @@ func (s *Service) Serve(ctx context.Context, l *net.UnixListener) error {
 	s.mu.Lock()
 	s.listener = l
 	s.mu.Unlock()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	if reg, err := s.registry(); err == nil && len(s.aside) > 0 {
+		s.background(func() { s.deleteAside(ctx, reg) })
+	}
 	s.touch()
 	failed := make(chan error, 1)
 	go func() {
@@ -188,6 +194,7 @@ func (s *Service) Serve(ctx context.Context, l *net.UnixListener) error {
 		}
 	}
 	s.shutdown()
+	cancel()
 	s.each((*Manager).Close)
 	s.mounts.wait("")
 	s.conns.Wait()
@@ -212,6 +219,20 @@ func (s *Service) shutdownLocked() {
 		s.listener.Close()
 	}
 	close(s.stop)
+}
+
+// background does something for which the service stays, as for a client.
+func (s *Service) background(f func()) {
+	s.mu.Lock()
+	s.clients++
+	s.mu.Unlock()
+	s.conns.Go(func() {
+		f()
+		s.mu.Lock()
+		s.clients--
+		s.mu.Unlock()
+		s.touch()
+	})
 }
 
 // touch arms or stops the timer that ends an idle service.

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/wsl2/wsl2/images"
+	"github.com/wsl2/wsl2/internal/nsinit"
 	"github.com/wsl2/wsl2/internal/wire"
 	"github.com/wsl2/wsl2/launcher/api"
 	"github.com/wsl2/wsl2/launcher/internal/guestconn"
@@ -21,6 +22,23 @@ import (
 // noDisk refuses what a distro of version 1 cannot: it has no such thing.
 func noDisk(d registry.Distro, has string) error {
 	return api.Errorf(api.CodeBadRequest, "version 2 can: wsl2 --set-version "+d.Name+" 2", "%s is a distro of version 1 and has %s", d.Name, has)
+}
+
+// nothingMounted refuses to take away a root of version 1 in which the host has mounted something: a copy
+// would have its files, and the root could not be deleted.
+func nothingMounted(d registry.Distro) error {
+	if d.Version != 1 || !exists(d.Disk) {
+		return nil
+	}
+	root, err := filepath.EvalSymlinks(d.Disk)
+	if err != nil {
+		return err
+	}
+	mounts, err := nsinit.MountsBelow(root)
+	if err == nil && len(mounts) > 0 {
+		err = api.Errorf(api.CodeBusy, "unmount it: umount "+mounts[0], "something is mounted in the root of %s, on %s", d.Name, mounts[0])
+	}
+	return err
 }
 
 // setVersion converts a distro in the directory where it is.
@@ -37,6 +55,9 @@ func (s *Service) setVersion(ctx context.Context, p *peer, reg *registry.Registr
 // transform makes what a distro is in dir anew, of this version, and takes it for the
 // distro. Until the registry names it both are complete.
 func (s *Service) transform(ctx context.Context, p *peer, reg *registry.Registry, d registry.Distro, version int, dir string, o api.VMOptions) error {
+	if err := nothingMounted(d); err != nil {
+		return err
+	}
 	op, err := s.begin(note{Name: d.Name, Drop: []string{d.Disk}}, dir, baseName(version))
 	if err != nil {
 		return err
@@ -71,6 +92,7 @@ func (s *Service) copyTo(ctx context.Context, p *peer, from, to registry.Distro,
 	done := make(chan error, 2)
 	maker := to
 	maker.ID = registry.NewID() // one machine works on one root: both may be the same distro's
+	defer s.own.forget(maker.ID)
 	go func() {
 		defer close(source.ended)
 		done <- s.managerOf(from).Export(work, from.Name, from.Disk, source.archive, o, source.isReady)

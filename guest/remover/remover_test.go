@@ -1,0 +1,60 @@
+package remover
+
+import (
+	"bytes"
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"syscall"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/wsl2/wsl2/guest/diskjob"
+)
+
+// TestRun deletes what is in a directory, but nothing while something is mounted in there. The test starts
+// itself again in a mount namespace of its own.
+func TestRun(t *testing.T) {
+	const inside = "WSL2_TEST_REMOVER_INSIDE"
+	if os.Getenv(inside) == "" {
+		cmd := exec.Command("/proc/self/exe", "-test.run", "^TestRun$", "-test.v")
+		cmd.Env = append(os.Environ(), inside+"=1")
+		cmd.SysProcAttr = &syscall.SysProcAttr{
+			Cloneflags:  unix.CLONE_NEWUSER | unix.CLONE_NEWNS,
+			UidMappings: []syscall.SysProcIDMap{{HostID: os.Getuid(), Size: 1}},
+			GidMappings: []syscall.SysProcIDMap{{HostID: os.Getgid(), Size: 1}},
+		}
+		if out, err := cmd.CombinedOutput(); err != nil || !bytes.Contains(out, []byte("--- PASS: TestRun ")) {
+			t.Fatalf("%v:\n%s", err, out)
+		}
+		return
+	}
+	must := func(errs ...error) {
+		t.Helper()
+		if err := errors.Join(errs...); err != nil {
+			t.Fatal(err)
+		}
+	}
+	host, root := t.TempDir(), t.TempDir()
+	point, file := filepath.Join(root, "a/b"), filepath.Join(host, "file")
+	must(os.MkdirAll(point, 0o755), os.WriteFile(file, nil, 0o644), os.WriteFile(filepath.Join(root, "own"), nil, 0o644),
+		unix.Mount(host, point, "", unix.MS_BIND, ""), os.Chdir(root))
+	if _, err := run(nil, nil); !errors.Is(err, diskjob.ErrRefused) {
+		t.Errorf("with a mount: %v", err)
+	}
+	for _, path := range []string{file, filepath.Join(root, "own")} {
+		if _, err := os.Stat(path); err != nil {
+			t.Error(err)
+		}
+	}
+	must(unix.Unmount(point, 0))
+	if _, err := run(nil, nil); err != nil {
+		t.Error(err)
+	}
+	if left, err := os.ReadDir(root); err != nil || len(left) != 0 {
+		t.Errorf("left: %v, %v", left, err)
+	}
+	must(os.Chdir("/"))
+}
