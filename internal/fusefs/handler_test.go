@@ -20,6 +20,7 @@ const (
 	opLookup   = 1
 	opForget   = 2
 	opGetattr  = 3
+	opSetattr  = 4
 	opSymlink  = 6
 	opUnlink   = 10
 	opOpen     = 14
@@ -40,6 +41,7 @@ const (
 type kernel struct {
 	handle func(request, room []byte) int
 	unique uint64
+	uid    uint32
 }
 
 func u32(v ...uint32) (b []byte) {
@@ -80,7 +82,7 @@ func serve(t testing.TB, cfg Config) (k *kernel, dir string) {
 
 func (k *kernel) request(opcode uint32, node uint64, body []byte) []byte {
 	k.unique++
-	return join(u32(uint32(inHeader+len(body)), opcode), u64(k.unique, node), u32(0, 0, 1, 0), body)
+	return join(u32(uint32(inHeader+len(body)), opcode), u64(k.unique, node), u32(k.uid, 0, 1, 0), body)
 }
 
 // do makes a request.

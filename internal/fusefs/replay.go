@@ -91,7 +91,11 @@ func (r replayed) SetAttr(cancel <-chan struct{}, in *fuse.SetAttrIn, out *fuse.
 	if in.Caller.Uid != replay.UID { // in.Uid is the file's new owner
 		return r.FS.SetAttr(cancel, in, out)
 	}
-	return r.with(in.NodeId, func(n p9.Node) error { return r.attrOf(n, out) })
+	s := r.with(in.NodeId, func(n p9.Node) error { return r.attrOf(n, out) })
+	// Never the file's real time: the kernel takes the answer for its own change, which its pages
+	// have, and would not drop those of before the host's.
+	out.Mtimensec ^= 1
+	return s
 }
 
 func (r replayed) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
