@@ -36,9 +36,18 @@ func (r replayed) Lookup(cancel <-chan struct{}, in *fuse.InHeader, name string,
 	return r.entry(child, in.NodeId, name, out)
 }
 
+// done is called in place of a change of an entry of dir.
+func (r replayed) done(kind replay.Kind, dir uint64, name string) fuse.Status {
+	return r.named(dir, name, func(n p9.Node) error {
+		return r.stage.Done(replay.Change{Kind: kind, Dir: n.QID().Path, Name: name})
+	})
+}
+
 // made answers what would make a file with the one that there is.
 func (r replayed) made(dir uint64, name string, out *fuse.EntryOut) fuse.Status {
-	r.stage.Done()
+	if s := r.done(replay.Created, dir, name); s != fuse.OK {
+		return s
+	}
 	return r.lookup(dir, name, out)
 }
 
@@ -67,24 +76,25 @@ func (r replayed) Unlink(cancel <-chan struct{}, in *fuse.InHeader, name string)
 	if in.Uid != replay.UID {
 		return r.FS.Unlink(cancel, in, name)
 	}
-	r.stage.Done()
-	return fuse.OK
+	return r.done(replay.Removed, in.NodeId, name)
 }
 
 func (r replayed) Rmdir(cancel <-chan struct{}, in *fuse.InHeader, name string) fuse.Status {
 	if in.Uid != replay.UID {
 		return r.FS.Rmdir(cancel, in, name)
 	}
-	r.stage.Done()
-	return fuse.OK
+	return r.done(replay.Removed, in.NodeId, name)
 }
 
 func (r replayed) Rename(cancel <-chan struct{}, in *fuse.RenameIn, oldName, newName string) fuse.Status {
 	if in.Uid != replay.UID {
 		return r.FS.Rename(cancel, in, oldName, newName)
 	}
-	r.stage.Done()
-	return fuse.OK
+	return r.with(in.NodeId, func(from p9.Node) error {
+		return syscallError(r.with(in.Newdir, func(to p9.Node) error {
+			return r.stage.Done(replay.Change{Kind: replay.Renamed, Dir: from.QID().Path, Name: oldName, NewDir: to.QID().Path, NewName: newName})
+		}))
+	})
 }
 
 func (r replayed) SetAttr(cancel <-chan struct{}, in *fuse.SetAttrIn, out *fuse.AttrOut) fuse.Status {
@@ -96,6 +106,36 @@ func (r replayed) SetAttr(cancel <-chan struct{}, in *fuse.SetAttrIn, out *fuse.
 	// have, and would not drop those of before the host's.
 	out.Mtimensec ^= 1
 	return s
+}
+
+// What no change is replayed with, nobody asks for as replay.UID but to change the tree.
+
+func (r replayed) Create(cancel <-chan struct{}, in *fuse.CreateIn, name string, out *fuse.CreateOut) fuse.Status {
+	if in.Uid != replay.UID {
+		return r.FS.Create(cancel, in, name, out)
+	}
+	return fuse.EROFS
+}
+
+func (r replayed) Link(cancel <-chan struct{}, in *fuse.LinkIn, name string, out *fuse.EntryOut) fuse.Status {
+	if in.Uid != replay.UID {
+		return r.FS.Link(cancel, in, name, out)
+	}
+	return fuse.EROFS
+}
+
+func (r replayed) SetXAttr(cancel <-chan struct{}, in *fuse.SetXAttrIn, name string, value []byte) fuse.Status {
+	if in.Uid != replay.UID {
+		return r.FS.SetXAttr(cancel, in, name, value)
+	}
+	return fuse.EROFS
+}
+
+func (r replayed) RemoveXAttr(cancel <-chan struct{}, in *fuse.InHeader, name string) fuse.Status {
+	if in.Uid != replay.UID {
+		return r.FS.RemoveXAttr(cancel, in, name)
+	}
+	return fuse.EROFS
 }
 
 func (r replayed) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {

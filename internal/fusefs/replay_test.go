@@ -2,11 +2,15 @@ package fusefs
 
 import (
 	"bytes"
+	"fmt"
 	"os"
+	"reflect"
 	"testing"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
 
+	"github.com/wsl2/wsl2/internal/p9/localfs"
 	"github.com/wsl2/wsl2/internal/p9/replay"
 )
 
@@ -35,4 +39,123 @@ func TestReplayedTime(t *testing.T) {
 	if after := times(opGetattr, make([]byte, 16)); !bytes.Equal(after, before) {
 		t.Errorf("%x, was %x", after, before)
 	}
+}
+
+// TestNothingChanges: whatever method is called as replay.UID, with whatever on the stage, the tree stays what it is.
+func TestNothingChanges(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.Mkdir(dir+"/d", 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(dir+"/f", []byte("text"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Setxattr(dir+"/f", "user.x", []byte("y"), 0); err != nil {
+		t.Fatal(err)
+	}
+	list := func() (text string) {
+		for _, name := range []string{"", "/d", "/f"} {
+			var st unix.Stat_t
+			if err := unix.Lstat(dir+name, &st); err != nil { // what is new changes its directory's time
+				return err.Error()
+			}
+			value := make([]byte, 8)
+			unix.Getxattr(dir+name, "user.x", value) //nolint:errcheck // only f has one
+			st.Atim = unix.Timespec{}
+			text += fmt.Sprintf("%s %+v %q\n", name, st, value)
+		}
+		return text
+	}
+	before := list()
+	local, err := localfs.New(dir, localfs.Config{Untrusted: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer local.Close()
+	at, err := local.Attach("", "", 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	stage := new(replay.Stage)
+	fs := New(at, Config{Replay: stage})
+	defer fs.Close()
+	raw := fs.Raw()
+	root := at.QID().Path
+	id := func(name string) uint64 {
+		if name == "" {
+			return fuse.FUSE_ROOT_ID
+		}
+		var out fuse.EntryOut
+		if s := fs.lookup(fuse.FUSE_ROOT_ID, name, &out); s != fuse.OK {
+			t.Fatal(s)
+		}
+		return out.NodeId
+	}
+	methods := reflect.TypeFor[fuse.RawFileSystem]()
+	called := map[string]bool{}
+	for _, c := range []*replay.Change{nil, {Kind: replay.Created, Dir: root, Name: "f"}, {Kind: replay.Removed, Dir: root, Name: "f", Mode: unix.S_IFREG},
+		{Kind: replay.Removed, Dir: root, Name: "d", Mode: unix.S_IFDIR}, {Kind: replay.Renamed, Dir: root, Name: "f", NewDir: root, NewName: "new"}} {
+		for i := range methods.NumMethod() {
+			m := methods.Method(i)
+			if m.Type.NumIn() == 0 || m.Type.In(0).Kind() != reflect.Chan { // what is no request of somebody's
+				continue
+			}
+			for _, names := range [][]string{{"f", "new"}, {"d", "new"}, {"new", "f"}, {"user.x", "user.x"}, {"user.new", "d"}} {
+				for _, of := range []string{"", "d", "f"} {
+					stage.Set(nil)
+					node, file := id(of), id("f")
+					header := fuse.InHeader{NodeId: node, Caller: fuse.Caller{Owner: fuse.Owner{Uid: replay.UID}}}
+					var opened fuse.OpenOut
+					raw.Open(nil, &fuse.OpenIn{InHeader: header, Flags: unix.O_RDWR | unix.O_TRUNC}, &opened)
+					stage.Set(c)
+					raw.Lookup(nil, &fuse.InHeader{NodeId: fuse.FUSE_ROOT_ID, Caller: header.Caller}, names[0], new(fuse.EntryOut))
+					reflect.ValueOf(raw).MethodByName(m.Name).Call(arguments(m.Type, header, names, file, opened.Fh))
+					called[m.Name] = true
+					if after := list(); after != before {
+						t.Fatalf("%s of %q, %q, with %+v:\n%s\nwas\n%s", m.Name, of, names, c, after, before)
+					}
+				}
+			}
+		}
+	}
+	for _, name := range []string{"Create", "Link", "SetXAttr", "RemoveXAttr", "Write", "SetAttr", "Fallocate"} {
+		if !called[name] {
+			t.Errorf("%s was not called", name)
+		}
+	}
+}
+
+// arguments are those of a method that asks for something, with all that it might need to change the tree.
+func arguments(method reflect.Type, header fuse.InHeader, names []string, file, fh uint64) (args []reflect.Value) {
+	for i := range method.NumIn() {
+		arg := reflect.New(method.In(i)).Elem()
+		switch {
+		case arg.Kind() == reflect.String:
+			arg.SetString(names[0])
+			names = names[1:]
+		case arg.Type() == reflect.TypeFor[*fuse.InHeader]():
+			arg.Set(reflect.ValueOf(&header))
+		case arg.Type() == reflect.TypeFor[[]byte]():
+			arg.SetBytes([]byte("data"))
+		case arg.Kind() == reflect.Pointer:
+			arg.Set(reflect.New(arg.Type().Elem()))
+			for name, value := range map[string]any{"InHeader": header, "Fh": fh, "Oldnodeid": file, "Newdir": uint64(fuse.FUSE_ROOT_ID),
+				"Mode": uint32(unix.S_IFREG | 0o600), "Length": uint64(100), "Size": uint32(4)} {
+				field := arg.Elem().FieldByName(name)
+				if field.IsValid() && field.Type() == reflect.TypeOf(value) {
+					field.Set(reflect.ValueOf(value))
+				}
+			}
+			switch in := arg.Interface().(type) {
+			case *fuse.SetAttrIn:
+				in.InHeader, in.Valid, in.Size = header, fuse.FATTR_SIZE|fuse.FATTR_MODE|fuse.FATTR_MTIME, 1
+			case *fuse.OpenIn:
+				in.Flags = unix.O_RDWR | unix.O_TRUNC
+			case *fuse.CreateIn:
+				in.Flags = unix.O_RDWR
+			}
+		}
+		args = append(args, arg)
+	}
+	return args
 }

@@ -8,7 +8,8 @@
 //
 // # Trust
 //
-// Nothing that is asked for as UID changes the tree, whoever asks and whatever is on the stage.
+// Nothing that is asked for as UID changes the tree, whoever asks and whatever is on the stage. What is not the
+// change on the stage fails: the client's kernel would take a success for the end of files that are there.
 package replay
 
 import (
@@ -51,20 +52,43 @@ type Stage struct {
 	mu      sync.Mutex
 	current *Change // nil: none; guarded by mu
 	done    bool    // the client has made it; guarded by mu
+	// The client was shown what the old name was of, and that the new one was of nothing. It may know files
+	// by name without asking: it would take away one that is there. Guarded by mu.
+	shown, cleared bool
 }
 
 // Set puts a change on the stage, or clears it with nil.
 func (s *Stage) Set(c *Change) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.current, s.done = c, false
+	s.current, s.done, s.shown, s.cleared = c, false, false, false
 }
 
-// Done is what the client calls the change by, whatever it is, in place of making it.
-func (s *Stage) Done() {
+// Done is called in place of what the client makes of a change, by kind and names. ESTALE says that it is not
+// the one on the stage, or that the client means files that are there.
+func (s *Stage) Done(made Change) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	c := s.current
+	if c == nil || s.done || made.Kind != c.Kind || made.Dir != c.Dir || made.Name != c.Name {
+		return unix.ESTALE
+	}
+	switch c.Kind {
+	case Removed:
+		if !s.shown {
+			return unix.ESTALE
+		}
+	case Renamed:
+		if !s.shown || made.NewDir != c.NewDir || made.NewName != c.NewName {
+			return unix.ESTALE
+		}
+		// A file that the client knows by that name is no loss to it, but a directory would be dead to who is in it.
+		if c.Mode&unix.S_IFMT == unix.S_IFDIR && !s.cleared {
+			return unix.ESTALE
+		}
+	}
 	s.done = true
+	return nil
 }
 
 // Walk returns the child of dir that was there before the change.
@@ -87,11 +111,16 @@ func (s *Stage) before(dir p9.Node, name string) (p9.Node, error) {
 	path := dir.QID().Path
 	old, target := path == c.Dir && name == c.Name, path == c.NewDir && name == c.NewName
 	switch {
-	case c.Kind == Created && old, c.Kind == Renamed && target:
+	case c.Kind == Created && old:
+		return nil, unix.ENOENT
+	case c.Kind == Renamed && target:
+		s.cleared = true
 		return nil, unix.ENOENT
 	case c.Kind == Removed && old:
+		s.shown = true
 		return newGhost(dir, c.Mode), nil
 	case c.Kind == Renamed && old && c.File != nil:
+		s.shown = true
 		return c.File.Clone(), nil
 	}
 	return nil, nil

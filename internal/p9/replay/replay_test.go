@@ -132,6 +132,64 @@ func TestStage(t *testing.T) {
 	see("init", init, false, "gone")
 }
 
+// TestStale: what the client makes of its own knowledge, without having been shown the change, fails; so does all
+// that is not the change, and the change a second time.
+func TestStale(t *testing.T) {
+	ctx := t.Context()
+	dir, stage, user, init := serve(t)
+	check(t, os.MkdirAll(dir+"/new/sub", 0o755))
+	root := user.QID().Path
+	local, err := localfs.New(dir, localfs.Config{})
+	check(t, err)
+	defer local.Close()
+	at, err := local.Attach("", "", 0)
+	check(t, err)
+	defer at.Close()
+	file, err := at.Walk("new")
+	check(t, err)
+	defer file.Close()
+	sub, err := init.Walk(ctx, "new")
+	check(t, err)
+	see := func(name string) {
+		if f, err := init.Walk(ctx, name); err == nil {
+			check(t, f.Close(ctx))
+		}
+	}
+	stale := func(what string, err error) {
+		t.Helper()
+		if !errors.Is(err, unix.ESTALE) {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	made := func() error { _, err := init.Mkdir(ctx, "new", 0o755, 0); return err }
+	removed := func() error { return init.UnlinkAt(ctx, "sub", p9.UnlinkDir) }
+	renamed := func() error { return init.RenameAt(ctx, "old", init, "new") }
+	stale("made, without a change", made())
+	stale("removed, without a change", removed())
+	stale("renamed, without a change", renamed())
+
+	stage.Set(&replay.Change{Kind: replay.Removed, Dir: root, Name: "sub", Mode: unix.S_IFDIR})
+	stale("removed unseen", removed())
+	see("sub")
+	stale("removed from elsewhere", sub.UnlinkAt(ctx, "sub", p9.UnlinkDir))
+	stale("another one removed", init.UnlinkAt(ctx, "new", p9.UnlinkDir))
+	stale("made, of what is removed", made())
+	check(t, removed())
+	stale("removed twice", removed())
+
+	stage.Set(&replay.Change{Kind: replay.Renamed, Dir: root, Name: "old", NewDir: root, NewName: "new", File: file, Mode: unix.S_IFDIR})
+	stale("renamed unseen", renamed())
+	see("old")
+	stale("renamed to one that is there", renamed())
+	see("new")
+	stale("renamed elsewhere", init.RenameAt(ctx, "old", sub, "new"))
+	check(t, renamed())
+
+	stage.Set(&replay.Change{Kind: replay.Created, Dir: root, Name: "new", Mode: unix.S_IFDIR})
+	check(t, made())
+	stale("made twice", made())
+}
+
 // TestNothingChanges: whatever is asked for as replay.UID, with whatever on the stage, the tree stays
 // what it is, also for what is of both.
 func TestNothingChanges(t *testing.T) {

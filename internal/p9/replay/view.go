@@ -41,7 +41,9 @@ func (v *view) Parent() p9.Node { return &view{v.Node.Parent(), v.stage} }
 func (v *view) Clone() p9.Node { return &view{v.Node.Clone(), v.stage} }
 
 func (v *view) made(name string) (p9.QID, error) {
-	v.stage.Done()
+	if err := v.stage.Done(Change{Kind: Created, Dir: v.QID().Path, Name: name}); err != nil {
+		return p9.QID{}, err
+	}
 	n, err := v.Node.Walk(name)
 	if err != nil {
 		return p9.QID{}, err
@@ -54,14 +56,12 @@ func (v *view) Mkdir(name string, _, _ uint32) (p9.QID, error)       { return v.
 func (v *view) Mknod(name string, _, _, _, _ uint32) (p9.QID, error) { return v.made(name) }
 func (v *view) Symlink(name, _ string, _ uint32) (p9.QID, error)     { return v.made(name) }
 
-func (v *view) UnlinkAt(string, uint32) error {
-	v.stage.Done()
-	return nil
+func (v *view) UnlinkAt(name string, _ uint32) error {
+	return v.stage.Done(Change{Kind: Removed, Dir: v.QID().Path, Name: name})
 }
 
-func (v *view) RenameAt(string, p9.Node, string) error {
-	v.stage.Done()
-	return nil
+func (v *view) RenameAt(oldName string, newDir p9.Node, newName string) error {
+	return v.stage.Done(Change{Kind: Renamed, Dir: v.QID().Path, Name: oldName, NewDir: newDir.QID().Path, NewName: newName})
 }
 
 func (v *view) SetAttr(p9.SetAttr) error { return nil }
