@@ -207,7 +207,7 @@ func (m *Mounter) mount(t *trap) error {
 	ask := &wire.MountShare{Guest: t.share.Guest, UID: uid, GID: gid, Stream: !hasVirtioFS()}
 	came, err := m.ask(ask)
 	if err == nil && came.tag != "" {
-		if err = unix.Mount(came.tag, t.share.Guest, "virtiofs", mountFlags, ""); err == nil {
+		if err = attach("virtiofs", came.tag, nil, t.share.Guest, t.share.ReadOnly); err == nil {
 			return t.mounted(ask.Session)
 		}
 		m.cfg.Logf("share %s: mount %s as virtiofs: %v; it will be 9P", t.share.Guest, came.tag, err)
@@ -230,23 +230,48 @@ func (m *Mounter) mount(t *trap) error {
 	// replay needs. cache=none: what the host changes is seen, and appending is the server's work. With
 	// cache=mmap v9fs keeps O_APPEND to itself, and writers lose what others append meanwhile; the
 	// price is that shared mappings cannot be written. locktimeout: how often v9fs asks for a lock that a program of the host holds.
-	options := fmt.Sprintf("trans=fd,rfdno=%d,wfdno=%d,version=9p2000.L,msize=%d,access=user,cache=none,locktimeout=1,dfltuid=%d,dfltgid=%d",
-		fd, fd, msize, uid, gid)
-	if err := unix.Mount("wsl2", t.share.Guest, "9p", mountFlags, options); err != nil {
+	options := strings.Split(fmt.Sprintf("trans=fd,rfdno=%d,wfdno=%d,version=9p2000.L,msize=%d,access=user,cache=none,locktimeout=1,dfltuid=%d,dfltgid=%d",
+		fd, fd, msize, uid, gid), ",")
+	if err := attach("9p", "wsl2", options, t.share.Guest, t.share.ReadOnly); err != nil {
 		return fmt.Errorf("mount %s: %w", t.share.Host, err)
 	}
 	return t.mounted(ask.Session)
 }
 
-const mountFlags = unix.MS_NOSUID | unix.MS_NODEV
+// attach mounts a file system. The mount is read-only, not the file system: changes of the host's are replayed
+// in it. It is so from the first on: a later remount would not reach the namespaces that this one propagates to.
+func attach(kind, source string, options []string, target string, readOnly bool) error {
+	fs, err := unix.Fsopen(kind, unix.FSOPEN_CLOEXEC)
+	if err != nil {
+		return fmt.Errorf("fsopen %s: %w", kind, err)
+	}
+	defer unix.Close(fs)
+	for _, option := range append([]string{"source=" + source}, options...) {
+		key, value, _ := strings.Cut(option, "=")
+		if err := unix.FsconfigSetString(fs, key, value); err != nil {
+			return fmt.Errorf("option %s: %w", option, err)
+		}
+	}
+	if err := unix.FsconfigCreate(fs); err != nil {
+		return fmt.Errorf("fsconfig create: %w", err)
+	}
+	attributes := unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV
+	if readOnly {
+		attributes |= unix.MOUNT_ATTR_RDONLY
+	}
+	mount, err := unix.Fsmount(fs, unix.FSMOUNT_CLOEXEC, attributes)
+	if err != nil {
+		return fmt.Errorf("fsmount: %w", err)
+	}
+	defer unix.Close(mount)
+	if err := unix.MoveMount(mount, "", unix.AT_FDCWD, target, unix.MOVE_MOUNT_F_EMPTY_PATH|unix.MOVE_MOUNT_T_SYMLINKS); err != nil {
+		return fmt.Errorf("move_mount to %s: %w", target, err)
+	}
+	return nil
+}
 
 // mounted ends a mount. Preconditions: mu is held.
 func (t *trap) mounted(session wire.SessionID) error {
-	if t.share.ReadOnly { // the mount, not the file system: changes of the host's are replayed in it
-		if err := unix.Mount("", t.share.Guest, "", unix.MS_REMOUNT|unix.MS_BIND|unix.MS_RDONLY|mountFlags, ""); err != nil {
-			return errors.Join(fmt.Errorf("remount %s read-only: %w", t.share.Guest, err), unix.Unmount(t.share.Guest, unix.MNT_DETACH))
-		}
-	}
 	var st unix.Stat_t
 	if err := unix.Stat(t.share.Guest, &st); err != nil {
 		return fmt.Errorf("stat %s: %w", t.share.Guest, err)
