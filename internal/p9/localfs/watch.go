@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/wsl2/wsl2/internal/p9"
 	"github.com/wsl2/wsl2/internal/p9/replay"
 )
 
@@ -136,14 +137,29 @@ func (w *Watch) lookup(id string) *inode {
 	return nil
 }
 
+// Walk returns the entry of a watched directory.
+func (w *Watch) Walk(dir uint64, name string) (p9.Node, error) {
+	n := w.known(dir)
+	if n == nil {
+		return nil, unix.ESTALE
+	}
+	defer n.Close()
+	return n.Walk(name)
+}
+
+// known returns a watched directory with a reference, or nil.
+func (w *Watch) known(dir uint64) *inode {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if e := w.dirs[dir]; e != nil {
+		return e.Value.(*watched).n.Clone().(*inode)
+	}
+	return nil
+}
+
 // Path returns the path of a watched directory from the root, "." for the root itself.
 func (w *Watch) Path(dir uint64) (string, error) {
-	w.mu.Lock()
-	var n *inode
-	if e := w.dirs[dir]; e != nil {
-		n = e.Value.(*watched).n.Clone().(*inode)
-	}
-	w.mu.Unlock()
+	n := w.known(dir)
 	if n == nil {
 		return "", unix.ESTALE
 	}
@@ -167,8 +183,7 @@ func (w *Watch) Path(dir uint64) (string, error) {
 // together: each would wake us, beside the request that made it.
 const ownPause = 10 * time.Millisecond
 
-// Run calls tell with each change, one at a time, until ctx ends. A File is the change's only
-// until tell returns. lost is called when changes came too fast, and some are not told.
+// Run calls tell with each change, one at a time, until ctx ends. lost is called when changes came too fast, and some are not told.
 func (w *Watch) Run(ctx context.Context, tell func(*replay.Change), lost func()) error {
 	defer w.close()
 	stop := context.AfterFunc(ctx, func() { w.f.Close() })
@@ -262,14 +277,13 @@ func (w *Watch) renamed(e *event, tell func(*replay.Change)) {
 	}
 	if to != nil {
 		defer to.Close()
-		switch file, err := to.Walk(e.newName); {
+		var st unix.Stat_t
+		switch err := unix.Fstatat(to.fd, e.newName, &st, unix.AT_SYMLINK_NOFOLLOW); {
 		case err != nil: // gone again
 		case from != nil:
-			defer file.Close()
-			c.Kind, c.NewDir, c.NewName, c.File, c.Mode = replay.Renamed, to.qid.Path, e.newName, file, file.(*inode).mode
+			c.Kind, c.NewDir, c.NewName, c.Mode = replay.Renamed, to.qid.Path, e.newName, st.Mode
 		default:
-			defer file.Close()
-			c.Kind, c.Dir, c.Name, c.Mode = replay.Created, to.qid.Path, e.newName, file.(*inode).mode
+			c.Kind, c.Dir, c.Name, c.Mode = replay.Created, to.qid.Path, e.newName, st.Mode
 		}
 	}
 	if c.Kind != 0 {

@@ -43,7 +43,7 @@ type Change struct {
 	Name    string
 	NewDir  uint64 // of Renamed
 	NewName string
-	File    p9.Node // of Renamed: by its new name
+	File    p9.Node // of Renamed, on the stage: by its new name
 	Mode    uint32  // S_IFMT of the file
 }
 

@@ -62,7 +62,6 @@ func tellChanges(ctx context.Context, s share.Spec, fs *localfs.FS, logf func(fo
 	return stage, func() {
 		cancel()
 		running.Wait()
-		c.drop()
 	}
 }
 
@@ -92,9 +91,6 @@ func (c *changes) add(change *replay.Change) {
 			return
 		}
 		c.again[one] = true
-	case replay.Renamed:
-		one.File = one.File.Clone()
-		fallthrough
 	default: // of what comes behind it the guest is told again
 		clear(c.again)
 	}
@@ -132,7 +128,7 @@ func (c *changes) next() *replay.Change {
 	return one
 }
 
-// tell has the distro replay changes. It connects with the first.
+// tell has the distro replay changes, until ctx ends.
 func (c *changes) tell(ctx context.Context, s share.Spec, watch *localfs.Watch, stage *replay.Stage) error {
 	var guest *guestconn.Conn
 	defer stage.Set(nil)
@@ -143,6 +139,14 @@ func (c *changes) tell(ctx context.Context, s share.Spec, watch *localfs.Watch, 
 			return nil
 		}
 		for one := c.next(); one != nil; one = c.next() {
+			if one.Kind == replay.Renamed { // not earlier: each is a descriptor
+				file, err := watch.Walk(one.NewDir, one.NewName)
+				if err == nil {
+					one.File = file
+				} else { // gone again
+					one.Kind = replay.Removed
+				}
+			}
 			m, err := message(one, watch)
 			if err == nil && guest == nil {
 				guest, err = guestconn.Dial(s.VsockPath, s.Port, wire.Hello{Version: wire.Version, Role: wire.RoleShareChanges, Session: s.Session}, nil)
@@ -196,12 +200,5 @@ func raise(guest *guestconn.Conn, m *wire.ShareChange) error {
 func closeFile(c *replay.Change) {
 	if c.File != nil {
 		c.File.Close()
-	}
-}
-
-// drop throws away what is pending.
-func (c *changes) drop() {
-	for one := c.next(); one != nil; one = c.next() {
-		closeFile(one)
 	}
 }

@@ -48,6 +48,7 @@ func TestChanges(t *testing.T) {
 	others("mv d e; rmdir e")
 	for _, want := range []wire.ShareChange{
 		{Kind: uint8(replay.Created), Dir: ".", Name: "d"},
+		{Kind: uint8(replay.Removed), Dir: ".", Name: "d"}, // it is not at its new name any more
 		{Kind: uint8(replay.Removed), Dir: ".", Name: "e"},
 	} {
 		var got *wire.ShareChange
