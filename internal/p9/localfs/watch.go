@@ -254,9 +254,7 @@ func (w *Watch) changes(e *event, tell func(*replay.Change)) {
 			tell(&change)
 		}
 	}
-	if there || e.mask&unix.FAN_CREATE == 0 { // else it came and went
-		does(unix.FAN_DELETE, replay.Removed)
-	}
+	does(unix.FAN_DELETE, replay.Removed) // also if it was made: one may have been there before
 	if !there {
 		return
 	}
@@ -288,6 +286,14 @@ func (w *Watch) renamed(e *event, tell func(*replay.Change)) {
 	}
 	if c.Kind != 0 {
 		tell(&c)
+	}
+	if c.Kind == replay.Created && c.Mode&unix.S_IFMT == unix.S_IFREG { // whole: what waits for that has no other sign of it
+		c.Kind = replay.Written
+		tell(&c)
+	}
+	var st unix.Stat_t
+	if from != nil && unix.Fstatat(from.fd, e.name, &st, unix.AT_SYMLINK_NOFOLLOW) == nil { // the kernel may have told of it already, with what was there before
+		tell(&replay.Change{Kind: replay.Created, Dir: from.qid.Path, Name: e.name, Mode: st.Mode})
 	}
 }
 

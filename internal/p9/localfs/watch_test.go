@@ -77,7 +77,7 @@ func TestWatch(t *testing.T) {
 	check(t, own.Close(t.Context()))
 	others("touch unknown/f; mv known/f known/below/g", "renamed known/f known/below/g")
 	others("mv known/below/g unknown", "removed known/below/g")
-	others("mv unknown/g known", "created known/g")
+	others("mv unknown/g known", "created known/g", "written known/g")
 	others("mkdir known/dir; rm -r known/dir known/g", "removed known/g")
 	others("mv known moved; touch moved/h", "created moved/h")
 	// The two that were looked at last are watched, and the root.
@@ -85,6 +85,37 @@ func TestWatch(t *testing.T) {
 	must(root.Walk(t.Context(), "moved", "below"))(t)
 	others("touch unknown/i moved/j moved/below/k", "created moved/below/k")
 	others("touch root", "created ./root")
+}
+
+// TestMerged: what the kernel has merged before it was read ends with what is there.
+func TestMerged(t *testing.T) {
+	dir := t.TempDir()
+	fs := must(New(dir, Config{}))(t)
+	defer fs.Close()
+	w := must(fs.Watch(2))(t)
+	defer w.close()
+	for _, name := range []string{"log", "log.1", "remade"} {
+		check(t, os.WriteFile(dir+"/"+name, nil, 0o644))
+	}
+	id := must(identify(fs.root.fd))(t)
+	for _, c := range []struct {
+		event event
+		told  string
+	}{
+		{event{mask: unix.FAN_CREATE | unix.FAN_DELETE, dir: id, name: "gone"}, "removed gone"},
+		{event{mask: unix.FAN_CREATE | unix.FAN_DELETE, dir: id, name: "remade"}, "removed remade, created remade"},
+		{event{mask: unix.FAN_CREATE | unix.FAN_CLOSE_WRITE, dir: id, name: "gone"}, ""},
+		{event{mask: unix.FAN_RENAME, dir: id, name: "gone", newDir: id, newName: "log"}, "renamed gone"},
+		{event{mask: unix.FAN_RENAME, dir: id, name: "log", newDir: id, newName: "log.1"}, "renamed log, created log"},
+		{event{mask: unix.FAN_RENAME, dir: id, name: "log", newDir: id, newName: "gone"}, "removed log, created log"},
+		{event{mask: unix.FAN_RENAME, name: "x", newDir: id, newName: "log"}, "created log, written log"},
+	} {
+		var told []string
+		w.changes(&c.event, func(c *replay.Change) { told = append(told, kinds[c.Kind]+" "+c.Name) })
+		if got := strings.Join(told, ", "); got != c.told {
+			t.Errorf("%+v: %q, want %q", c.event, got, c.told)
+		}
+	}
 }
 
 // FuzzEvent: no bytes make the parser leave them.

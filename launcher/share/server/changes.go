@@ -85,12 +85,20 @@ func (c *changes) add(change *replay.Change) {
 		return
 	}
 	one := *change
+	if n := len(c.pending); n > 0 && *c.pending[n-1] == one { // as after a rename, of the old name
+		return
+	}
 	switch one.Kind {
 	case replay.Modified, replay.Attributes, replay.Written:
 		if c.again[one] {
 			return
 		}
 		c.again[one] = true
+		if one.Kind == replay.Modified { // the closing comes last
+			written := one
+			written.Kind = replay.Written
+			delete(c.again, written)
+		}
 	default: // of what comes behind it the guest is told again
 		clear(c.again)
 	}

@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"strconv"
 	"testing"
 	"time"
 
@@ -97,8 +98,21 @@ func TestPending(t *testing.T) {
 	if c.next() == nil {
 		t.Error("what was told is not said again")
 	}
-	for range maxPending + 10 {
-		c.add(&replay.Change{Kind: replay.Created, Name: "f"})
+	written := &replay.Change{Kind: replay.Written, Name: "f"}
+	c.add(modified)
+	c.add(written)
+	c.next()
+	c.add(modified)
+	c.add(written)
+	if n := len(c.pending); n != 3 || c.pending[n-1].Kind != replay.Written {
+		t.Errorf("%d are pending, and the last is not that the file was closed", n)
+	}
+	for c.next() != nil {
+	}
+	for i := range maxPending + 10 {
+		for range 2 {
+			c.add(&replay.Change{Kind: replay.Created, Name: strconv.Itoa(i)})
+		}
 	}
 	if len(c.pending) != maxPending || said != 1 {
 		t.Errorf("%d are pending, said %d times", len(c.pending), said)
