@@ -80,19 +80,21 @@ type replayer struct {
 	dev   uint64 // of the mount
 }
 
-// replayer returns that of a share, which it waits for if it is being mounted; nil if there is none.
+// replayer returns that of a share, which it waits for if it is being mounted, and for no other; nil if there is none.
 func (m *Mounter) replayer(id wire.SessionID) *replayer {
 	<-m.set
-	for _, t := range m.traps {
-		t.mu.Lock()
-		r := &replayer{t.share.Guest, t.dev}
-		ok := t.session == id && t.dev != 0
-		t.mu.Unlock()
-		if ok {
-			return r
-		}
+	m.mu.Lock()
+	t := m.asked[id]
+	m.mu.Unlock()
+	if t == nil {
+		return nil
 	}
-	return nil
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.session != id || t.dev == 0 {
+		return nil
+	}
+	return &replayer{t.share.Guest, t.dev}
 }
 
 // do makes a change that the host has made, through the mount, so that the kernel tells of

@@ -14,6 +14,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"os"
 	"strings"
@@ -48,6 +49,7 @@ type Mounter struct {
 
 	mu      sync.Mutex
 	waiting map[wire.SessionID]chan<- arrival // guarded by mu
+	asked   map[wire.SessionID]*trap          // that of each trap that was asked for last; guarded by mu
 }
 
 // arrival is what the launcher answers: a device, or a connection.
@@ -70,7 +72,7 @@ type trap struct {
 // Start sets the traps, and tells the distro's tools of the shares (hostpath.SharesFile),
 // in the time that a client takes to come with its first session: Reach waits for it.
 func Start(cfg Config) *Mounter {
-	m := &Mounter{cfg: cfg, set: make(chan struct{}), waiting: map[wire.SessionID]chan<- arrival{}}
+	m := &Mounter{cfg: cfg, set: make(chan struct{}), waiting: map[wire.SessionID]chan<- arrival{}, asked: map[wire.SessionID]*trap{}}
 	if len(cfg.Shares) == 0 {
 		close(m.set)
 	} else {
@@ -205,14 +207,14 @@ func (m *Mounter) mount(t *trap) error {
 		return err
 	}
 	ask := &wire.MountShare{Guest: t.share.Guest, UID: uid, GID: gid, Stream: !hasVirtioFS()}
-	came, err := m.ask(ask)
+	came, err := m.ask(t, ask)
 	if err == nil && came.tag != "" {
 		if err = attach("virtiofs", came.tag, nil, t.share.Guest, t.share.ReadOnly); err == nil {
 			return t.mounted(ask.Session)
 		}
 		m.cfg.Logf("share %s: mount %s as virtiofs: %v; it will be 9P", t.share.Guest, came.tag, err)
 		ask = &wire.MountShare{Guest: t.share.Guest, UID: uid, GID: gid, Stream: true}
-		came, err = m.ask(ask)
+		came, err = m.ask(t, ask)
 	}
 	if err != nil {
 		return err
@@ -302,8 +304,8 @@ func hasVirtioFS() bool {
 	return err == nil && strings.Contains(string(list), "\tvirtiofs\n")
 }
 
-// ask asks for a share and waits for it.
-func (m *Mounter) ask(ask *wire.MountShare) (arrival, error) {
+// ask asks for the share of a trap and waits for it.
+func (m *Mounter) ask(t *trap, ask *wire.MountShare) (arrival, error) {
 	// Not crypto/rand: its self-tests would cost every start of /init.
 	if _, err := unix.Getrandom(ask.Session[:], 0); err != nil {
 		return arrival{}, err
@@ -311,6 +313,8 @@ func (m *Mounter) ask(ask *wire.MountShare) (arrival, error) {
 	came := make(chan arrival, 1)
 	m.mu.Lock()
 	m.waiting[ask.Session] = came
+	maps.DeleteFunc(m.asked, func(_ wire.SessionID, other *trap) bool { return other == t })
+	m.asked[ask.Session] = t
 	m.mu.Unlock()
 	m.cfg.Ask(ask)
 	timer := time.NewTimer(mountTimeout)

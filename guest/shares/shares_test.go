@@ -22,7 +22,7 @@ func TestConnect(t *testing.T) {
 	got := map[string]chan result{"/mnt/a": make(chan result, 1), "/mnt/b": make(chan result, 1)}
 	for guest, ch := range got {
 		go func() {
-			a, err := m.ask(&wire.MountShare{Guest: guest, UID: 1000, GID: 1001})
+			a, err := m.ask(&trap{}, &wire.MountShare{Guest: guest, UID: 1000, GID: 1001})
 			ch <- result{a, err}
 		}()
 	}
@@ -111,5 +111,41 @@ func TestDescriptor(t *testing.T) {
 	defer z.Close()
 	if _, err := descriptor(a); err == nil {
 		t.Error("a pipe without a descriptor has one")
+	}
+}
+
+// TestReplayer: the changes of a mounted share do not wait for another that is being mounted, and those of
+// one that was mounted anew are nobody's.
+func TestReplayer(t *testing.T) {
+	asked := make(chan *wire.MountShare, 1)
+	m := Start(Config{Ask: func(r *wire.MountShare) { asked <- r }, Logf: t.Logf})
+	mount := func(tr *trap) wire.SessionID {
+		done := make(chan error, 1)
+		go func() { _, err := m.ask(tr, &wire.MountShare{}); done <- err }()
+		id := (<-asked).Session
+		m.DeliverDevice("tag", id)
+		if err := <-done; err != nil {
+			t.Fatal(err)
+		}
+		return id
+	}
+	share, other := &trap{share: wire.Share{Guest: "/mnt/a"}, dev: 1}, &trap{share: wire.Share{Guest: "/mnt/b"}}
+	share.session = mount(share)
+	mounting := mount(other)
+	other.mu.Lock()
+	if r := m.replayer(share.session); r == nil || r.guest != "/mnt/a" || r.dev != 1 {
+		t.Errorf("%+v", r)
+	}
+	got := make(chan *replayer, 1)
+	go func() { got <- m.replayer(mounting) }()
+	other.session, other.dev = mounting, 2
+	other.mu.Unlock()
+	if r := <-got; r == nil || r.guest != "/mnt/b" || r.dev != 2 {
+		t.Errorf("%+v", r)
+	}
+	before := share.session
+	share.session = mount(share)
+	if r := m.replayer(before); r != nil {
+		t.Errorf("of a share that was mounted anew: %+v", r)
 	}
 }

@@ -55,9 +55,7 @@ func tellChanges(ctx context.Context, s share.Spec, fs *localfs.FS, logf func(fo
 	})
 	running.Go(func() {
 		defer cancel()
-		if err := c.tell(ctx, s, watch, stage); err != nil && ctx.Err() == nil {
-			logf("%s: tell the distro of changes: %v", s.Dir, err)
-		}
+		c.tell(ctx, s, watch, stage)
 	})
 	return stage, func() {
 		cancel()
@@ -136,17 +134,18 @@ func (c *changes) next() *replay.Change {
 	return one
 }
 
-// tell has the distro replay changes, until ctx ends.
-func (c *changes) tell(ctx context.Context, s share.Spec, watch *localfs.Watch, stage *replay.Stage) error {
-	var guest *guestconn.Conn
-	defer stage.Set(nil)
+// tell has the distro replay changes, until ctx ends. One that it does not, for whatever reason, is missed.
+func (c *changes) tell(ctx context.Context, s share.Spec, watch *localfs.Watch, stage *replay.Stage) {
+	to := guest{spec: s}
+	defer to.close()
+	failed := false
 	for {
 		select {
 		case <-c.some:
 		case <-ctx.Done():
-			return nil
+			return
 		}
-		for one := c.next(); one != nil; one = c.next() {
+		for one := c.next(); one != nil && ctx.Err() == nil; one = c.next() {
 			if one.Kind == replay.Renamed { // not earlier: each is a descriptor
 				file, err := watch.Walk(one.NewDir, one.NewName)
 				if err == nil {
@@ -155,27 +154,18 @@ func (c *changes) tell(ctx context.Context, s share.Spec, watch *localfs.Watch, 
 					one.Kind = replay.Removed
 				}
 			}
-			m, err := message(one, watch)
-			if err == nil && guest == nil {
-				guest, err = guestconn.Dial(s.VsockPath, s.Port, wire.Hello{Version: wire.Version, Role: wire.RoleShareChanges, Session: s.Session}, nil)
-				if err != nil {
-					closeFile(one)
-					return err
-				}
-				defer guest.Close()
-				stop := context.AfterFunc(ctx, func() { guest.Close() })
-				defer stop()
-			}
-			if err == nil {
+			if m, err := message(one, watch); err == nil {
 				stage.Set(one)
-				err = raise(guest, m)
+				err = to.raise(ctx, m)
 				stage.Set(nil)
-				if err != nil {
-					closeFile(one)
-					return err
+				if err != nil && ctx.Err() == nil && !failed {
+					failed = true // said once: each change may
+					c.logf("%s: tell the distro of changes: %v; inotify there misses some", s.Dir, err)
 				}
 			}
-			closeFile(one)
+			if one.File != nil {
+				one.File.Close()
+			}
 		}
 	}
 }
@@ -189,13 +179,33 @@ func message(c *replay.Change, watch *localfs.Watch) (m *wire.ShareChange, err e
 	return m, err
 }
 
-// raise returns when the distro has replayed a change.
-func raise(guest *guestconn.Conn, m *wire.ShareChange) error {
-	guest.SetDeadline(time.Now().Add(raiseWait)) //nolint:errcheck // what is read and written tells
-	if err := wire.Write(guest, m); err != nil {
+// guest is the connection to the distro's init.
+type guest struct {
+	spec share.Spec
+	conn *guestconn.Conn // nil: to be made with the next change
+}
+
+// raise returns when the distro has replayed a change. After a failure it may still be at it, and the connection is of no use.
+func (g *guest) raise(ctx context.Context, m *wire.ShareChange) (err error) {
+	if g.conn == nil {
+		g.conn, err = guestconn.Dial(g.spec.VsockPath, g.spec.Port, wire.Hello{Version: wire.Version, Role: wire.RoleShareChanges, Session: g.spec.Session}, nil)
+		if err != nil {
+			return err
+		}
+	}
+	conn := g.conn
+	stop := context.AfterFunc(ctx, func() { conn.Close() })
+	defer stop()
+	defer func() {
+		if err != nil {
+			g.close()
+		}
+	}()
+	conn.SetDeadline(time.Now().Add(raiseWait)) //nolint:errcheck // what is read and written tells
+	if err := wire.Write(conn, m); err != nil {
 		return err
 	}
-	answer, err := wire.Read(guest)
+	answer, err := wire.Read(conn)
 	if err != nil {
 		return err
 	}
@@ -205,8 +215,9 @@ func raise(guest *guestconn.Conn, m *wire.ShareChange) error {
 	return nil
 }
 
-func closeFile(c *replay.Change) {
-	if c.File != nil {
-		c.File.Close()
+func (g *guest) close() {
+	if g.conn != nil {
+		g.conn.Close()
+		g.conn = nil
 	}
 }

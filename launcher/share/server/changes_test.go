@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"errors"
 	"io"
+	"net"
 	"os"
 	"os/exec"
 	"strconv"
@@ -34,18 +35,16 @@ func TestChanges(t *testing.T) {
 			t.Fatalf("%v: %s", err, out)
 		}
 	}
+	others("mkdir missed")
+	// A guest that fails misses that change, and is told the next.
+	g, r := greet(t, s, <-guest)
+	if m, err := wire.Read(r); err != nil || m.Type() != wire.TypeShareChange {
+		t.Fatalf("%v, %v", m, err)
+	}
+	g.Close()
 	others("mkdir d")
-	g := <-guest
+	g, r = greet(t, s, <-guest)
 	defer g.Close()
-	r := bufio.NewReader(g)
-	if line, err := r.ReadString('\n'); err != nil || line != "CONNECT 0\n" {
-		t.Fatalf("%q, %v", line, err)
-	}
-	io.WriteString(g, "OK 1\n") //nolint:errcheck // the answers tell
-	hello, err := wire.Read(r)
-	if h, ok := hello.(*wire.Hello); err != nil || !ok || h.Role != wire.RoleShareChanges || h.Session != s.Session {
-		t.Fatalf("%+v, %v", hello, err)
-	}
 	others("mv d e; rmdir e")
 	for _, want := range []wire.ShareChange{
 		{Kind: uint8(replay.Created), Dir: ".", Name: "d"},
@@ -74,6 +73,21 @@ func TestChanges(t *testing.T) {
 	if _, err := io.Copy(io.Discard, r); errors.Is(err, os.ErrDeadlineExceeded) {
 		t.Error("the connection has not ended")
 	}
+}
+
+// greet takes the connection over which changes come.
+func greet(t *testing.T, s share.Spec, g net.Conn) (net.Conn, *bufio.Reader) {
+	t.Helper()
+	r := bufio.NewReader(g)
+	if line, err := r.ReadString('\n'); err != nil || line != "CONNECT 0\n" {
+		t.Fatalf("%q, %v", line, err)
+	}
+	io.WriteString(g, "OK 1\n") //nolint:errcheck // the answers tell
+	hello, err := wire.Read(r)
+	if h, ok := hello.(*wire.Hello); err != nil || !ok || h.Role != wire.RoleShareChanges || h.Session != s.Session {
+		t.Fatalf("%+v, %v", hello, err)
+	}
+	return g, r
 }
 
 // TestPending: what was said and not told yet is not said again, and of too many the last are lost, once.

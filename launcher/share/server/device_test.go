@@ -61,9 +61,13 @@ func accept(t *testing.T, path string) <-chan net.Conn {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { l.Close() })
-	came := make(chan net.Conn, 1)
+	came := make(chan net.Conn, 10) // more than come
 	go func() {
-		if c, err := l.Accept(); err == nil {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
 			came <- c
 		}
 	}()
