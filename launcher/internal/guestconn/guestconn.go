@@ -23,7 +23,8 @@ type Conn struct {
 // errRefused says that nobody listens on the guest's port.
 var errRefused = errors.New("the guest does not take the connection")
 
-// Dial connects to port and sends Hello and, if it is not nil, Start.
+// Dial connects to port and sends Hello and, if it is not nil, Start. It waits for nobody: connect(2) fails where
+// the VM's socket has no room, and a new connection has room for what is sent.
 func Dial(vsockPath string, port uint32, hello wire.Hello, start *wire.Start) (*Conn, error) {
 	c, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: vsockPath, Net: "unix"})
 	if err != nil {
