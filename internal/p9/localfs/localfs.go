@@ -117,6 +117,8 @@ type inode struct {
 	qid  p9.QID // as it was when it was walked to
 	refs int32  // atomic
 
+	counted bool // by fs.watch, as one of the clients'; immutable
+
 	mu     sync.Mutex
 	parent *inode // a reference; nil for the root; guarded by mu
 	name   string // in parent, when last seen; guarded by mu
@@ -134,6 +136,9 @@ func (n *inode) Clone() p9.Node {
 // Close ends a reference, and with the last one those to the directories above.
 func (n *inode) Close() {
 	for n != nil && atomic.AddInt32(&n.refs, -1) == 0 {
+		if n.counted {
+			n.fs.watch.forget(n.qid.Path)
+		}
 		unix.Close(n.fd)
 		n = n.parent
 	}
@@ -182,6 +187,7 @@ func (n *inode) child(name string, fd int) (*inode, error) {
 	n.Clone()
 	made := &inode{fs: n.fs, fd: fd, mode: st.Mode, dev: st.Dev, qid: n.fs.qid(&st), refs: 1, parent: n, name: name}
 	if n.fs.watch != nil && st.Mode&unix.S_IFMT == unix.S_IFDIR {
+		made.counted = true
 		n.fs.watch.add(made)
 	}
 	return made, nil

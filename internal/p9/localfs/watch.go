@@ -21,18 +21,22 @@ import (
 // Watch tells of changes that other processes make in directories that clients know: those
 // that were looked up last. fanotify(7) is what tells them from our own; it needs no privileges, but Linux 5.17.
 type Watch struct {
-	fs  *FS
-	f   *os.File // the fanotify group
-	max int
+	fs   *FS
+	f    *os.File // the fanotify group
+	max  int
+	full func()
 
-	mu    sync.Mutex
-	order *list.List               // of *watched, the one looked up last first; guarded by mu
-	dirs  map[uint64]*list.Element // by QID.Path; guarded by mu
-	byID  map[string]*list.Element // by what events call them; guarded by mu
+	mu      sync.Mutex
+	nodes   map[uint64]int           // how many nodes clients have of a directory, by QID.Path; guarded by mu
+	evicted bool                     // full was called; guarded by mu
+	order   *list.List               // of *watched, the one looked up last first; guarded by mu
+	dirs    map[uint64]*list.Element // by QID.Path; guarded by mu
+	byID    map[string]*list.Element // by what events call them; guarded by mu
 }
 
+// watched has a node of its own, which holds no directory above and is none of the clients'.
 type watched struct {
-	n  *inode // a reference
+	n  *inode
 	id string
 }
 
@@ -40,14 +44,15 @@ type watched struct {
 const watchMask = unix.FAN_CREATE | unix.FAN_DELETE | unix.FAN_RENAME | unix.FAN_MODIFY | unix.FAN_ATTRIB | unix.FAN_CLOSE_WRITE |
 	unix.FAN_EVENT_ON_CHILD | unix.FAN_ONDIR
 
-// Watch has the FS watch at most limit directories, two at least. It is called before the FS is served, which Run ends.
-func (fs *FS) Watch(limit int) (*Watch, error) {
+// Watch has the FS watch at most limit directories, two at least, until no client knows them. It is called before the FS is served, which Run
+// ends. full is called when for the first time one that is known is no longer watched.
+func (fs *FS) Watch(limit int, full func()) (*Watch, error) {
 	fd, err := unix.FanotifyInit(unix.FAN_CLASS_NOTIF|unix.FAN_REPORT_DFID_NAME|unix.FAN_CLOEXEC|unix.FAN_NONBLOCK, unix.O_RDONLY|unix.O_CLOEXEC)
 	if err != nil {
 		return nil, os.NewSyscallError("fanotify_init", err)
 	}
-	w := &Watch{fs: fs, f: os.NewFile(uintptr(fd), "fanotify"), max: limit,
-		order: list.New(), dirs: map[uint64]*list.Element{}, byID: map[string]*list.Element{}}
+	w := &Watch{fs: fs, f: os.NewFile(uintptr(fd), "fanotify"), max: limit, full: full,
+		nodes: map[uint64]int{}, order: list.New(), dirs: map[uint64]*list.Element{}, byID: map[string]*list.Element{}}
 	if err := w.insert(fs.root); err != nil {
 		w.f.Close()
 		return nil, fmt.Errorf("fanotify: %w", err)
@@ -56,10 +61,11 @@ func (fs *FS) Watch(limit int) (*Watch, error) {
 	return w, nil
 }
 
-// add watches a directory that a client has looked up. One that cannot be watched is not.
+// add watches a directory of which a client gets a node. One that cannot be watched is not.
 func (w *Watch) add(n *inode) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	w.nodes[n.qid.Path]++
 	if e := w.dirs[n.qid.Path]; e != nil {
 		w.order.MoveToFront(e)
 		return
@@ -68,12 +74,29 @@ func (w *Watch) add(n *inode) {
 		return
 	}
 	if w.order.Len() >= w.max {
-		if w.order.Back().Value.(*watched).n == w.fs.root { // which nobody looks up
+		if w.order.Back().Value.(*watched).n.qid.Path == w.fs.root.qid.Path { // which nobody looks up
 			w.order.MoveToFront(w.order.Back())
 		}
 		w.remove(w.order.Back())
+		if !w.evicted {
+			w.evicted = true
+			w.full()
+		}
 	}
 	w.insert(n) //nolint:errcheck // its file system may have no handles, or the user may not read it
+}
+
+// forget is called when a client gives a node of a directory back.
+func (w *Watch) forget(dir uint64) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.nodes[dir]--; w.nodes[dir] > 0 {
+		return
+	}
+	delete(w.nodes, dir)
+	if e := w.dirs[dir]; e != nil && dir != w.fs.root.qid.Path {
+		w.remove(e)
+	}
 }
 
 // insert watches a directory. Preconditions: mu is held.
@@ -82,10 +105,16 @@ func (w *Watch) insert(n *inode) error {
 	if err != nil {
 		return err
 	}
-	if err := w.mark(unix.FAN_MARK_ADD, n); err != nil {
+	fd, err := unix.FcntlInt(uintptr(n.fd), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return os.NewSyscallError("fcntl", err)
+	}
+	own := &inode{fs: n.fs, fd: fd, mode: n.mode, dev: n.dev, qid: n.qid, refs: 1}
+	if err := w.mark(unix.FAN_MARK_ADD, own); err != nil {
+		own.Close()
 		return err
 	}
-	e := w.order.PushFront(&watched{n.Clone().(*inode), id})
+	e := w.order.PushFront(&watched{own, id})
 	w.dirs[n.qid.Path], w.byID[id] = e, e
 	return nil
 }

@@ -26,7 +26,8 @@ func TestWatch(t *testing.T) {
 	}
 	fs := must(New(dir, Config{}))(t)
 	defer fs.Close()
-	w := must(fs.Watch(3))(t)
+	full := 0
+	w := must(fs.Watch(3, func() { full++ }))(t)
 	ctx, cancel := context.WithCancel(t.Context())
 	told, ended := make(chan string, 1000), make(chan error, 1)
 	go func() {
@@ -85,6 +86,49 @@ func TestWatch(t *testing.T) {
 	must(root.Walk(t.Context(), "moved", "below"))(t)
 	others("touch unknown/i moved/j moved/below/k", "created moved/below/k")
 	others("touch root", "created ./root")
+	if full != 1 {
+		t.Errorf("said %d times that there are too many", full)
+	}
+}
+
+// TestForgotten: a directory is watched as long as a client has a node of it, and holds none but itself.
+func TestForgotten(t *testing.T) {
+	dir := t.TempDir()
+	check(t, os.MkdirAll(dir+"/a/b", 0o755))
+	fs := must(New(dir, Config{}))(t)
+	defer fs.Close()
+	w := must(fs.Watch(2, func() {}))(t)
+	defer w.close()
+	watching := func(dirs ...p9.Node) {
+		t.Helper()
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		if len(w.dirs) != len(dirs) || len(w.byID) != len(dirs) || w.order.Len() != len(dirs) {
+			t.Errorf("%d directories are watched, want %d", len(w.dirs), len(dirs))
+		}
+		for _, n := range dirs {
+			if w.dirs[n.QID().Path] == nil {
+				t.Errorf("%v is not watched", n.QID())
+			}
+		}
+	}
+	a := must(fs.root.Walk("a"))(t)
+	watching(fs.root, a)
+	b := must(a.Walk("b"))(t)
+	a.Close() // b has it
+	watching(fs.root, b)
+	must(a.Walk("b"))(t).Close() // which it is looked up once more by
+	watching(fs.root, b)
+	again := must(fs.root.Walk("a"))(t)
+	watching(fs.root, again)
+	must(again.Walk("b"))(t).Close() // b was evicted, and is still known
+	watching(fs.root, b)
+	again.Close()
+	b.Close()
+	watching(fs.root)
+	if len(w.nodes) != 0 {
+		t.Errorf("nodes are left: %v", w.nodes)
+	}
 }
 
 // TestMerged: what the kernel has merged before it was read ends with what is there.
@@ -92,7 +136,7 @@ func TestMerged(t *testing.T) {
 	dir := t.TempDir()
 	fs := must(New(dir, Config{}))(t)
 	defer fs.Close()
-	w := must(fs.Watch(2))(t)
+	w := must(fs.Watch(2, func() {}))(t)
 	defer w.close()
 	for _, name := range []string{"log", "log.1", "remade"} {
 		check(t, os.WriteFile(dir+"/"+name, nil, 0o644))

@@ -39,7 +39,10 @@ type changes struct {
 // called. Where that does not work, a share is one without it.
 func tellChanges(ctx context.Context, s share.Spec, fs *localfs.FS, logf func(format string, args ...any)) (stage *replay.Stage, stop func()) {
 	stage = new(replay.Stage)
-	watch, err := fs.Watch(watchLimit())
+	limit := watchLimit()
+	watch, err := fs.Watch(limit, func() {
+		logf("%s: the distro knows more than %d directories: inotify there does not see what the host changes in those that it looked up first", s.Dir, limit)
+	})
 	if err != nil {
 		logf("%s: inotify in the distro will not see what the host changes: %v", s.Dir, err)
 		return stage, func() {}

@@ -53,12 +53,12 @@ func open(s share.Spec) (*localfs.FS, error) {
 	}})
 }
 
-// maxFIDs are as many as there may be descriptors for: a fid has up to two. (The
-// Go runtime has raised the soft limit to the hard one.)
+// maxFIDs are as many as there may be descriptors for: a fid has up to two, and an eighth is for
+// the directories that are watched. (The Go runtime has raised the soft limit to the hard one.)
 func maxFIDs() int {
 	var l unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &l); err != nil || l.Cur < 4*spare {
 		return spare
 	}
-	return int(min(l.Cur-spare, 2<<20) / 2)
+	return int(min(l.Cur-spare, 2<<20) / 16 * 7)
 }
