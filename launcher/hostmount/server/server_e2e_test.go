@@ -50,7 +50,7 @@ func guest(t *testing.T, tree string) (socket string, end context.CancelFunc) {
 			line, err := r.ReadString('\n')
 			hello, err1 := wire.Read(r)
 			start, err2 := wire.Read(r)
-			if err := errors.Join(err, err1, err2); err != nil || line != "CONNECT 7\n" || hello.(*wire.Hello).Role != wire.RoleFiles || start.(*wire.Start).User != "me" {
+			if err := errors.Join(err, err1, err2); err != nil || line != "CONNECT 7\n" || hello.(*wire.Hello).Role != wire.RoleFiles || start.(*wire.Start).Default != "me" {
 				t.Errorf("%q, %+v, %+v, %v", line, hello, start, err)
 				c.Close()
 				continue
