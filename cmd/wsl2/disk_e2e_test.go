@@ -215,10 +215,10 @@ func TestKilledVerbs(t *testing.T) {
 		t.Run(c.verb+" "+c.victim, func(t *testing.T) {
 			h.TB = t
 			args := []string{"--manage", "small", "--clone", "copy"}
-			noted := ".change-small"
+			noted := ".change-small*"
 			switch c.verb {
 			case "clone":
-				noted = ".change-copy"
+				noted = ".change-copy*"
 			case "move":
 				moved++
 				args = []string{"--manage", "small", "--move", h.Path(fmt.Sprintf("data/wsl2/moved%d", moved))}

@@ -151,8 +151,8 @@ func count(dir string) int {
 	return len(entries)
 }
 
-// WaitCreated runs start, then waits until an entry of this name appears in dir.
-func WaitCreated(tb testing.TB, dir, name string, start func()) {
+// WaitCreated runs start, then waits until an entry of dir matches a pattern of its name.
+func WaitCreated(tb testing.TB, dir, pattern string, start func()) {
 	tb.Helper()
 	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
 	Must(tb, err)
@@ -163,12 +163,14 @@ func WaitCreated(tb testing.TB, dir, name string, start func()) {
 	deadline := time.Now().Add(Deadline)
 	buf := make([]byte, 64<<10)
 	for {
-		if _, err := os.Lstat(filepath.Join(dir, name)); err == nil {
+		there, err := filepath.Glob(filepath.Join(dir, pattern))
+		Must(tb, err)
+		if len(there) != 0 {
 			return
 		}
 		ms := time.Until(deadline).Milliseconds()
 		if ms <= 0 {
-			tb.Fatalf("%s/%s does not appear", dir, name)
+			tb.Fatalf("%s/%s does not appear", dir, pattern)
 		}
 		if _, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, int(ms)); err != nil && !errors.Is(err, unix.EINTR) {
 			tb.Fatal(err)
