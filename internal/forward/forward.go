@@ -142,8 +142,16 @@ func (b *Buffers) copy(dst, src Conn) error {
 	}
 }
 
-// errNoPipe says that there are bytes, but no descriptors for a pipe.
+// errNoPipe says that there are bytes, but none that a pipe takes.
 var errNoPipe = errors.New("no pipe")
+
+// readable tells whether read(2) has bytes where splice(2) has none: that one stops at TCP's
+// urgent data, and takes it for the end once the peer has ended.
+func readable(fd int) bool {
+	var b [1]byte
+	n, _, err := unix.Recvfrom(fd, b[:], unix.MSG_PEEK|unix.MSG_DONTWAIT)
+	return err == nil && n > 0
+}
 
 // fill waits for bytes and moves what fits to a pipe; none is the end.
 func (b *Buffers) fill(from syscall.RawConn) (p *pipe, n int, err error) {
@@ -153,6 +161,14 @@ func (b *Buffers) fill(from syscall.RawConn) (p *pipe, n int, err error) {
 			return true
 		}
 		n, err = splice(int(fd), p.w, bufferSize)
+		if err == nil && n > 0 {
+			return true
+		}
+		if (err == nil || err == unix.EAGAIN) && readable(int(fd)) {
+			b.pipes.Put(p)
+			p, n, err = nil, 0, errNoPipe
+			return true
+		}
 		if err == nil {
 			return true
 		}

@@ -255,3 +255,44 @@ func FuzzReadDatagram(f *testing.F) {
 		}
 	})
 }
+
+// TestRelayUrgent: what follows TCP's urgent data arrives as well.
+func TestRelayUrgent(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	pair := func() (near, far *net.TCPConn) {
+		c, err := net.Dial("tcp", l.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		s, err := l.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return c.(*net.TCPConn), s.(*net.TCPConn)
+	}
+	client, x := pair()
+	y, server := pair()
+	defer client.Close()
+	defer server.Close()
+	var b Buffers
+	go b.Relay(x, y) //nolint:errcheck // ends with the connections
+	raw, err := client.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	client.Write([]byte("hello"))
+	raw.Control(func(fd uintptr) { err = unix.Send(int(fd), []byte("!"), unix.MSG_OOB) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	client.Write([]byte("world"))
+	got := make([]byte, len("helloworld"))
+	server.SetReadDeadline(time.Now().Add(time.Minute))
+	if _, err := io.ReadFull(server, got); err != nil || string(got) != "helloworld" {
+		t.Errorf("%q, %v", got, err)
+	}
+}
