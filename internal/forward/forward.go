@@ -130,7 +130,7 @@ func (b *Buffers) copy(dst, src Conn) error {
 		switch {
 		case err == errNoPipe:
 			n, err = b.copySome(dst, from)
-		case err == nil:
+		case err == nil && n > 0:
 			// One that is not empty goes to no pool.
 			if err = p.drain(to, n); err == nil {
 				b.pipes.Put(p)
@@ -161,19 +161,14 @@ func (b *Buffers) fill(from syscall.RawConn) (p *pipe, n int, err error) {
 			return true
 		}
 		n, err = splice(int(fd), p.w, bufferSize)
-		if err == nil && n > 0 {
-			return true
-		}
-		if (err == nil || err == unix.EAGAIN) && readable(int(fd)) {
-			b.pipes.Put(p)
-			p, n, err = nil, 0, errNoPipe
-			return true
-		}
-		if err == nil {
+		if n > 0 {
 			return true
 		}
 		b.pipes.Put(p) // still empty
 		p = nil
+		if (err == nil || err == unix.EAGAIN) && readable(int(fd)) {
+			err = errNoPipe
+		}
 		return err != unix.EAGAIN
 	})
 	if waited != nil {
