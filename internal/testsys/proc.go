@@ -154,49 +154,34 @@ func count(dir string) int {
 // WaitCreated runs start, then waits until an entry of dir matches a pattern of its name.
 func WaitCreated(tb testing.TB, dir, pattern string, start func()) {
 	tb.Helper()
-	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
-	Must(tb, err)
-	defer unix.Close(fd)
-	_, err = unix.InotifyAddWatch(fd, dir, unix.IN_CREATE|unix.IN_MOVED_TO)
-	Must(tb, err)
-	start()
-	deadline := time.Now().Add(Deadline)
-	buf := make([]byte, 64<<10)
-	for {
-		there, err := filepath.Glob(filepath.Join(dir, pattern))
-		Must(tb, err)
-		if len(there) != 0 {
-			return
-		}
-		ms := time.Until(deadline).Milliseconds()
-		if ms <= 0 {
-			tb.Fatalf("%s/%s does not appear", dir, pattern)
-		}
-		if _, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, int(ms)); err != nil && !errors.Is(err, unix.EINTR) {
-			tb.Fatal(err)
-		}
-		unix.Read(fd, buf)
-	}
+	waitMatches(tb, dir, pattern, true, start)
 }
 
 // WaitGone waits until no file of a directory matches a pattern of its names.
 func WaitGone(tb testing.TB, dir, pattern string) {
 	tb.Helper()
+	waitMatches(tb, dir, pattern, false, func() {})
+}
+
+// waitMatches runs start, then waits until entries of dir match, or none does.
+func waitMatches(tb testing.TB, dir, pattern string, some bool, start func()) {
+	tb.Helper()
 	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
 	Must(tb, err)
 	defer unix.Close(fd)
-	_, err = unix.InotifyAddWatch(fd, dir, unix.IN_DELETE|unix.IN_MOVED_FROM)
+	_, err = unix.InotifyAddWatch(fd, dir, unix.IN_CREATE|unix.IN_DELETE|unix.IN_MOVED_TO|unix.IN_MOVED_FROM)
 	Must(tb, err)
+	start()
 	buf := make([]byte, 64<<10)
 	for deadline := time.Now().Add(Deadline); ; {
-		left, err := filepath.Glob(filepath.Join(dir, pattern))
+		there, err := filepath.Glob(filepath.Join(dir, pattern))
 		Must(tb, err)
-		if len(left) == 0 {
+		if (len(there) != 0) == some {
 			return
 		}
 		ms := time.Until(deadline).Milliseconds()
 		if ms <= 0 {
-			tb.Fatalf("still there: %v", left)
+			tb.Fatalf("%s/%s: there are %q", dir, pattern, there)
 		}
 		if _, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, int(ms)); err != nil && !errors.Is(err, unix.EINTR) {
 			tb.Fatal(err)
