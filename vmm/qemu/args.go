@@ -148,6 +148,12 @@ func deviceArg(d virtio.Device) string {
 // vCPUs, and the clock that would watch it is worse. no_timer_check: the kernel
 // would panic if a busy host delivers fewer than four ticks in 60 ms.
 //
+// clearcpuid=cx16: QEMU before 8.0 takes the flags that CMPXCHG16B leaves alone from
+// an outdated operand when the instruction before has set them (translate.c calls its
+// helper without gen_update_cc_op); an interrupt right after it saves, and its IRET
+// restores, a reserved, a nested-task or an alignment-check bit, and the kernel dies.
+// The kernel's allocator is what uses it; programs still find it in CPUID.
+//
 // swiotlb=force: TCG keeps translated code by guest physical page and notices
 // stores of the vCPUs, not of another process: a disk block of program text that
 // a device of ours writes straight into a page that held other code before (the
@@ -169,7 +175,7 @@ func cmdline(s engine.Spec, tscKHz uint64) string {
 	}
 	// The first words through the serial port; then the virtio console, or the
 	// serial port again for a kernel that has no driver for that.
-	add("tsc=reliable tsc_early_khz=%d no_timer_check", tscKHz)
+	add("tsc=reliable tsc_early_khz=%d no_timer_check clearcpuid=cx16", tscKHz)
 	add("earlyprintk=serial,0x3f8 console=ttyS0 console=hvc0")
 	bounce := false
 	for i, d := range s.Devices {

@@ -47,7 +47,7 @@ func (m *machine) arguments(ports []*port, serial *os.File) (args []string, file
 	}
 	cmdline := []string{"console=ttyS0", "panic=-1", "quiet", "random.trust_cpu=on", "tsc=reliable", "no_timer_check"}
 	args = []string{
-		"-M", "q35,usb=off,vmport=off,smbus=off,sata=off", "-cpu", "EPYC,+svm,+npt",
+		"-M", "q35,usb=off,vmport=off,smbus=off,sata=off", "-cpu", "EPYC,+svm,+npt,-cx16", // cx16: see ARCHITECTURE.md, the rig avoids
 		"-m", fmt.Sprint(m.c.memory), "-smp", fmt.Sprint(m.c.cpus),
 		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
 		"-kernel", m.host.kernel(), "-initrd", fmt.Sprintf("/dev/fd/%d", fd(m.initrd)),
