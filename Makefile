@@ -12,7 +12,7 @@ VERSION  := $(shell git describe --always --dirty 2>/dev/null || echo unknown)
 LDFLAGS  := -s -w -X main.version=$(VERSION) -X runtime.godebugDefault=disablethp=1
 # The CLI library would otherwise initialise a Markdown parser in every command.
 TAGS     := urfave_cli_no_docs
-FUZZTIME ?= 10s
+FUZZTIME ?= 3s
 
 export CGO_ENABLED ?= 0
 
@@ -47,7 +47,7 @@ run: ## build, import Debian and open its shell (no terminal: run one command th
 	@scripts/run
 
 .PHONY: test
-test: build ## all three rings, and every fuzz target for FUZZTIME (10s)
+test: build ## all three rings, and every fuzz target for FUZZTIME (3s)
 	@scripts/deps test
 	@scripts/ring unit
 	@scripts/ring fuzz $(FUZZTIME)
