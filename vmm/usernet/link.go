@@ -1,7 +1,6 @@
 package usernet
 
 import (
-	"errors"
 	"fmt"
 	"os"
 	"sync"
@@ -30,9 +29,9 @@ const maxIovecs = 1024
 // link is the stack's end of the wire: a stack.LinkEndpoint whose frames are
 // records of a socket (vmm/virtio/net).
 //
-// Sending blocks while the guest takes no more, which slows down those who send,
-// but not for longer than sendTimeout: then this frame is dropped, and those behind it
-// until the guest takes one again.
+// Sending never blocks: the stack sends with a connection's lock held, and one of its few processors
+// would go round in circles until it is free. What the guest does not take at once waits in a queue
+// (queue.go). Those who have much to send wait for room there before they give it to the stack.
 //
 // Who waits is parked by the runtime, never blocked in a system call: what the last frame has
 // woken would have to wait for the runtime to find that out, for as long as a millisecond.
@@ -40,7 +39,6 @@ type link struct {
 	file     *os.File // holds fd
 	raw      syscall.RawConn
 	fd       int
-	stuck    atomic.Bool // the last frame was dropped
 	mtu      uint32
 	mac      tcpip.LinkAddress // ours
 	guest    tcpip.LinkAddress
@@ -48,13 +46,11 @@ type link struct {
 	offloads atomic.Bool   // the guest takes frames with work left to do
 	over     chan struct{} // closed by shutdown
 	end      sync.Once
+	out      queue
 
 	mu         sync.RWMutex
 	dispatcher stack.NetworkDispatcher // guarded by mu
 }
-
-// sendTimeout is how long a guest may take no frame.
-const sendTimeout = time.Second
 
 func newLink(fd int, c Config) (*link, error) {
 	if err := unix.SetNonblock(fd, true); err != nil {
@@ -65,11 +61,13 @@ func newLink(fd int, c Config) (*link, error) {
 	if err != nil {
 		return nil, fmt.Errorf("usernet: set up the link: %w", err)
 	}
-	l := &link{file: file, raw: raw, fd: fd, mtu: uint32(c.MTU), mac: tcpip.LinkAddress(c.GatewayMAC[:]), guest: tcpip.LinkAddress(c.GuestMAC[:]), over: make(chan struct{})}
+	l := &link{file: file, raw: raw, fd: fd, mtu: uint32(c.MTU), mac: tcpip.LinkAddress(c.GatewayMAC[:]), guest: tcpip.LinkAddress(c.GuestMAC[:]), over: make(chan struct{}), out: newQueue()}
 	if n := c.BytesPerSecond; n > 0 {
 		// A tenth of a second at once, and at least one frame.
 		burst := int(max(min(n/10, 1<<30), net.MaxFrame+net.HeaderLen))
 		l.up, l.down = rate.NewLimiter(rate.Limit(n), burst), rate.NewLimiter(rate.Limit(n), burst)
+		// No more than passes in the time that a frame may wait, but two of the largest.
+		l.out.limit = int(min(maxQueued, max(min(n, maxQueued)*uint64(maxThrottle/time.Second), 2*net.MaxFrame)))
 	}
 	return l, nil
 }
@@ -102,9 +100,16 @@ func (l *link) throttle(limit *rate.Limiter, n int) bool {
 	}
 }
 
-// serve reads frames until the other end closes. A guest's frames are handled
-// one after the other; TCP has goroutines of its own.
+// serve reads frames until the other end closes, and sends what waits meanwhile. A guest's frames are
+// handled one after the other; TCP has goroutines of its own.
 func (l *link) serve() error {
+	var sender sync.WaitGroup
+	sender.Go(l.drain)
+	defer func() {
+		l.shutdown()
+		sender.Wait()
+		l.out.close()
+	}()
 	var raw [net.HeaderLen]byte
 	iov := [3]unix.Iovec{{Base: &raw[0], Len: net.HeaderLen}}
 	msg := unix.Msghdr{Iov: &iov[0], Iovlen: uint64(len(iov))}
@@ -192,7 +197,7 @@ func (l *link) deliver(frame buffer.Buffer) {
 	}
 }
 
-// shutdown ends serve, and senders.
+// shutdown ends serve, and with it what sends.
 func (l *link) shutdown() {
 	l.end.Do(func() { close(l.over) })
 	_ = unix.Shutdown(l.fd, unix.SHUT_RDWR)
@@ -201,19 +206,8 @@ func (l *link) shutdown() {
 // close releases the descriptor; nothing sends any more.
 func (l *link) close() { l.file.Close() }
 
-// WritePackets implements stack.LinkWriter.
-func (l *link) WritePackets(pkts stack.PacketBufferList) (int, tcpip.Error) {
-	sent := 0
-	for _, pkt := range pkts.AsSlice() {
-		if err := l.write(pkt); err != nil {
-			return sent, err
-		}
-		sent++
-	}
-	return sent, nil
-}
-
-func (l *link) write(pkt *stack.PacketBuffer) tcpip.Error {
+// send gives a frame to the guest. wait is false for EAGAIN instead of a wait for room.
+func (l *link) send(pkt *stack.PacketBuffer, wait bool) (errno unix.Errno) {
 	var h net.Header
 	if gso := pkt.GSOOptions; gso.Type != stack.GSONone {
 		h.HdrLen = uint16(pkt.HeaderSize())
@@ -254,38 +248,19 @@ func (l *link) write(pkt *stack.PacketBuffer) tcpip.Error {
 		iov = append(iov[:maxIovecs-1], unix.Iovec{Base: unsafe.SliceData(b), Len: uint64(size)})
 	}
 	msg := unix.Msghdr{Iov: &iov[0], Iovlen: uint64(len(iov))}
-	if !l.throttle(l.down, pkt.Size()) {
-		return &tcpip.ErrNoBufferSpace{}
-	}
-	switch errno := l.sendmsg(&msg); errno {
-	case 0:
-		l.stuck.Store(false)
-		return nil
-	case unix.EAGAIN:
-		l.stuck.Store(true)
-		return &tcpip.ErrNoBufferSpace{}
-	case unix.ENOBUFS, unix.ENOMEM, unix.EMSGSIZE:
-		return &tcpip.ErrNoBufferSpace{}
-	}
-	return &tcpip.ErrClosedForSend{}
-}
-
-// sendmsg waits for room, and fails with EAGAIN if there is none for sendTimeout.
-func (l *link) sendmsg(msg *unix.Msghdr) (errno unix.Errno) {
 	send := func(fd uintptr) (done bool) {
 		for {
-			_, _, errno = unix.RawSyscall(unix.SYS_SENDMSG, fd, uintptr(unsafe.Pointer(msg)), unix.MSG_NOSIGNAL|unix.MSG_DONTWAIT)
+			_, _, errno = unix.RawSyscall(unix.SYS_SENDMSG, fd, uintptr(unsafe.Pointer(&msg)), unix.MSG_NOSIGNAL|unix.MSG_DONTWAIT)
 			if errno != unix.EINTR {
 				return errno != unix.EAGAIN
 			}
 		}
 	}
 	// First without a word to the runtime, as there usually is room.
-	if send(uintptr(l.fd)) || l.stuck.Load() {
+	if send(uintptr(l.fd)) || !wait {
 		return errno
 	}
-	_ = l.file.SetWriteDeadline(time.Now().Add(sendTimeout)) // Write tells
-	if err := l.raw.Write(send); err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
+	if err := l.raw.Write(send); err != nil {
 		return unix.EPIPE
 	}
 	return errno

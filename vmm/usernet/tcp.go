@@ -110,7 +110,7 @@ func dialTCP(ctx context.Context, to netip.AddrPort) (*net.TCPConn, error) {
 
 // accept answers the guest's SYN; nil if the guest does not go on.
 func (n *Network) accept(r *tcp.ForwarderRequest) *guestConn {
-	g := &guestConn{}
+	g := &guestConn{link: n.link}
 	id := r.ID()
 	n.handshakes.reached(id)
 	ep, err := r.CreateEndpoint(&g.queue)
@@ -131,6 +131,7 @@ func (n *Network) accept(r *tcp.ForwarderRequest) *guestConn {
 
 // guestConn is the stack's end of a connection.
 type guestConn struct {
+	link  *link
 	ep    tcpip.Endpoint
 	queue waiter.Queue
 }
@@ -193,6 +194,9 @@ func (g *guestConn) write(ctx context.Context, p []byte) error {
 	for len(p) > 0 {
 		r := payload(p)
 		var n int64
+		if err := g.link.room(ctx); err != nil {
+			return err
+		}
 		err := g.wait(ctx, waiter.WritableEvents, func() (err tcpip.Error) {
 			n, err = g.ep.Write(&r, tcpip.WriteOptions{})
 			return err
