@@ -161,6 +161,8 @@ func TestTerminal(t *testing.T) {
 		x.cmd.Wait()
 		h.OK("-d", "small", "-e", "sh", "-c", "while ! [ -s /run/closed ]; do :; done")
 	})
+
+	t.Run("an idle session", func(t *testing.T) { idleSession(ctx, t, h) })
 }
 
 // TestMakeRun is what somebody does first: `make run`, without a terminal and

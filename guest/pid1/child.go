@@ -90,7 +90,7 @@ func (v *vm) logLines(name string, stderr *os.File) {
 func (c *child) send(m wire.Message) error {
 	c.writeMu.Lock()
 	defer c.writeMu.Unlock()
-	return wire.WriteWithin(c.channel, sendTimeout, m)
+	return wire.Write(wire.Within(c.channel, sendTimeout), m)
 }
 
 // describe says how a process ended, for people.

@@ -138,7 +138,7 @@ func (v *vm) connect(started uint64) error {
 func (v *vm) send(m wire.Message) {
 	v.writeMu.Lock()
 	defer v.writeMu.Unlock()
-	if err := wire.WriteWithin(v.control, sendTimeout, m); err != nil {
+	if err := wire.Write(wire.Within(v.control, sendTimeout), m); err != nil {
 		v.log.Errorf("%v", err)
 		if !errors.Is(err, wire.ErrTooLarge) {
 			v.control.Close()

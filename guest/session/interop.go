@@ -340,6 +340,7 @@ func (i *interop) deliver(c conn, hello *wire.Hello) (bool, error) {
 		return true, err
 	}
 	w.c.SetWriteDeadline(time.Now().Add(controlTimeout)) //nolint:errcheck // the write tells
+	defer w.c.SetWriteDeadline(time.Time{})              //nolint:errcheck // see wire.Within
 	cerr := rc.Control(func(fd uintptr) {
 		_, _, err = w.c.WriteMsgUnix([]byte{byte(hello.Role)}, unix.UnixRights(int(fd)), nil)
 	})

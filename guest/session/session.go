@@ -108,7 +108,7 @@ const controlTimeout = 10 * time.Second
 func (x *session) send(m wire.Message) error {
 	x.sendMu.Lock()
 	defer x.sendMu.Unlock()
-	return wire.WriteWithin(x.control, controlTimeout, m)
+	return wire.Write(wire.Within(x.control, controlTimeout), m)
 }
 
 // serve starts the program and stays until its exit has been reported or its

@@ -80,8 +80,8 @@ func TestWslpath(t *testing.T) {
 	}
 }
 
-// FuzzWslpath: whatever is asked, the answer is one path that lies in a share, or
-// an error.
+// FuzzWslpath: whatever is asked, the answer is an error or, of an absolute path, one that
+// lies in a share.
 func FuzzWslpath(f *testing.F) {
 	f.Add("-w", "/mnt/host/x")
 	f.Add("-u", "/home/me/../x")
@@ -91,6 +91,16 @@ func FuzzWslpath(f *testing.F) {
 		out, errOut, status := run(t, shares, flag, "--", p)
 		if (status == 0) == (errOut != "") {
 			t.Fatalf("wslpath %q %q: status %d, %q, %q", flag, p, status, out, errOut)
+		}
+		if status != 0 || strings.Contains(flag, "h") || !filepath.IsAbs(p) {
+			return
+		}
+		root := shares[0].Guest
+		if strings.ContainsAny(flag, "wm") {
+			root = shares[0].Host
+		}
+		if out != root+"\n" && !strings.HasPrefix(out, root+"/") || strings.Contains(strings.TrimSuffix(out, "\n")+"/", "/../") {
+			t.Fatalf("wslpath %q %q: %q is not in %s", flag, p, out, root)
 		}
 	})
 }

@@ -203,18 +203,25 @@ func Write(w io.Writer, m Message) error {
 	return nil
 }
 
-// Conn is what a message is sent on that may not take for ever.
+// Conn is what is written to that may not take for ever.
 type Conn interface {
 	io.Writer
 	SetWriteDeadline(time.Time) error
 }
 
-// WriteWithin is Write to a peer that gets limit to take the message. The deadline does not
-// stay: when it passed, it would wake a process that has nothing to do.
-func WriteWithin(c Conn, limit time.Duration, m Message) error {
-	c.SetWriteDeadline(time.Now().Add(limit)) //nolint:errcheck // Write tells
-	defer c.SetWriteDeadline(time.Time{})     //nolint:errcheck // the next Write tells
-	return Write(c, m)
+// Within returns what writes to c, whose peer gets limit to take each write. No deadline
+// stays: when it passed, it would wake a process that has nothing to do.
+func Within(c Conn, limit time.Duration) io.Writer { return within{c, limit} }
+
+type within struct {
+	Conn
+	limit time.Duration
+}
+
+func (w within) Write(p []byte) (int, error) {
+	w.SetWriteDeadline(time.Now().Add(w.limit)) //nolint:errcheck // Write tells
+	defer w.SetWriteDeadline(time.Time{})       //nolint:errcheck // the next Write tells
+	return w.Conn.Write(p)
 }
 
 // Read reads exactly one frame from r, never a byte past it: on data

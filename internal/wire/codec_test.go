@@ -290,13 +290,13 @@ func BenchmarkStart(b *testing.B) {
 	}
 }
 
-// TestWriteWithin: a peer that does not read is given up, and one that does is left without a
+// TestWithin: a peer that does not read is given up, and one that does is left without a
 // deadline, which would wake an idle process.
-func TestWriteWithin(t *testing.T) {
+func TestWithin(t *testing.T) {
 	ours, theirs := net.Pipe()
 	defer ours.Close()
 	c := &deadlines{Conn: ours}
-	if err := WriteWithin(c, time.Millisecond, &DistroIdle{Name: "a"}); !errors.Is(err, os.ErrDeadlineExceeded) {
+	if err := Write(Within(c, time.Millisecond), &DistroIdle{Name: "a"}); !errors.Is(err, os.ErrDeadlineExceeded) {
 		t.Errorf("nobody reads: %v", err)
 	}
 	read := make(chan error, 1)
@@ -304,7 +304,7 @@ func TestWriteWithin(t *testing.T) {
 		_, err := Read(theirs)
 		read <- err
 	}()
-	if err := errors.Join(WriteWithin(c, time.Minute, &DistroIdle{Name: "a"}), <-read); err != nil {
+	if err := errors.Join(Write(Within(c, time.Minute), &DistroIdle{Name: "a"}), <-read); err != nil {
 		t.Error(err)
 	}
 	if !c.last.IsZero() {

@@ -274,7 +274,7 @@ const sendTimeout = 10 * time.Second
 func (p *Process) Send(m wire.Message) error {
 	p.writeMu.Lock()
 	defer p.writeMu.Unlock()
-	return wire.WriteWithin(p.channel, sendTimeout, m)
+	return wire.Write(wire.Within(p.channel, sendTimeout), m)
 }
 
 // Lock takes the lock of a root, waiting for who holds it until ctx ends.

@@ -92,6 +92,7 @@ func Start(vsockPath string) (*Process, error) {
 // Apply is Forwarder.Apply in the process.
 func (p *Process) Apply(list []Forward, privileged bool) ([]Bound, error) {
 	p.conn.SetDeadline(time.Now().Add(applyTimeout))
+	defer p.conn.SetDeadline(time.Time{}) // see wire.Within
 	var bound []Bound
 	err := p.out.Encode(request{p.vsockPath, privileged, list})
 	if err == nil {

@@ -229,8 +229,6 @@ const sendTimeout = 10 * time.Second
 func (c *control) send(m wire.Message) error {
 	c.writeMu.Lock()
 	defer c.writeMu.Unlock()
-	c.conn.SetWriteDeadline(time.Now().Add(sendTimeout))
-	defer c.conn.SetWriteDeadline(time.Time{}) // see wire.WriteWithin
 	b := make([]byte, 0, 256)
 	var err error
 	if c.first != nil {
@@ -241,7 +239,7 @@ func (c *control) send(m wire.Message) error {
 		b, err = wire.Append(b, m)
 	}
 	if err == nil {
-		_, err = c.conn.Write(b)
+		_, err = wire.Within(c.conn, sendTimeout).Write(b)
 	}
 	if err != nil {
 		c.conn.Close() // part of a frame may have gone: read ends, and the guard looks after the VM

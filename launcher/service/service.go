@@ -26,6 +26,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/wsl2/wsl2/images"
+	"github.com/wsl2/wsl2/internal/wire"
 	"github.com/wsl2/wsl2/launcher/api"
 	"github.com/wsl2/wsl2/launcher/config"
 	"github.com/wsl2/wsl2/launcher/hostmount"
@@ -383,18 +384,14 @@ const writeTimeout = 10 * time.Second
 func (p *peer) raw(b []byte) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.c.SetWriteDeadline(time.Now().Add(writeTimeout))
-	defer p.c.SetWriteDeadline(time.Time{}) // see wire.WriteWithin
-	_, err := p.c.Write(b)
+	_, err := wire.Within(p.c, writeTimeout).Write(b)
 	return err
 }
 
 func (p *peer) send(k api.Kind, body []byte) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.c.SetWriteDeadline(time.Now().Add(writeTimeout))
-	defer p.c.SetWriteDeadline(time.Time{}) // see wire.WriteWithin
-	return api.Write(p.c, k, body)
+	return api.Write(wire.Within(p.c, writeTimeout), k, body)
 }
 
 func (p *peer) json(k api.Kind, v any) error {

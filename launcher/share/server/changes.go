@@ -205,6 +205,7 @@ func (g *guest) raise(ctx context.Context, m *wire.ShareChange) (err error) {
 		}
 	}()
 	conn.SetDeadline(time.Now().Add(raiseWait)) //nolint:errcheck // what is read and written tells
+	defer conn.SetDeadline(time.Time{})         //nolint:errcheck // see wire.Within
 	if err := wire.Write(conn, m); err != nil {
 		return err
 	}
