@@ -47,7 +47,7 @@ const (
 	MaxMessage = 1<<20 + 64<<10
 	// frameHeader is that of a request's frame: length[4] tag[4] room[4].
 	frameHeader = 12
-	// maxBytes bounds requests in flight and the room for their answers.
+	// maxBytes bounds a server's buffers for requests in flight and for their answers.
 	maxBytes = 64 << 20
 )
 
@@ -254,7 +254,8 @@ func (d *Device) submit(c *call, buf *[]byte) error {
 	}
 	room = min(room, MaxMessage)
 	opcode := binary.LittleEndian.Uint32(head[4:])
-	c.unique, c.bytes, c.last = binary.LittleEndian.Uint64(head[8:]), n+room, opcode == opDestroy
+	c.unique, c.last = binary.LittleEndian.Uint64(head[8:]), opcode == opDestroy
+	c.bytes = sizes[class(n)] + sizes[class(8+room)] // what the server takes for it
 
 	d.mu.Lock()
 	s := d.server

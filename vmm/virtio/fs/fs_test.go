@@ -344,3 +344,43 @@ func FuzzRequest(f *testing.F) {
 		g.Stop()
 	})
 }
+
+// TestMemory: what a server has to keep for requests is bounded by the size of its buffers, and requests that
+// wait for others' are served.
+func TestMemory(t *testing.T) {
+	var p pool
+	for _, n := range []int{1, sizes[0], sizes[0] + 1, sizes[1], sizes[1] + 1, frameHeader + MaxMessage} {
+		if b := p.get(n); len(*b) != n || cap(*b) != sizes[class(n)] {
+			t.Errorf("a buffer for %d bytes: length %d, capacity %d", n, len(*b), cap(*b))
+		}
+	}
+	d := New("tag")
+	g := virtiotest.Start(t, d, virtiotest.Options{MemoryBytes: 64 << 20})
+	room := sizes[1] // and a frame's header: the largest buffer, as little used as can be
+	most := maxBytes / (sizes[0] + sizes[2])
+	started, release := make(chan int), make(chan struct{})
+	end := attach(t, d, func(request, room []byte) int {
+		d.mu.Lock()
+		n := len(d.server.calls)
+		d.mu.Unlock()
+		started <- n
+		<-release
+		return echo(request, room)
+	})
+	defer end()
+	var sent []*virtiotest.Request
+	for i := range most + 10 {
+		sent = append(sent, g.Ring(requests).Send(t, [][]byte{message(opLookup, uint64(i), "")}, room))
+	}
+	for i := range sent {
+		if n := <-started; n > most {
+			t.Errorf("%d requests at once, want %d at most", n, most)
+		}
+		if i == most-1 {
+			close(release)
+		}
+	}
+	for _, r := range sent {
+		r.Wait(t)
+	}
+}
