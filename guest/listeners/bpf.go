@@ -36,6 +36,7 @@ const (
 
 // Helpers (enum bpf_func_id).
 const (
+	helperMapLookup    = 1
 	helperMapUpdate    = 2
 	helperMapDelete    = 3
 	helperSocketCookie = 46
@@ -84,12 +85,6 @@ const pseudoMapFD = 1 // BPF_PSEUDO_MAP_FD
 func (p *program) jump(how, dst uint8, imm int32, label string) {
 	p.jumps[len(p.insns)] = label
 	p.emit(unix.BPF_JMP|how|unix.BPF_K, dst, 0, 0, imm)
-}
-
-// jumpReg is the same with a register.
-func (p *program) jumpReg(how, dst, src uint8, label string) {
-	p.jumps[len(p.insns)] = label
-	p.emit(unix.BPF_JMP|how|unix.BPF_X, dst, src, 0, 0)
 }
 
 func (p *program) label(name string) { p.labels[name] = len(p.insns) }
@@ -141,6 +136,17 @@ func insert(mapFD int, key uint64) error {
 	}{fd: uint32(mapFD), key: unsafe.Pointer(&key), value: unsafe.Pointer(&value)}
 	_, err := bpf(unix.BPF_MAP_UPDATE_ELEM, unsafe.Pointer(&attr), unsafe.Sizeof(attr))
 	return os.NewSyscallError("bpf(BPF_MAP_UPDATE_ELEM)", err)
+}
+
+// remove takes a key out of a map.
+func remove(mapFD int, key uint64) error {
+	attr := struct {
+		fd  uint32
+		_   uint32
+		key unsafe.Pointer
+	}{fd: uint32(mapFD), key: unsafe.Pointer(&key)}
+	_, err := bpf(unix.BPF_MAP_DELETE_ELEM, unsafe.Pointer(&attr), unsafe.Sizeof(attr))
+	return os.NewSyscallError("bpf(BPF_MAP_DELETE_ELEM)", err)
 }
 
 // load has the kernel check and translate a program. What its verifier says is in the error.

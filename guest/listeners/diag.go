@@ -32,7 +32,7 @@ const stateClose = 7 // TCP_CLOSE; of a UDP socket: it is not connected
 // dumpTimeout bounds the kernel's answer, which it makes while we read it.
 const dumpTimeout = 10 * time.Second
 
-// dump returns the sockets that processes serve TCP and UDP on, of our network namespace.
+// dump returns the sockets that processes serve TCP and UDP on, of the calling thread's network namespace.
 func dump(ephemeral portRange) ([]socket, error) {
 	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_SOCK_DIAG)
 	if err != nil {

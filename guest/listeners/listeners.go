@@ -6,8 +6,8 @@
 //
 // A kernel that lacks one of these (--kernel) is asked for its sockets every second instead.
 //
-// Only sockets of our own network namespace count: what listens in a container of a distro is
-// no port of the distro.
+// Only sockets of certain network namespaces count (Namespaces): what listens in a container of a
+// distro is no port of the distro.
 package listeners
 
 import (
@@ -33,19 +33,23 @@ const pollInterval = time.Second
 
 // Watcher has the programs loaded.
 type Watcher struct {
-	ring      *ring
-	ephemeral portRange
-	maps      kernelMaps
-	fds       []int // links
-	open      map[uint64]Listener
+	ring       *ring
+	ephemeral  portRange
+	namespaces *Namespaces
+	maps       kernelMaps
+	fds        []int // links, and maps but for the ring
+	open       map[uint64]Listener
 }
 
 // maxTold bounds the sockets that are told of.
 const maxTold = 8192
 
+// maxNamespaces is more than there are distros in a VM.
+const maxNamespaces = 64
+
 // New attaches the programs to a cgroup, the root of all. It needs Close.
-func New(cgroup string) (w *Watcher, err error) {
-	w = &Watcher{ephemeral: ephemeralPorts(), open: map[uint64]Listener{}}
+func New(cgroup string, namespaces *Namespaces) (w *Watcher, err error) {
+	w = &Watcher{ephemeral: ephemeralPorts(), namespaces: namespaces, open: map[uint64]Listener{}}
 	defer func() {
 		if err != nil {
 			w.Close()
@@ -56,10 +60,6 @@ func New(cgroup string) (w *Watcher, err error) {
 		return nil, fmt.Errorf("open %s: %w", cgroup, err)
 	}
 	defer unix.Close(dir)
-	netns, err := netnsCookie()
-	if err != nil {
-		return nil, err
-	}
 	fd, err := newMap(unix.BPF_MAP_TYPE_RINGBUF, 0, 0, ringSize, 0)
 	if err != nil {
 		return nil, err
@@ -72,13 +72,20 @@ func New(cgroup string) (w *Watcher, err error) {
 		return nil, err
 	}
 	w.fds = append(w.fds, w.maps.told)
-	bind := udpBind(w.maps, netns, w.ephemeral)
+	if w.maps.namespaces, err = newMap(unix.BPF_MAP_TYPE_HASH, 8, 8, maxNamespaces, unix.BPF_F_NO_PREALLOC); err != nil {
+		return nil, err
+	}
+	w.fds = append(w.fds, w.maps.namespaces)
+	if err := namespaces.tell(w.maps.namespaces); err != nil {
+		return nil, err
+	}
+	bind := udpBind(w.maps, w.ephemeral)
 	for _, a := range []struct {
 		name         string
 		kind, attach uint32
 		p            *program
 	}{
-		{"tcp_listen", unix.BPF_PROG_TYPE_SOCK_OPS, unix.BPF_CGROUP_SOCK_OPS, tcpListen(w.maps, netns)},
+		{"tcp_listen", unix.BPF_PROG_TYPE_SOCK_OPS, unix.BPF_CGROUP_SOCK_OPS, tcpListen(w.maps)},
 		{"udp_bind4", unix.BPF_PROG_TYPE_CGROUP_SOCK, unix.BPF_CGROUP_INET4_POST_BIND, bind},
 		{"udp_bind6", unix.BPF_PROG_TYPE_CGROUP_SOCK, unix.BPF_CGROUP_INET6_POST_BIND, bind},
 		{"release", unix.BPF_PROG_TYPE_CGROUP_SOCK, unix.BPF_CGROUP_INET_SOCK_RELEASE, release(w.maps)},
@@ -99,6 +106,7 @@ func New(cgroup string) (w *Watcher, err error) {
 
 // Close detaches the programs and ends Run.
 func (w *Watcher) Close() {
+	w.namespaces.tell(0) //nolint:errcheck // only telling fails
 	if w.ring != nil {
 		w.ring.close()
 	}
@@ -112,14 +120,14 @@ func (w *Watcher) Close() {
 // with an error, of the kernel's or of Close.
 func (w *Watcher) Run(changed func([]Listener)) error {
 	// Those from before the programs: their end is to be told as well.
-	old, err := dump(w.ephemeral)
+	old, err := w.namespaces.dump(w.ephemeral)
 	if err != nil {
 		return err
 	}
 	for _, s := range old {
 		insert(w.maps.told, s.cookie) //nolint:errcheck // full: the next change shows its end
 	}
-	if old, err = dump(w.ephemeral); err != nil { // some may have ended before the map had them
+	if old, err = w.namespaces.dump(w.ephemeral); err != nil { // some may have ended before the map had them
 		return err
 	}
 	for _, s := range old {
@@ -143,11 +151,11 @@ func (w *Watcher) Run(changed func([]Listener)) error {
 			return err
 		}
 		if len(opened) > 0 {
-			now, err := dump(w.ephemeral)
+			now, err := w.namespaces.dump(w.ephemeral)
 			// While sockets come and go, a dump may pass over one that is there all the time.
 			if err == nil && w.lacks(now, opened) {
 				var again []socket
-				again, err = dump(w.ephemeral)
+				again, err = w.namespaces.dump(w.ephemeral)
 				now = append(now, again...)
 			}
 			if err != nil {
@@ -202,12 +210,12 @@ func (w *Watcher) list() []Listener {
 }
 
 // Poll does what Run does without the programs, until ctx ends or the kernel cannot say.
-func Poll(ctx context.Context, changed func([]Listener)) error {
+func Poll(ctx context.Context, namespaces *Namespaces, changed func([]Listener)) error {
 	ticker := time.NewTicker(pollInterval)
 	defer ticker.Stop()
 	var last map[uint64]Listener
 	for {
-		list, err := dump(ephemeralPorts())
+		list, err := namespaces.dump(ephemeralPorts())
 		if err != nil {
 			return err
 		}
@@ -241,15 +249,4 @@ func ephemeralPorts() portRange {
 		}
 	}
 	return r
-}
-
-// netnsCookie is the number of our network namespace.
-func netnsCookie() (uint64, error) {
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return 0, os.NewSyscallError("socket", err)
-	}
-	defer unix.Close(fd)
-	cookie, err := unix.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_NETNS_COOKIE)
-	return cookie, os.NewSyscallError("getsockopt(SO_NETNS_COOKIE)", err)
 }

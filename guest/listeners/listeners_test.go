@@ -173,7 +173,7 @@ func TestPoll(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	there := false
-	err = Poll(ctx, func(list []Listener) {
+	err = Poll(ctx, &Namespaces{}, func(list []Listener) {
 		i := slices.IndexFunc(list, func(l Listener) bool { return l.Port == port && !l.UDP })
 		switch {
 		case i < 0 && there:

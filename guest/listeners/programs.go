@@ -21,6 +21,8 @@ const stateListen = 10 // TCP_LISTEN
 // maps are the descriptors of what programs share with us.
 type kernelMaps struct {
 	ring int
+	// namespaces holds the cookies of the network namespaces that count.
+	namespaces int
 	// told holds the cookies of the sockets that were told of: of those that are closed the
 	// others, clients' that never had a port of their own, are nobody's business. What state a socket is in by
 	// then says nothing: a listener may have been shut down before.
@@ -33,12 +35,16 @@ func newProgram() *program {
 	return p
 }
 
-// ours leaves the program unless the socket is of the network namespace.
-func (p *program) ours(netns uint64) {
+// counts leaves the program unless the socket's network namespace counts.
+func (p *program) counts(m kernelMaps) {
 	p.move(r1, r6)
 	p.call(helperNetnsCookie)
-	p.set64(r1, 0, netns)
-	p.jumpReg(unix.BPF_JNE, r0, r1, "out")
+	p.store64(-24, r0)
+	p.set64(r1, pseudoMapFD, uint64(m.namespaces))
+	p.move(r2, r10)
+	p.add(r2, -24)
+	p.call(helperMapLookup)
+	p.jump(unix.BPF_JEQ, r0, 0, "out")
 }
 
 // record makes the record in the frame, at r10-16.
@@ -65,17 +71,17 @@ func (p *program) finish(m kernelMaps) *program {
 }
 
 // tcpListen runs when a TCP socket has begun to listen (BPF_SOCK_OPS_TCP_LISTEN_CB).
-func tcpListen(m kernelMaps, netns uint64) *program {
+func tcpListen(m kernelMaps) *program {
 	p := newProgram()
 	p.load32(r2, r6, opsOp)
 	p.jump(unix.BPF_JNE, r2, unix.BPF_SOCK_OPS_TCP_LISTEN_CB, "out")
-	p.ours(netns)
+	p.counts(m)
 	return p.tell(m)
 }
 
 // udpBind runs when a socket was given a port by bind(2). Ports of the range that the
 // kernel chooses from are those of clients, and not told.
-func udpBind(m kernelMaps, netns uint64, ephemeral portRange) *program {
+func udpBind(m kernelMaps, ephemeral portRange) *program {
 	p := newProgram()
 	p.load32(r2, r6, sockProtocol)
 	p.jump(unix.BPF_JNE, r2, unix.IPPROTO_UDP, "out")
@@ -83,7 +89,7 @@ func udpBind(m kernelMaps, netns uint64, ephemeral portRange) *program {
 	p.jump(unix.BPF_JLT, r2, int32(ephemeral.first), "served")
 	p.jump(unix.BPF_JLE, r2, int32(ephemeral.last), "out")
 	p.label("served")
-	p.ours(netns)
+	p.counts(m)
 	return p.tell(m)
 }
 

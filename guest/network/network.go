@@ -33,47 +33,65 @@ func configure(m *wire.Network) error {
 		return fmt.Errorf("bring up %s: %w", Card, os.NewSyscallError("socket", err))
 	}
 	defer unix.Close(fd)
-	index, err := cardIndex(fd)
+	index, err := number(fd, Card, unix.SIOCGIFINDEX)
 	if err != nil {
 		return err
 	}
-	b, names, err := requests(m, index)
-	if err != nil {
+	var r requests
+	r.turnOn(Card, index)
+	if err := r.address(m, index); err != nil {
 		return err
 	}
-	if err := unix.Sendto(fd, b, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
-		return fmt.Errorf("bring up %s: %w", Card, os.NewSyscallError("sendto", err))
-	}
-	return answers(fd, names)
+	return r.send(fd)
 }
 
-func cardIndex(fd int) (uint32, error) {
-	ifr, err := unix.NewIfreq(Card)
+// number asks for one of an interface's numbers, its index for example.
+func number(fd int, name string, what uint) (uint32, error) {
+	ifr, err := unix.NewIfreq(name)
 	if err != nil {
 		return 0, err
 	}
-	if err := unix.IoctlIfreq(fd, unix.SIOCGIFINDEX, ifr); err != nil {
-		return 0, fmt.Errorf("find %s: %w", Card, os.NewSyscallError("ioctl", err))
+	if err := unix.IoctlIfreq(fd, what, ifr); err != nil {
+		return 0, fmt.Errorf("find %s: %w", name, os.NewSyscallError("ioctl", err))
 	}
 	return ifr.Uint32(), nil
 }
 
-// requests returns rtnetlink(7)'s messages, numbered from 0, and what each does.
-func requests(m *wire.Network, index uint32) (b []byte, names []string, err error) {
-	add := func(name string, typ, flags uint16, header []byte, attrs ...attr) {
-		b = appendMessage(b, typ, flags, uint32(len(names)), header, attrs)
-		names = append(names, name)
+// requests are rtnetlink(7)'s messages, numbered from 0, and what each does.
+type requests struct {
+	b     []byte
+	names []string
+}
+
+func (r *requests) add(name string, typ, flags uint16, header []byte, attrs ...attr) {
+	r.b = appendMessage(r.b, typ, flags, uint32(len(r.names)), header, attrs)
+	r.names = append(r.names, name)
+}
+
+// send has the kernel do them, and returns what it refused.
+func (r *requests) send(fd int) error {
+	if err := unix.Sendto(fd, r.b, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+		return fmt.Errorf("%s: %w", r.names[0], os.NewSyscallError("sendto", err))
 	}
+	return answers(fd, r.names)
+}
+
+// turnOn adds what an interface needs before its addresses.
+func (r *requests) turnOn(name string, index uint32) {
 	// No link-local address: there are no neighbours and no router's advertisements to be
 	// found by it.
 	noLinkLocal := appendAttr(nil, attr{unix.AF_INET6, appendAttr(nil, attr{unix.IFLA_INET6_ADDR_GEN_MODE, []byte{addrGenNone}})})
 	info := unix.IfInfomsg{Family: unix.AF_UNSPEC, Index: int32(index)}
-	add("prepare "+Card, unix.RTM_NEWLINK, 0, bytesOf(&info), attr{unix.IFLA_AF_SPEC | unix.NLA_F_NESTED, noLinkLocal})
+	r.add("prepare "+name, unix.RTM_NEWLINK, 0, bytesOf(&info), attr{unix.IFLA_AF_SPEC | unix.NLA_F_NESTED, noLinkLocal})
 	// The other end of the wire takes every frame: nobody has to be asked for an address, and
 	// no group has to be joined to be asked. What that costs is on the way of a cold start.
 	const flags = unix.IFF_UP | unix.IFF_NOARP
 	info.Flags, info.Change = flags, flags
-	add("turn on "+Card, unix.RTM_NEWLINK, 0, bytesOf(&info))
+	r.add("turn on "+name, unix.RTM_NEWLINK, 0, bytesOf(&info))
+}
+
+// address adds the card's addresses and routes.
+func (r *requests) address(m *wire.Network, index uint32) error {
 	for _, f := range []struct {
 		family         uint8
 		guest, gateway string
@@ -83,22 +101,24 @@ func requests(m *wire.Network, index uint32) (b []byte, names []string, err erro
 		}
 		guest, err := netip.ParsePrefix(f.guest)
 		if err != nil {
-			return nil, nil, fmt.Errorf("the address of %s: %w", Card, err)
+			return fmt.Errorf("the address of %s: %w", Card, err)
 		}
 		gateway, err := netip.ParseAddr(f.gateway)
 		if err != nil {
-			return nil, nil, fmt.Errorf("the gateway of %s: %w", Card, err)
+			return fmt.Errorf("the gateway of %s: %w", Card, err)
 		}
 		// Nobody else is on the wire who could have the address.
 		addr := unix.IfAddrmsg{Family: f.family, Prefixlen: uint8(guest.Bits()), Flags: unix.IFA_F_NODAD, Index: index}
 		ip := guest.Addr().AsSlice()
-		add("add "+f.guest, unix.RTM_NEWADDR, unix.NLM_F_CREATE|unix.NLM_F_REPLACE, bytesOf(&addr), attr{unix.IFA_LOCAL, ip}, attr{unix.IFA_ADDRESS, ip})
+		r.add("add "+f.guest, unix.RTM_NEWADDR, unix.NLM_F_CREATE|unix.NLM_F_REPLACE, bytesOf(&addr), attr{unix.IFA_LOCAL, ip}, attr{unix.IFA_ADDRESS, ip})
 		route := unix.RtMsg{Family: f.family, Table: unix.RT_TABLE_MAIN, Protocol: unix.RTPROT_BOOT, Scope: unix.RT_SCOPE_UNIVERSE, Type: unix.RTN_UNICAST}
-		add("route to "+f.gateway, unix.RTM_NEWROUTE, unix.NLM_F_CREATE|unix.NLM_F_REPLACE, bytesOf(&route),
-			attr{unix.RTA_GATEWAY, gateway.AsSlice()}, attr{unix.RTA_OIF, binary.NativeEndian.AppendUint32(nil, index)})
+		r.add("route to "+f.gateway, unix.RTM_NEWROUTE, unix.NLM_F_CREATE|unix.NLM_F_REPLACE, bytesOf(&route),
+			attr{unix.RTA_GATEWAY, gateway.AsSlice()}, attr{unix.RTA_OIF, u32(index)})
 	}
-	return b, names, nil
+	return nil
 }
+
+func u32(n uint32) []byte { return binary.NativeEndian.AppendUint32(nil, n) }
 
 // attr is a struct rtattr with its value.
 type attr struct {
@@ -149,7 +169,7 @@ func answers(fd int, names []string) error {
 			continue
 		}
 		if err != nil {
-			return errors.Join(append(errs, fmt.Errorf("bring up %s: %w", Card, os.NewSyscallError("recvfrom", err)))...)
+			return errors.Join(append(errs, fmt.Errorf("%s: %w", names[seen], os.NewSyscallError("recvfrom", err)))...)
 		}
 		for b := buf[:n]; len(b) >= unix.SizeofNlMsghdr+4; seen++ {
 			ne := binary.NativeEndian

@@ -11,6 +11,7 @@ import (
 	"github.com/wsl2/wsl2/guest/distro"
 	"github.com/wsl2/wsl2/guest/maintain"
 	"github.com/wsl2/wsl2/guest/mounts"
+	"github.com/wsl2/wsl2/guest/netns"
 	"github.com/wsl2/wsl2/internal/wire"
 )
 
@@ -24,8 +25,8 @@ const (
 	settleTimeout = 60 * time.Second
 )
 
-// distroNamespaces are a distro's own, beside cgroup (see spawn). Network and
-// users are shared by all distros, as in WSL.
+// distroNamespaces are a distro's own, beside cgroup (see spawn). Network, unless a distro is to have its own
+// (StartDistro), and users are shared by all distros, as in WSL.
 const distroNamespaces = unix.CLONE_NEWPID | unix.CLONE_NEWNS | unix.CLONE_NEWUTS | unix.CLONE_NEWIPC
 
 // distroProc is a distro that starts, runs or stops. It is in vm.distros from
@@ -42,7 +43,9 @@ type distroProc struct {
 	done  chan struct{} // closed when it is gone and the host has been told
 
 	// Immutable once ready is closed.
-	c *child
+	c       *child
+	network *netns.Namespace // nil: the VM's
+	own4    string           // its address there
 
 	// Guarded by vm.mu.
 	stops   int                         // StopDistro that were passed on and not refused
@@ -139,6 +142,8 @@ func (v *vm) launch(d *distroProc, m *wire.StartDistro) *wire.Reply {
 	namespaces := uintptr(distroNamespaces)
 	if d.slot == wire.RootSlot {
 		namespaces = 0
+	} else if m.OwnNetwork {
+		namespaces |= unix.CLONE_NEWNET
 	}
 	c, err := v.spawn(distro.Argv0, d.port, d.name, namespaces, fd)
 	if err != nil {
@@ -151,7 +156,16 @@ func (v *vm) launch(d *distroProc, m *wire.StartDistro) *wire.Reply {
 	answer := make(chan *wire.Reply, 1)
 	d.c = c
 	go v.read(d, answer)
+	var networkErr error
+	if namespaces&unix.CLONE_NEWNET != 0 {
+		networkErr = v.ownNetwork(d, c.proc.PID, m)
+	}
 	go v.watch(d)
+	if networkErr != nil {
+		c.proc.Signal(unix.SIGKILL) //nolint:errcheck // it is gone already
+		<-d.ended
+		return failed(wire.CodeInternal, fmt.Errorf("make the network of %s: %w", d.name, networkErr))
+	}
 	if err := c.send(m); err != nil {
 		c.proc.Signal(unix.SIGKILL) //nolint:errcheck // it is gone already
 	}
@@ -251,6 +265,7 @@ func (v *vm) watch(d *distroProc) {
 	if d.cgroup != "" {
 		removeCgroup(d.cgroup)
 	}
+	v.leaveNetwork(d)
 	if d.slot >= 0 {
 		device, _ := distro.Device(d.slot)
 		if err := unshare(device, false); err != nil {

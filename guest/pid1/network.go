@@ -1,8 +1,11 @@
 package pid1
 
 import (
+	"errors"
+
 	"github.com/wsl2/wsl2/guest/distro"
 	m "github.com/wsl2/wsl2/guest/mounts"
+	"github.com/wsl2/wsl2/guest/netns"
 	"github.com/wsl2/wsl2/guest/network"
 	"github.com/wsl2/wsl2/internal/wire"
 )
@@ -42,4 +45,41 @@ func (n vmNetwork) resolvConf() m.Item {
 		text = network.ResolvConf(n.m)
 	}
 	return m.File{Path: distro.ResolvConf, Content: distro.GeneratedBy("generateResolvConf") + text, Why: "distros link to it"}
+}
+
+// ownNetwork makes what there is in the network namespace of a distro whose init, with this pid, waits to be told more.
+func (v *vm) ownNetwork(d *distroProc, pid int, start *wire.StartDistro) error {
+	n, err := netns.Of(pid)
+	if err != nil {
+		return err
+	}
+	d.network = n
+	if err := n.Do(network.Loopback); err != nil {
+		return err
+	}
+	if start.Own4 != "" {
+		v.network.wait()
+		if v.network.m == nil {
+			return errors.New("the VM has no network card")
+		}
+		d.own4 = start.Own4
+		if err := network.Connect(n, v.network.m, start.Own4, start.Own6); err != nil {
+			return err
+		}
+	}
+	return v.watched.Add(n)
+}
+
+// leaveNetwork lets the namespace of a distro that has ended end, too.
+func (v *vm) leaveNetwork(d *distroProc) {
+	if d.network == nil {
+		return
+	}
+	v.watched.Remove(d.network)
+	d.network.Close()
+	if d.own4 != "" {
+		if err := network.Disconnect(d.own4); err != nil {
+			v.log.Errorf("distro %s: %v", d.name, err)
+		}
+	}
 }

@@ -31,8 +31,10 @@ import (
 	"github.com/wsl2/wsl2/guest/exporter"
 	"github.com/wsl2/wsl2/guest/importer"
 	"github.com/wsl2/wsl2/guest/kmsg"
+	"github.com/wsl2/wsl2/guest/listeners"
 	"github.com/wsl2/wsl2/guest/maintain"
 	"github.com/wsl2/wsl2/guest/mounts"
+	"github.com/wsl2/wsl2/guest/network"
 	"github.com/wsl2/wsl2/guest/reaper"
 	"github.com/wsl2/wsl2/internal/wire"
 )
@@ -59,6 +61,7 @@ type vm struct {
 	network  vmNetwork
 	setup    sync.Once // the part of the root that only distros need
 	watching sync.Once // of ports
+	watched  listeners.Namespaces
 
 	sharedMu sync.Mutex     // serialises what is done with shared disks
 	shared   map[int32]bool // slots of disks that MountDisk has taken; guarded by sharedMu
@@ -98,7 +101,7 @@ func Run() {
 		v.log.Errorf("%v", err)
 	}
 	v.rp = reaper.New(nil)
-	if err := loopbackUp(); err != nil {
+	if err := network.Loopback(); err != nil {
 		v.log.Errorf("%v", err)
 	}
 	err := v.serve(bufio.NewReader(v.control))

@@ -55,7 +55,8 @@ func (m *StartDistro) appendBody(b []byte) []byte {
 	b = appendBool(b, m.SafeMode)
 	b = appendU64(b, m.Limits.MemoryBytes)
 	b = appendU32(b, m.Limits.MilliCPUs)
-	return appendU32(b, m.Limits.PIDs)
+	b = appendU32(b, m.Limits.PIDs)
+	return appendString(appendString(appendBool(b, m.OwnNetwork), m.Own4), m.Own6)
 }
 
 func (m *StartDistro) readBody(d *decoder) {
@@ -73,6 +74,7 @@ func (m *StartDistro) readBody(d *decoder) {
 	m.Timezone = d.string()
 	m.SafeMode = d.bool()
 	m.Limits = Limits{MemoryBytes: d.u64(), MilliCPUs: d.u32(), PIDs: d.u32()}
+	m.OwnNetwork, m.Own4, m.Own6 = d.bool(), d.string(), d.string()
 }
 
 func (*StopDistro) Type() Type { return TypeStopDistro }

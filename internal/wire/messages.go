@@ -77,6 +77,10 @@ type StartDistro struct {
 	// SafeMode starts it as if it had no wsl.conf.
 	SafeMode bool
 	Limits   Limits
+	// OwnNetwork starts it in a network namespace of its own, with these addresses, of the VM's network (as in
+	// Network), or without any, and nothing but loopback.
+	OwnNetwork bool
+	Own4, Own6 string
 }
 
 // Limits are what a distro may use of the VM; 0 is no limit.

@@ -47,6 +47,8 @@ type DNSConfig struct {
 	// ResolvConf and Hosts are the host's files, if not those of /etc. They are read
 	// again when they have changed.
 	ResolvConf, Hosts string
+	// Names is a file as Hosts is, of names in Domain, which others than the guest need not know; "" for none.
+	Names string
 	// Port is where servers listen, if not at 53.
 	Port uint16
 }
@@ -57,6 +59,7 @@ type DNSConfig struct {
 type resolver struct {
 	n     *Network
 	hosts hostsFile
+	names hostsFile // of Domain
 	conf  resolvFile
 	seen  seen
 }
@@ -68,6 +71,7 @@ func newResolver(n *Network) *resolver {
 	if c.Hosts != "" {
 		r.hosts.path = c.Hosts
 	}
+	r.names.path = c.Names
 	r.conf.port = cmp.Or(c.Port, dnsPort)
 	if c.ResolvConf != "" {
 		r.conf.path = c.ResolvConf
@@ -218,7 +222,8 @@ func (r *resolver) local(name string, typ dnsmessage.Type) (addrs []netip.Addr, 
 		// Not the other one: UDP servers would have to listen on both loopback addresses.
 		return []netip.Addr{c.Gateway4}, nil, true
 	case inDomain(name):
-		return nil, nil, false
+		addrs = r.names.load().byName[name]
+		return addrs, nil, len(addrs) > 0
 	}
 	if typ == dnsmessage.TypePTR {
 		ip, ok := reverse(name)
@@ -228,7 +233,9 @@ func (r *resolver) local(name string, typ dnsmessage.Type) (addrs []netip.Addr, 
 		if ip == c.Gateway4 || ip == c.Gateway6 {
 			return nil, []string{hostName}, true
 		}
-		names = r.hosts.load().byAddr[ip]
+		if names = r.names.load().byAddr[ip]; len(names) == 0 {
+			names = r.hosts.load().byAddr[ip]
+		}
 		return nil, names, len(names) > 0
 	}
 	addrs = r.hosts.load().byName[name]

@@ -7,6 +7,7 @@ import (
 
 	"net"
 	"net/netip"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -205,7 +206,7 @@ func TestDNS(t *testing.T) {
 	dir := t.TempDir()
 	servers, port := newServers(t, map[string]zone{"127.0.0.1": testZone})
 	g := newGuest(t, func(c *Config) {
-		c.DNS = DNSConfig{Port: uint16(port), Hosts: write(t, dir, "hosts", testHosts),
+		c.DNS = DNSConfig{Port: uint16(port), Hosts: write(t, dir, "hosts", testHosts), Names: write(t, dir, "names", "10.77.0.9 Debian.wsl2.internal\n"),
 			ResolvConf: write(t, dir, "resolv.conf", "# comment\nnameserver 127.0.0.1\nsearch nowhere.example corp.example.\n")}
 	})
 	a, aaaa := dnsmessage.TypeA, dnsmessage.TypeAAAA
@@ -218,6 +219,9 @@ func TestDNS(t *testing.T) {
 			{"host.wsl2.internal.", a, []string{"10.77.0.1"}},
 			{"Host.WSL2.internal.", aaaa, []string{}},
 			{"nobody.wsl2.internal.", a, []string{"RCodeNameError"}},
+			{"debian.WSL2.internal.", a, []string{"10.77.0.9"}},
+			{"debian.wsl2.internal.", aaaa, []string{}},
+			{"9.0.77.10.in-addr.arpa.", dnsmessage.TypePTR, []string{"debian.wsl2.internal."}},
 			{"1.0.77.10.in-addr.arpa.", dnsmessage.TypePTR, []string{"host.wsl2.internal."}},
 			{"localhost.", a, []string{"127.0.0.1"}},
 			{"localhost.", aaaa, []string{"::1"}},
@@ -253,14 +257,18 @@ func TestDNSFollows(t *testing.T) {
 	}
 	_, port := newServers(t, map[string]zone{"127.0.0.1": testZone, "127.0.0.2": other})
 	g := newGuest(t, func(c *Config) {
-		c.DNS = DNSConfig{Port: uint16(port), Hosts: write(t, dir, "hosts", ""), ResolvConf: write(t, dir, "resolv.conf", "nameserver 127.0.0.1\n")}
+		c.DNS = DNSConfig{Port: uint16(port), Hosts: write(t, dir, "hosts", ""), ResolvConf: write(t, dir, "resolv.conf", "nameserver 127.0.0.1\n"), Names: filepath.Join(dir, "names")}
 	})
-	ask := func(want string) {
+	askFor := func(name, want string) {
 		t.Helper()
-		if got := g.ask("udp", "www.example.org.", dnsmessage.TypeA); got[0] != want {
+		if got := g.ask("udp", name, dnsmessage.TypeA); got[0] != want {
 			t.Errorf("%q, want %s", got, want)
 		}
 	}
+	ask := func(want string) { t.Helper(); askFor("www.example.org.", want) }
+	askFor("debian.wsl2.internal.", "RCodeNameError")
+	write(t, dir, "names", "10.77.0.2 debian.wsl2.internal\n")
+	askFor("debian.wsl2.internal.", "10.77.0.2")
 	ask("192.0.2.1")
 	write(t, dir, "resolv.conf", "nameserver 127.0.0.2\n") // a VPN comes up
 	ask("192.0.2.99")

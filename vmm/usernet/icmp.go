@@ -73,7 +73,7 @@ func (n *Network) unreachable(from netip.Addr, orig []byte, r reason) {
 		h.SetCode(header.ICMPv4Code(r.code4))
 		copy(h.Payload(), orig)
 		h.SetChecksum(header.ICMPv4Checksum(h, 0))
-		n.send4(from, address(n.cfg.Guest4).addr(), header.ICMPv4ProtocolNumber, p)
+		n.send4(from, header.IPv4(orig).SourceAddress(), header.ICMPv4ProtocolNumber, p)
 		return
 	}
 	p := make([]byte, header.IPv6MinimumSize+header.ICMPv6ErrorHeaderSize+len(orig))
@@ -81,7 +81,7 @@ func (n *Network) unreachable(from netip.Addr, orig []byte, r reason) {
 	h.SetType(header.ICMPv6Type(r.type6))
 	h.SetCode(header.ICMPv6Code(r.code6))
 	copy(p[header.IPv6MinimumSize+header.ICMPv6ErrorHeaderSize:], orig)
-	n.sendICMP6(from, address(n.cfg.Guest6).addr(), p)
+	n.sendICMP6(from, header.IPv6(orig).SourceAddress(), p)
 }
 
 // send4 completes the IPv4 header at p's beginning and sends the packet.

@@ -155,7 +155,11 @@ func (n *Network) configure() error {
 			return stackError("name the guest", err)
 		}
 	}
-	s.SetRouteTable([]tcpip.Route{{Destination: header.IPv4EmptySubnet, NIC: nic}, {Destination: header.IPv6EmptySubnet, NIC: nic}})
+	// By way of the guest, which routes for the network namespaces in it.
+	s.SetRouteTable([]tcpip.Route{
+		{Destination: header.IPv4EmptySubnet, Gateway: address(n.cfg.Guest4).addr(), NIC: nic},
+		{Destination: header.IPv6EmptySubnet, Gateway: address(n.cfg.Guest6).addr(), NIC: nic},
+	})
 	// It answers for every address, and under every address.
 	if err := s.SetPromiscuousMode(nic, true); err != nil {
 		return stackError("open the card", err)

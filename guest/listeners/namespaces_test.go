@@ -1,0 +1,79 @@
+package listeners
+
+import (
+	"bytes"
+	"net"
+	"os"
+	"os/exec"
+	"syscall"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/wsl2/wsl2/guest/netns"
+)
+
+// TestNamespaces: what listens in another namespace counts while that is one of those that do, beside what
+// listens at the same port in ours.
+func TestNamespaces(t *testing.T) {
+	const inside = "WSL2_TEST_LISTENERS_INSIDE"
+	if os.Getenv(inside) == "" {
+		cmd := exec.Command("/proc/self/exe", "-test.run", "^TestNamespaces$", "-test.v")
+		cmd.Env = append(os.Environ(), inside+"=1")
+		cmd.SysProcAttr = &syscall.SysProcAttr{
+			Cloneflags:  unix.CLONE_NEWUSER | unix.CLONE_NEWNET,
+			UidMappings: []syscall.SysProcIDMap{{HostID: os.Getuid(), Size: 1}},
+			GidMappings: []syscall.SysProcIDMap{{HostID: os.Getgid(), Size: 1}},
+		}
+		if out, err := cmd.CombinedOutput(); err != nil || !bytes.Contains(out, []byte("--- PASS: TestNamespaces ")) {
+			t.Fatalf("%v:\n%s", err, out)
+		}
+		return
+	}
+	cmd := exec.Command("sleep", "infinity")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNET, Pdeathsig: unix.SIGKILL}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer cmd.Wait()         //nolint:errcheck // it is killed
+	defer cmd.Process.Kill() //nolint:errcheck // it runs
+	other, err := netns.Of(cmd.Process.Pid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer other.Close()
+	listen := func() error {
+		l, err := net.Listen("tcp4", "0.0.0.0:80")
+		if err == nil {
+			t.Cleanup(func() { l.Close() })
+		}
+		return err
+	}
+	if err := listen(); err != nil {
+		t.Fatal(err)
+	}
+	if err := other.Do(listen); err != nil {
+		t.Fatal(err)
+	}
+	var s Namespaces
+	count := func(want int) {
+		t.Helper()
+		list, err := s.dump(portRange{32768, 60999})
+		cookies := map[uint64]bool{}
+		for _, l := range list {
+			if l.Port == 80 && l.V4 {
+				cookies[l.cookie] = true
+			}
+		}
+		if err != nil || len(cookies) != want {
+			t.Errorf("%+v, %v; want %d of port 80", list, err, want)
+		}
+	}
+	count(1)
+	if err := s.Add(other); err != nil {
+		t.Fatal(err)
+	}
+	count(2)
+	s.Remove(other)
+	count(1)
+}
