@@ -15,6 +15,7 @@ import (
 	"github.com/creack/pty"
 	"golang.org/x/sys/unix"
 
+	"github.com/wsl2/wsl2/internal/testsys/waits"
 	"github.com/wsl2/wsl2/scripts/bench/report"
 )
 
@@ -258,7 +259,7 @@ func (h *host) overhead(ssh *sshServer) (report.Row, error) {
 // vCPU's thread and the guest's kernel are not counted: guests in the rig keep their tick.
 func (h *host) idle(vm *running) ([]report.Row, error) {
 	// The program counts for itself, in files: a look from outside would be a session of its own.
-	const count = "cat /proc/1/task/*/status >/tmp/%s; "
+	const count = "pid=1; " + waits.Script + " >/tmp/%s; "
 	script := fmt.Sprintf("echo READY; sleep %d; "+count+"sleep %d; "+count+"echo NEXT; exec cat", int(settle.Seconds()), "before", int(idleFor.Seconds()), "after")
 	s, err := onScreen(h.wsl2("-d", distroName, "-e", "sh", "-c", script))
 	if err != nil {
@@ -269,49 +270,64 @@ func (h *host) idle(vm *running) ([]report.Row, error) {
 	if _, err := s.until("READY"); err != nil {
 		return nil, err
 	}
-	host := func() (n float64) {
+	host := func() (all []waits.Thread, err error) {
 		for _, pid := range append(processes("service"), s.cmd.Process.Pid) {
-			tasks, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/status", pid))
-			for _, t := range tasks {
-				text, _ := os.ReadFile(t) // one that has ended is not woken
-				n += switches(string(text))
-			}
+			threads, terr := waits.Threads(pid)
+			all, err = append(all, threads...), errors.Join(err, terr)
 		}
-		return n
+		return all, err
 	}
 	time.Sleep(settle)
-	before := host()
+	before, err := host()
+	if err != nil {
+		return nil, err
+	}
 	time.Sleep(idleFor)
-	after := host()
+	after, err := host()
+	if err != nil {
+		return nil, err
+	}
 	if _, err := s.until("NEXT"); err != nil {
 		return nil, err
 	}
-	var guest [2]float64
+	var guest [2][]waits.Thread
 	for i, name := range []string{"before", "after"} {
 		text, err := vm.output("cat", "/tmp/"+name)
 		if err != nil {
 			return nil, err
 		}
-		guest[i] = switches(text)
+		guest[i] = waits.Parse(text)
 	}
-	if before == 0 || guest[0] == 0 {
-		return nil, errors.New("/proc/PID/status has no voluntary_ctxt_switches")
+	ours, err := wakeups(before, after, 2)
+	if err != nil {
+		return nil, err
 	}
+	init, err := wakeups(guest[0], guest[1], 1)
 	return []report.Row{
-		{Row: "idle session: wake-ups of client and service in 5 s", Unit: "", Ours: after - before, Bar: &report.Bar{}},
-		{Row: "idle session: wake-ups of the distro's init in 5 s", Unit: "", Ours: guest[1] - guest[0], Bar: &report.Bar{}},
-	}, nil
+		{Row: "idle session: wake-ups of client and service in 5 s", Unit: "", Ours: ours, Bar: &report.Bar{}},
+		{Row: "idle session: wake-ups of the distro's init in 5 s", Unit: "", Ours: init, Bar: &report.Bar{}},
+	}, err
 }
 
-// switches adds up voluntary_ctxt_switches (proc(5)): how often threads were woken.
-func switches(status string) (n float64) {
-	for line := range strings.Lines(status) {
-		if count, ok := strings.CutPrefix(line, "voluntary_ctxt_switches:"); ok {
-			v, _ := strconv.Atoi(strings.TrimSpace(count))
-			n += float64(v)
+// wakeups counts how often threads of so many processes were woken, but for Go's own monitor
+// of each: that is every minute, in any Go program, and so in some runs and not in others.
+func wakeups(before, after []waits.Thread, processes int) (n float64, err error) {
+	was, monitors := map[int]int{}, map[int]bool{}
+	for _, t := range before {
+		was[t.TID] = t.Wakeups
+		if t.Monitor() {
+			monitors[t.TID] = true
 		}
 	}
-	return n
+	if len(monitors) != processes {
+		return 0, fmt.Errorf("%d of %d threads of %d processes are Go's monitor: %+v", len(monitors), len(before), processes, before)
+	}
+	for _, t := range after {
+		if !monitors[t.TID] {
+			n += float64(t.Wakeups - was[t.TID])
+		}
+	}
+	return n, nil
 }
 
 // sshServer is a dropbear of this host, for root.
