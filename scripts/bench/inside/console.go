@@ -323,8 +323,9 @@ func wakeups(before, after []waits.Thread, processes int) (n float64, err error)
 		return 0, fmt.Errorf("%d of %d threads of %d processes are Go's monitor: %+v", len(monitors), len(before), processes, before)
 	}
 	for _, t := range after {
-		if !monitors[t.TID] {
-			n += float64(t.Wakeups - was[t.TID])
+		if woken := t.Wakeups - was[t.TID]; woken > 0 && !monitors[t.TID] {
+			logf("woken %d times: %+v", woken, t)
+			n += float64(woken)
 		}
 	}
 	return n, nil
