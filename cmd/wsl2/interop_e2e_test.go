@@ -140,6 +140,20 @@ func TestHostPrograms(t *testing.T) {
 		}
 	})
 
+	t.Run("the host's handler of a foreign program", func(t *testing.T) {
+		h.TB = t
+		program, formats := h.Path("home/x.exe"), h.Path("formats")
+		testsys.Must(t, os.WriteFile(program, []byte("MZ etc"), 0o755))
+		testsys.Must(t, os.Mkdir(formats, 0o755))
+		// A user namespace has binfmt_misc formats of its own.
+		r := h.Shell(`exec unshare --user --map-root-user --mount sh -ec 'mount -t binfmt_misc none "$0"; echo :host:M::MZ::/bin/echo: >"$0/register"; exec "$@"' `+formats+` "$0" "$@"`,
+			"-d", "small", "-e", "/mnt/host/x.exe", "a", "", "b c")
+		h.Want(r, 0)
+		if want := program + " a  b c\n"; r.Stdout != want {
+			t.Errorf("want %q: %v", want, r)
+		}
+	})
+
 	t.Run("after the client has gone", func(t *testing.T) {
 		sent := h.Path("sent")
 		testsys.WaitCreated(t, filepath.Dir(sent), "sent", func() {
