@@ -260,7 +260,8 @@ func (h *host) overhead(ssh *sshServer) (report.Row, error) {
 func (h *host) idle(vm *running) ([]report.Row, error) {
 	// The program counts for itself, in files: a look from outside would be a session of its own.
 	const count = "pid=1; " + waits.Script + " >/tmp/%s; "
-	script := fmt.Sprintf("echo READY; sleep %d; "+count+"sleep %d; "+count+"echo NEXT; exec cat", int(settle.Seconds()), "before", int(idleFor.Seconds()), "after")
+	// Its word comes late: that one must not be what wakes the client in those 5 s.
+	script := fmt.Sprintf("echo READY; sleep %d; "+count+"sleep %d; "+count+"sleep 1; echo NEXT; exec cat", int(settle.Seconds()), "before", int(idleFor.Seconds()), "after")
 	s, err := onScreen(h.wsl2("-d", distroName, "-e", "sh", "-c", script))
 	if err != nil {
 		return nil, err
