@@ -241,7 +241,7 @@ func TestPeerBugs(t *testing.T) {
 		name string
 		run  func(t *testing.T)
 	}{
-		{"virtme-ng 426: no terminal at all", func(t *testing.T) {
+		{"virtme-ng 426, libkrun 131, muvm 123: no terminal at all", func(t *testing.T) {
 			cmd := h.Cmd(ctx, "-d", "small", "-e", "sh", "-c", "echo $(tty); exit 5")
 			cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 			r := h.Finish(ctx, cmd)
@@ -300,7 +300,7 @@ func TestPeerBugs(t *testing.T) {
 			x.cmd.Wait()
 			h.OK("-d", "small", "-e", "sh", "-c", "while pidof yes >/dev/null; do :; done")
 		}},
-		{"cloud-hypervisor 3092, 4522: resizing", func(t *testing.T) {
+		{"cloud-hypervisor 3092, 4522, muvm 119: resizing", func(t *testing.T) {
 			x := onTTY(t, `"$0" "$@"`, "-d", "small", "-e", "sh", "-c", `trap 'stty size; exit' WINCH; echo ready; while :; do sleep 100000 & wait $!; done`)
 			x.expect("ready\r\n")
 			testsys.Must(t, pty.Setsize(x.pty, &pty.Winsize{Rows: 17, Cols: 71}))
@@ -333,6 +333,15 @@ func TestPeerBugs(t *testing.T) {
 				t.Fatal(r)
 			}
 		}},
+		{"virtme-ng 49: the terminal after timeout(1)", func(t *testing.T) {
+			for _, option := range []string{"", "--foreground "} {
+				x := onTTY(t, `stty -g; timeout `+option+`1 "$0" "$@"; echo status $?; stty -g; read end`, "-d", "small", "-e", "tail", "-f", "/dev/null")
+				x.expect("status 124\r\n")
+				x.send("\r")
+				x.wait()
+				x.sameModes()
+			}
+		}},
 		{"timeout(1) ends the program", func(t *testing.T) {
 			r := h.Shell(`timeout 1 "$0" "$@"; echo $?`, "-d", "small", "-e", "tail", "-f", "/dev/null")
 			if r.Stdout != "124\n" {
@@ -340,7 +349,7 @@ func TestPeerBugs(t *testing.T) {
 			}
 			h.OK("-d", "small", "-e", "sh", "-c", "while pidof tail >/dev/null; do :; done")
 		}},
-		{"^C under a flood, and the terminal stays usable", func(t *testing.T) {
+		{"OpenShell 936: ^C under a flood, and the terminal stays usable", func(t *testing.T) {
 			x := onTTY(t, `"$0" "$@"`, "-d", "small")
 			x.expect("# ")
 			x.send("yes\r")

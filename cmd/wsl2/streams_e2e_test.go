@@ -3,9 +3,15 @@
 package main_test
 
 import (
+	"context"
+	"errors"
+	"io"
+	"os"
 	"strings"
 	"syscall"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/wsl2/wsl2/internal/testsys"
 )
@@ -121,6 +127,25 @@ func TestSessions(t *testing.T) {
 			r := h.Shell(`"$0" "$@" </dev/null >/dev/null 2>/dev/null; echo $?`, "-d", "small", "-e", "sh", "-c", "cat; echo lost; exit 8")
 			if r.Stdout != "8\n" {
 				t.Fatal(r)
+			}
+		}},
+		{"standard streams are a socket", func(t *testing.T) {
+			fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+			testsys.Must(t, err)
+			ours, theirs := os.NewFile(uintptr(fds[0]), "ours"), os.NewFile(uintptr(fds[1]), "theirs")
+			defer ours.Close()
+			ctx, cancel := context.WithTimeout(context.Background(), testsys.Deadline)
+			defer cancel()
+			cmd := h.Cmd(ctx, "-d", "small", "-e", "sh", "-c", "cat; echo end; exit 5")
+			cmd.Stdin, cmd.Stdout = theirs, theirs
+			testsys.Must(t, cmd.Start())
+			theirs.Close()
+			_, err = ours.WriteString("through a socket\n")
+			testsys.Must(t, errors.Join(err, unix.Shutdown(fds[0], unix.SHUT_WR)))
+			out, err := io.ReadAll(ours)
+			cmd.Wait()
+			if status := cmd.ProcessState.ExitCode(); err != nil || status != 5 || string(out) != "through a socket\nend\n" {
+				t.Fatalf("status %d, %q, %v", status, out, err)
 			}
 		}},
 		{"reader goes away", func(t *testing.T) {

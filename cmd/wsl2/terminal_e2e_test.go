@@ -116,6 +116,23 @@ func TestTerminal(t *testing.T) {
 	x.expect("started\r\n")
 	x.send("line\r")
 	x.expect("line\r\nline\r\n")
+	x.send("\x1a") // ^Z, and on again
+	x.expect("# ")
+	x.send("jobs\r")
+	x.expect("Stopped")
+	x.expect("exec cat")
+	x.send("fg\r")
+	x.expect("exec cat") // the shell says what it continues
+	x.send("again\r")
+	x.expect("again\r\nagain\r\n")
+	x.send("\x1c") // ^\
+	x.expect("# ")
+	x.send("echo status $?\r")
+	x.expect("status 131\r\n")
+	x.send("sh -c 'echo started; exec cat'\r")
+	x.expect("started\r\n")
+	x.send("line\r")
+	x.expect("line\r\nline\r\n")
 	x.send("\x04")
 	x.expect("# ")
 	x.send("echo $0 $TERM; exit 7\r")
