@@ -53,7 +53,7 @@ func TestDistroNetworks(t *testing.T) {
 			moved++
 		}
 	}
-	if moved != len(distros)-1 {
+	if moved < len(distros)-1 {
 		t.Errorf("%d ports of three are said to be elsewhere: %+v", moved, list)
 	}
 
@@ -83,6 +83,7 @@ func TestDistroNetworks(t *testing.T) {
 		{"one", fmt.Sprintf("wget -O - http://10.77.0.1:%d/ 2>&1 | grep -o refused", closed), "refused"},
 		{"alone", "ls /sys/class/net; wslinfo --networking-mode; wget -O - http://10.77.0.1/ 2>&1 | grep -o unreachable", "lo\nnone\nunreachable"},
 		{"small", "ls /sys/class/net; nslookup alone.wsl2.internal | grep -o NXDOMAIN | head -n 1", "distro3\neth0\nlo\nNXDOMAIN"},
+		{"small", "dmesg | grep 'no events of listening' | wc -l", "0"},
 	} {
 		if out := inside(h, c.in, c.script); out != c.want {
 			t.Errorf("%s: %q, want %q", c.script, out, c.want)

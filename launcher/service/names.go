@@ -25,7 +25,7 @@ func (m *Manager) joinNetwork(d *distro, network string, request *wire.StartDist
 	d.network = network
 	request.OwnNetwork = network != "" && request.Slot != wire.RootSlot
 	switch {
-	case d.vm.settings.Network.Off || network == config.NoNetwork:
+	case d.vm.settings.Network.Off || network == config.NoNetwork || request.Slot == wire.RootSlot:
 	case !request.OwnNetwork:
 		d.number = sharedNumber
 	default:
