@@ -37,7 +37,7 @@ func run() error {
 		GuestMAC: netproc.GuestMAC, GatewayMAC: netproc.GatewayMAC, MTU: netproc.MTU,
 		Guest4: netip.MustParseAddr(netproc.Guest4), Gateway4: netip.MustParseAddr(netproc.Gateway4),
 		Guest6: netip.MustParseAddr(netproc.Guest6), Gateway6: netip.MustParseAddr(netproc.Gateway6),
-		HostLoopback: c.HostLoopback, Policy: c.Policy, BytesPerSecond: c.BytesPerSecond, Logf: logf,
+		HostLoopback: c.HostLoopback, Policy: c.Policy, BytesPerSecond: c.BytesPerSecond, DNS: usernet.DNSConfig{Names: c.Names}, Logf: logf,
 	}, netproc.Link)
 	if err != nil {
 		return err

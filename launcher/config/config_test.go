@@ -224,6 +224,10 @@ func TestDistroSettings(t *testing.T) {
 	if len(w) != 0 || !reflect.DeepEqual(s.OwnVM, map[string]bool{"debian": true, "a.b": true, "c": false}) {
 		t.Errorf("%v, warnings %q", s.OwnVM, w)
 	}
+	w = s.parse("[distro.Debian]\nNetwork = Own\n[distro.a.b]\nnetwork=none\n[distro.c]\nnetwork=shared\n[distro.d]\nnetwork=mine", "f", Host{})
+	if len(w) != 1 || !strings.Contains(w[0], "none (which is used)") || !reflect.DeepEqual(s.Networks, map[string]string{"debian": OwnNetwork, "a.b": NoNetwork, "d": NoNetwork}) {
+		t.Errorf("%v, warnings %q", s.Networks, w)
+	}
 }
 
 // TestOvercommit: more processors than the host has are the user's wish.

@@ -21,6 +21,30 @@ type Network struct {
 // Proxied tells whether sessions take the caller's proxies over.
 func (n Network) Proxied() bool { return n.AutoProxy && !n.Off }
 
+// What Settings.Networks says of a distro.
+const (
+	OwnNetwork = "own"  // a namespace with addresses of its own
+	NoNetwork  = "none" // nothing but loopback
+)
+
+// setDistroNetwork stores a distro's; the result is a warning, empty if the value was good.
+func (s *Settings) setDistroNetwork(distro string, e ini.Entry) (warning string) {
+	value := strings.ToLower(e.Value)
+	switch value {
+	case OwnNetwork, NoNetwork:
+	case "shared":
+		return ""
+	default:
+		warning = fmt.Sprintf("Invalid value '%s' for key '%s.%s', want shared, own or none (which is used),", e.Value, e.Section, e.Key)
+		value = NoNetwork // who writes this wants less, not more
+	}
+	if s.Networks == nil {
+		s.Networks = map[string]string{}
+	}
+	s.Networks[distro] = value
+	return warning
+}
+
 // otherModes are WSL's that there are none of here (docs/network.md says why).
 var otherModes = []string{"mirrored", "bridged", "virtioproxy"}
 

@@ -79,6 +79,9 @@ func (p Paths) HostMounts() string { return filepath.Join(p.Runtime, "fs") }
 // reach VsockPath_P.
 func (p Paths) VsockPath() string { return p.vmFile(p.Runtime, "vsock") }
 
+// Names are the distros of the VM by their addresses, as hosts(5).
+func (p Paths) Names() string { return p.vmFile(p.Runtime, "names") }
+
 // NativeSocket is where a distro of version 1 listens.
 func (p Paths) NativeSocket() string { return p.vmFile(p.Runtime, "native") }
 

@@ -44,6 +44,8 @@ type Settings struct {
 	OwnVM   map[string]bool
 	Shares  Shares
 	Network Network
+	// Networks are the distros, by folded name, that do not share the VM's network: OwnNetwork or NoNetwork.
+	Networks map[string]string
 	// SafeMode starts distros as if they had no /etc/wsl.conf.
 	SafeMode bool
 	// Limits are what distros may use of the VM, by their folded names.
@@ -174,6 +176,8 @@ func (s *Settings) setDistro(distro string, e ini.Entry) string {
 		}
 		s.OwnVM[distro] = value == "own"
 		return ""
+	case "network":
+		return s.setDistroNetwork(distro, e)
 	case "memory":
 		n, err := ParseSize(e.Value)
 		l.MemoryBytes, good = n, err == nil && n >= minDistroMemory
@@ -187,7 +191,7 @@ func (s *Settings) setDistro(distro string, e ini.Entry) string {
 		n, err := strconv.ParseUint(e.Value, 10, 22) // Linux has no more (PID_MAX_LIMIT)
 		l.PIDs, good = uint32(n), err == nil && n >= minDistroPIDs
 	default:
-		return ini.Unknown(e, []string{e.Section + ".vm", e.Section + ".memory", e.Section + ".cpus", e.Section + ".pids"})
+		return ini.Unknown(e, []string{e.Section + ".vm", e.Section + ".network", e.Section + ".memory", e.Section + ".cpus", e.Section + ".pids"})
 	}
 	if !good {
 		return fmt.Sprintf("Invalid limit '%s' for key '%s.%s'", e.Value, e.Section, e.Key)

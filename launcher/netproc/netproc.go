@@ -10,6 +10,7 @@ package netproc
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"strconv"
 	"syscall"
@@ -39,12 +40,24 @@ const (
 	Bits4, Bits6     = "/24", "/64"
 )
 
+// FirstOwn and LastOwn are the first and the last number for Own.
+const FirstOwn, LastOwn = 3, 254
+
+// Own returns the addresses of a distro with a network namespace of its own, number n of the network.
+func Own(n int) (ip4, ip6 string) {
+	a4, a6 := netip.MustParseAddr(Guest4).As4(), netip.MustParseAddr(Guest6).As16()
+	a4[3], a6[15] = byte(n), byte(n)
+	return netip.AddrFrom4(a4).String(), netip.AddrFrom16(a6).String()
+}
+
 // Config is what of a VM's network can be chosen.
 type Config struct {
 	HostLoopback bool
 	Policy       policy.Policy
 	// BytesPerSecond is what the guest may send, and receive; 0 is no limit.
 	BytesPerSecond uint64
+	// Names is a file of the distros' names, as hosts(5); "" for none.
+	Names string
 }
 
 // Words of the arguments.
@@ -54,6 +67,7 @@ const (
 	argAllow      = "allow"
 	argDeny       = "deny"
 	argRate       = "bytes-per-second"
+	argNames      = "names"
 )
 
 // Args returns c as the arguments of the process.
@@ -67,6 +81,9 @@ func (c Config) Args() []string {
 	}
 	if c.BytesPerSecond > 0 {
 		args = append(args, argRate, strconv.FormatUint(c.BytesPerSecond, 10))
+	}
+	if c.Names != "" {
+		args = append(args, argNames, c.Names)
 	}
 	for _, r := range c.Policy.Allow {
 		args = append(args, argAllow, r.String())
@@ -93,17 +110,21 @@ func Parse(args []string) (c Config, err error) {
 			continue
 		case argDeny:
 			list = &c.Policy.Deny
-		case argAllow, argRate:
+		case argAllow, argRate, argNames:
 		default:
 			return c, fmt.Errorf("unknown argument %q", args[i])
 		}
 		if i++; i == len(args) {
 			return c, fmt.Errorf("nothing behind %s", args[i-1])
 		}
-		if args[i-1] == argRate {
+		switch args[i-1] {
+		case argRate:
 			if c.BytesPerSecond, err = strconv.ParseUint(args[i], 10, 64); err != nil {
 				return c, err
 			}
+			continue
+		case argNames:
+			c.Names = args[i]
 			continue
 		}
 		r, err := policy.Parse(args[i])

@@ -193,7 +193,8 @@ func (f Forward) loopbacks() (list []netip.Addr) {
 // another listens on the next port that is free.
 func (f *Forwarder) another(e *entry) {
 	port := int(e.spec.Port)
-	for p := max(port+1, int(f.unprivileged)); p <= min(port+nextPorts, 65535); p++ {
+	first := max(port+1, int(f.unprivileged))
+	for p := first; p < min(first+nextPorts, 65536); p++ {
 		err := f.listen(e, e.spec.loopbacks(), uint16(p), Rule{})
 		if err == nil {
 			e.note(fmt.Sprintf("port %d of this host is in use; %d stands for it", port, p))

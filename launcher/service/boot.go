@@ -80,7 +80,8 @@ func (b *Booter) Boot(ctx context.Context, r BootRequest) (Machine, error) {
 		DiskSlots: diskSlots, FSSlots: fsSlots, LateSlots: own, GuestCID: guestCID, VsockPath: paths.VsockPath(), ConsoleLog: paths.ConsoleLog(), Verdict: paths.KVMVerdict(),
 	}
 	if n := r.Settings.Network; !n.Off {
-		c.Network = netproc.Config{HostLoopback: n.HostLoopback, Policy: n.Policy, BytesPerSecond: n.Bandwidth}.Args()
+		c.Network = netproc.Config{HostLoopback: n.HostLoopback, Policy: n.Policy, BytesPerSecond: n.Bandwidth, Names: paths.Names()}.Args()
+		os.Remove(paths.Names()) // an earlier VM's
 	}
 	if r.Disk != "" {
 		c.Disks = []string{r.Disk}
@@ -114,11 +115,12 @@ func (b *Booter) Boot(ctx context.Context, r BootRequest) (Machine, error) {
 			warnings = append(warnings, fmt.Sprintf("the VM has no swap (wsl2.swap in wslconfig): %v", err))
 		}
 	}
+	names := ""
 	if c.Network != nil {
-		ctl.first = network()
+		ctl.first, names = network(), paths.Names()
 	}
 	started := p.Started()
-	m := &machine{control: ctl, Process: p, path: paths.VsockPath(), log: b.Log, warnings: warnings, info: api.VM{
+	m := &machine{control: ctl, Process: p, path: paths.VsockPath(), names: names, log: b.Log, warnings: warnings, info: api.VM{
 		PID: started.PID, Accel: started.Accel, AccelReason: started.AccelReason, Kernel: kernel, KernelRelease: ctl.ready.KernelRelease,
 		MemoryBytes: c.MemoryBytes, CPUs: c.CPUs, BootMillis: time.Since(began).Milliseconds(),
 		KernelMicros: int64(ctl.ready.BootNanos / 1000),
@@ -157,8 +159,10 @@ type machine struct {
 	*control
 	Process
 	path string
-	info api.VM
-	log  *slog.Logger
+	// names is MachineInfo.NamesPath.
+	names string
+	info  api.VM
+	log   *slog.Logger
 	// warnings are of its start.
 	warnings []string
 }
@@ -204,7 +208,7 @@ func (m *machine) ShareDevice(ctx context.Context) (tag, socket string, err erro
 }
 
 func (m *machine) Info() MachineInfo {
-	return MachineInfo{VM: m.info, VsockPath: m.path, Warnings: m.warnings}
+	return MachineInfo{VM: m.info, VsockPath: m.path, NamesPath: m.names, Warnings: m.warnings}
 }
 
 // lockFile opens path and takes its flock, waiting for who holds it until ctx

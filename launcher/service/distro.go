@@ -42,6 +42,8 @@ type distro struct {
 	shareWarnings int      // logged so far
 	early         int      // asked for before it was up
 	warnings      []string // of its start, for the user whose command started it
+	network       string   // as in config.Settings.Networks, "" for the VM's; immutable once up is closed
+	number        int      // of its address (package netproc), 0 for none; guarded by Manager.mu
 }
 
 // diskNotice tells what the guest only knows as an I/O error.
@@ -114,6 +116,7 @@ func (m *Manager) start(d *distro, options api.VMOptions) {
 	d.err = err
 	if err != nil {
 		delete(m.distros, d.spec.key())
+		m.nameDistros(d.vm)
 		d.leases = map[*Lease]struct{}{}
 		m.log.Info("distro did not start", "distro", d.spec.Name, "err", err)
 	} else {
@@ -180,6 +183,7 @@ func (m *Manager) startOn(d *distro, options api.VMOptions) error {
 	for _, s := range d.shares {
 		request.Shares = append(request.Shares, s.Share)
 	}
+	m.joinNetwork(d, settings.Networks[d.spec.key()], &request)
 	err = d.begin(ctx, v.machine, request)
 	var refused *GuestError
 	if errors.As(err, &refused) && slot >= 0 && (refused.Code == wire.CodeUnchecked || refused.Code == wire.CodeDisk) {
@@ -423,6 +427,7 @@ func (m *Manager) finishStop(ctx context.Context, d *distro, kind stopKind) erro
 	delete(m.distros, d.spec.key())
 	ended := m.dropLeases(d)
 	m.planPorts(v)
+	m.nameDistros(v)
 	close(d.settled)
 	m.checkIdle()
 	m.mu.Unlock()

@@ -160,7 +160,7 @@ func (m *Manager) Open(ctx context.Context, spec DistroSpec, options api.VMOptio
 		if d.err != nil {
 			return nil, Session{}, d.err
 		}
-		s := Session{VsockPath: d.vm.machine.Info().VsockPath, Port: d.port, Shares: shareTable(d.shares), Proxy: d.vm.settings.Network.Proxied()}
+		s := Session{VsockPath: d.vm.machine.Info().VsockPath, Port: d.port, Shares: shareTable(d.shares), Proxy: d.vm.settings.Network.Proxied() && d.network != config.NoNetwork}
 		if starter {
 			s.Notices = append(append(m.startNotices(d.vm), d.repaired...), d.warnings...)
 		}

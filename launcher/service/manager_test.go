@@ -43,6 +43,7 @@ type memMachine struct {
 	watched      int              // requests to watch ports
 	// maintain is what the guest does to a disk; nil: nothing.
 	maintain func(disk string, r wire.Maintain) (string, error)
+	names    string // MachineInfo.NamesPath
 }
 
 func (m *memMachine) setBusy(name string, busy bool) {
@@ -221,7 +222,7 @@ func (m *memMachine) Kill()                 { m.end(errors.New("killed")) }
 func (m *memMachine) Done() <-chan struct{} { return m.done }
 func (m *memMachine) Exit() error           { return m.exit }
 func (m *memMachine) Info() MachineInfo {
-	return MachineInfo{VM: api.VM{Accel: "tcg", AccelReason: "no luck"}, VsockPath: "/v"}
+	return MachineInfo{VM: api.VM{Accel: "tcg", AccelReason: "no luck"}, VsockPath: "/v", NamesPath: m.names}
 }
 
 // setup is a Manager whose VMs are memMachines.

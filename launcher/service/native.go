@@ -165,6 +165,8 @@ func (m *nativeMachine) StartDistro(ctx context.Context, r wire.StartDistro) (po
 		return 0, "", needsVM("there is no virtual machine whose shell that could be")
 	case r.Limits != wire.Limits{}:
 		return 0, "", needsVM("wslconfig limits what %s may use, which version 1 cannot", r.Name)
+	case r.OwnNetwork:
+		return 0, "", needsVM("wslconfig keeps %s from the network of others, which version 1 cannot", r.Name)
 	}
 	p, id, err := m.process(ctx, nsinit.Distro, r.Name, r.Shares)
 	if err != nil {

@@ -18,10 +18,11 @@ func TestVersion1Refuses(t *testing.T) {
 	m := &nativeMachine{log: slog.New(slog.DiscardHandler), done: make(chan struct{})}
 	ctx := context.Background()
 	_, _, limits := m.StartDistro(ctx, wire.StartDistro{Name: "one", Limits: wire.Limits{PIDs: 5}})
+	_, _, network := m.StartDistro(ctx, wire.StartDistro{Name: "one", OwnNetwork: true})
 	_, _, shell := m.StartDistro(ctx, wire.StartDistro{Name: "one", Slot: wire.RootSlot})
 	_, maintain := m.Maintain(ctx, wire.Maintain{Task: wire.TaskTrim}, nil)
 	_, mount := m.MountDisk(ctx, wire.MountDisk{})
-	for what, err := range map[string]error{"limits": limits, "the debug shell": shell, "maintenance": maintain, "a shared disk": mount} {
+	for what, err := range map[string]error{"limits": limits, "a network of its own": network, "the debug shell": shell, "maintenance": maintain, "a shared disk": mount} {
 		var refused *GuestError
 		if !errors.As(err, &refused) || refused.Code != wire.CodeRefused || !strings.Contains(refused.Text, "--set-version") {
 			t.Errorf("%s: %v", what, err)

@@ -54,6 +54,7 @@ type Machine interface {
 type MachineInfo struct {
 	api.VM
 	VsockPath string
+	NamesPath string   // where its network looks for names of distros; "" if it has none
 	Warnings  []string // of its start
 }
 
@@ -111,6 +112,7 @@ type vm struct {
 	// full are the slots whose disk met a full host; guarded by Manager.mu.
 	full  map[int]bool
 	ports vmPorts
+	names string // what NamesPath says
 }
 
 // startNotices returns the notices of the VM's start, once.

@@ -47,7 +47,8 @@ type DNSConfig struct {
 	// ResolvConf and Hosts are the host's files, if not those of /etc. They are read
 	// again when they have changed.
 	ResolvConf, Hosts string
-	// Names is a file as Hosts is, of names in Domain, which others than the guest need not know; "" for none.
+	// Names is a file as Hosts is, of what has a name in Domain in the guest's network, without the domain;
+	// "" for none.
 	Names string
 	// Port is where servers listen, if not at 53.
 	Port uint16
@@ -222,7 +223,7 @@ func (r *resolver) local(name string, typ dnsmessage.Type) (addrs []netip.Addr, 
 		// Not the other one: UDP servers would have to listen on both loopback addresses.
 		return []netip.Addr{c.Gateway4}, nil, true
 	case inDomain(name):
-		addrs = r.names.load().byName[name]
+		addrs = r.names.load().byName[strings.TrimSuffix(name, "."+Domain)]
 		return addrs, nil, len(addrs) > 0
 	}
 	if typ == dnsmessage.TypePTR {
@@ -233,7 +234,10 @@ func (r *resolver) local(name string, typ dnsmessage.Type) (addrs []netip.Addr, 
 		if ip == c.Gateway4 || ip == c.Gateway6 {
 			return nil, []string{hostName}, true
 		}
-		if names = r.names.load().byAddr[ip]; len(names) == 0 {
+		for _, name := range r.names.load().byAddr[ip] {
+			names = append(names, name+"."+Domain)
+		}
+		if len(names) == 0 {
 			names = r.hosts.load().byAddr[ip]
 		}
 		return nil, names, len(names) > 0

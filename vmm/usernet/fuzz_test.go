@@ -11,7 +11,6 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip"
 	"gvisor.dev/gvisor/pkg/tcpip/checksum"
 	"gvisor.dev/gvisor/pkg/tcpip/header"
-	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
 
 	"github.com/wsl2/wsl2/vmm/virtio/net"
 )
@@ -128,11 +127,7 @@ func TestGarbage(t *testing.T) {
 // TestSYNFlood: connections that are asked for and never made are bounded, and so is
 // what is remembered of them. Others are served again when they have been given up.
 func TestSYNFlood(t *testing.T) {
-	g := newGuest(t, nil)
-	retries := tcpip.TCPSynRetriesOption(1)
-	if err := g.net.stack.SetTransportProtocolOption(tcp.ProtocolNumber, &retries); err != nil {
-		t.Fatal(err)
-	}
+	g := newGuest(t, func(c *Config) { c.patience = time.Second })
 	port := listen(t, "127.0.0.1:0", echo)
 	// To a port that accepts, from addresses that will not go on: the guest's stack
 	// resets what it does not know, so they are of nobody.

@@ -113,7 +113,10 @@ func (n *Network) accept(r *tcp.ForwarderRequest) *guestConn {
 	g := &guestConn{link: n.link}
 	id := r.ID()
 	n.handshakes.reached(id)
+	// What wakes the stack before the guest has answered makes it give up.
+	patience := time.AfterFunc(n.cfg.patience, func() { g.queue.Notify(waiter.WritableEvents) })
 	ep, err := r.CreateEndpoint(&g.queue)
+	patience.Stop()
 	r.Complete(err != nil)
 	n.handshakes.done(id)
 	if err != nil {

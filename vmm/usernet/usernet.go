@@ -23,6 +23,7 @@ import (
 	"fmt"
 	"net/netip"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 	"gvisor.dev/gvisor/pkg/tcpip"
@@ -52,6 +53,8 @@ type Config struct {
 	// BytesPerSecond is what the guest may send, and what it may receive; 0 is no limit.
 	BytesPerSecond uint64
 	DNS            DNSConfig
+	// patience is with a guest that asks for a connection and does not go on; half a minute by default.
+	patience time.Duration
 	// Logf is told what an administrator might want to know. It must not block for long.
 	Logf func(format string, args ...any)
 }
@@ -93,6 +96,9 @@ const nic = 1
 func New(cfg Config, fd int) (*Network, error) {
 	if cfg.Logf == nil {
 		cfg.Logf = func(string, ...any) {}
+	}
+	if cfg.patience == 0 {
+		cfg.patience = 30 * time.Second
 	}
 	n := &Network{cfg: cfg, limits: newLimits()}
 	n.log.logf = cfg.Logf
@@ -167,11 +173,9 @@ func (n *Network) configure() error {
 	if err := s.SetSpoofing(nic, true); err != nil {
 		return stackError("open the card", err)
 	}
-	// Half a minute for a guest that asks for a connection and does not go on.
-	retries := tcpip.TCPSynRetriesOption(4)
 	sack, moderate := tcpip.TCPSACKEnabled(true), tcpip.TCPModerateReceiveBufferOption(true)
 	for _, o := range []tcpip.SettableTransportProtocolOption{
-		&sack, &moderate, &retries,
+		&sack, &moderate,
 		&tcpip.TCPReceiveBufferSizeRangeOption{Min: minBuffer, Default: defaultBuffer, Max: maxBuffer},
 		&tcpip.TCPSendBufferSizeRangeOption{Min: minBuffer, Default: defaultBuffer, Max: maxBuffer},
 	} {
