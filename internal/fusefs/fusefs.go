@@ -119,10 +119,10 @@ func (fs *FS) Close() {
 	fs.nodes, fs.ids, fs.handles, fs.locks = map[uint64]*node{}, map[uint64]uint64{}, map[uint64]*handle{}, map[lockOwner]*handle{}
 	fs.mu.Unlock()
 	for _, h := range locks {
-		fs.put(h)
+		fs.put(nil, h)
 	}
 	for _, h := range handles {
-		fs.put(h)
+		fs.put(nil, h)
 	}
 	for _, n := range nodes {
 		n.Close()
@@ -155,8 +155,10 @@ func (fs *FS) get(id uint64) (p9.Node, error) {
 }
 
 // entry gives a node, which it takes, to the kernel: as name of dir.
-func (fs *FS) entry(n p9.Node, dir uint64, name string, out *fuse.EntryOut) fuse.Status {
-	a, err := n.GetAttr(p9.AttrBasic)
+func (fs *FS) entry(cancel <-chan struct{}, n p9.Node, dir uint64, name string, out *fuse.EntryOut) fuse.Status {
+	with, end := until(cancel, n)
+	a, err := with.GetAttr(p9.AttrBasic)
+	end()
 	if err != nil {
 		n.Close()
 		return status(err)
@@ -218,36 +220,38 @@ func (fs *FS) attr(a *p9.Attr, out *fuse.Attr) {
 }
 
 // named calls what with the node of a directory, for a name in it.
-func (fs *FS) named(dir uint64, name string, what func(p9.Node) error) fuse.Status {
+func (fs *FS) named(cancel <-chan struct{}, dir uint64, name string, what func(p9.Node) error) fuse.Status {
 	if err := p9.CheckName(name); err != nil {
 		return status(err)
 	}
-	return fs.with(dir, what)
+	return fs.with(cancel, dir, what)
 }
 
-func (fs *FS) with(id uint64, what func(p9.Node) error) fuse.Status {
+func (fs *FS) with(cancel <-chan struct{}, id uint64, what func(p9.Node) error) fuse.Status {
 	n, err := fs.get(id)
 	if err != nil {
 		return status(err)
 	}
 	defer n.Close()
-	return status(what(n))
+	with, end := until(cancel, n)
+	defer end()
+	return status(what(with))
 }
 
-func (fs *FS) Lookup(_ <-chan struct{}, in *fuse.InHeader, name string, out *fuse.EntryOut) fuse.Status {
-	return fs.lookup(in.NodeId, name, out)
+func (fs *FS) Lookup(cancel <-chan struct{}, in *fuse.InHeader, name string, out *fuse.EntryOut) fuse.Status {
+	return fs.lookup(cancel, in.NodeId, name, out)
 }
 
-func (fs *FS) lookup(dir uint64, name string, out *fuse.EntryOut) fuse.Status {
+func (fs *FS) lookup(cancel <-chan struct{}, dir uint64, name string, out *fuse.EntryOut) fuse.Status {
 	var child p9.Node
-	s := fs.named(dir, name, func(n p9.Node) (err error) {
+	s := fs.named(cancel, dir, name, func(n p9.Node) (err error) {
 		child, err = n.Walk(name)
 		return err
 	})
 	if s != fuse.OK {
 		return s
 	}
-	return fs.entry(child, dir, name, out)
+	return fs.entry(cancel, child, dir, name, out)
 }
 
 func (fs *FS) attrOf(n p9.Node, out *fuse.AttrOut) error {
@@ -259,11 +263,11 @@ func (fs *FS) attrOf(n p9.Node, out *fuse.AttrOut) error {
 	return err
 }
 
-func (fs *FS) GetAttr(_ <-chan struct{}, in *fuse.GetAttrIn, out *fuse.AttrOut) fuse.Status {
-	return fs.with(in.NodeId, func(n p9.Node) error { return fs.attrOf(n, out) })
+func (fs *FS) GetAttr(cancel <-chan struct{}, in *fuse.GetAttrIn, out *fuse.AttrOut) fuse.Status {
+	return fs.with(cancel, in.NodeId, func(n p9.Node) error { return fs.attrOf(n, out) })
 }
 
-func (fs *FS) SetAttr(_ <-chan struct{}, in *fuse.SetAttrIn, out *fuse.AttrOut) fuse.Status {
+func (fs *FS) SetAttr(cancel <-chan struct{}, in *fuse.SetAttrIn, out *fuse.AttrOut) fuse.Status {
 	a := p9.SetAttr{Mode: in.Mode, UID: in.Owner.Uid, GID: in.Owner.Gid, Size: in.Size,
 		Atime: p9.Time{Sec: int64(in.Atime), Nsec: uint64(in.Atimensec)}, Mtime: p9.Time{Sec: int64(in.Mtime), Nsec: uint64(in.Mtimensec)}}
 	for bit, set := range map[uint32]p9.SetMask{fuse.FATTR_MODE: p9.SetMode, fuse.FATTR_UID: p9.SetUID, fuse.FATTR_GID: p9.SetGID,
@@ -286,10 +290,10 @@ func (fs *FS) SetAttr(_ <-chan struct{}, in *fuse.SetAttrIn, out *fuse.AttrOut) 
 			return status(err)
 		}
 	}
-	return fs.with(in.NodeId, func(n p9.Node) error {
+	return fs.with(cancel, in.NodeId, func(n p9.Node) error {
 		// ftruncate(2) works where the file's mode has been taken away since it was opened.
 		if fh, ok := in.GetFh(); ok && a.Valid&p9.SetSize != 0 {
-			if s := fs.withHandle(fh, func(h *handle) error { return h.Truncate(int64(a.Size)) }); s != fuse.OK {
+			if s := fs.withHandle(cancel, fh, func(h p9.Handle) error { return h.Truncate(int64(a.Size)) }); s != fuse.OK {
 				return syscall.Errno(s)
 			}
 			a.Valid &^= p9.SetSize
@@ -304,28 +308,28 @@ func (fs *FS) SetAttr(_ <-chan struct{}, in *fuse.SetAttrIn, out *fuse.AttrOut) 
 }
 
 // made looks up what was just made.
-func (fs *FS) made(dir uint64, name string, out *fuse.EntryOut, what func(p9.Node) error) fuse.Status {
-	if s := fs.named(dir, name, what); s != fuse.OK {
+func (fs *FS) made(cancel <-chan struct{}, dir uint64, name string, out *fuse.EntryOut, what func(p9.Node) error) fuse.Status {
+	if s := fs.named(cancel, dir, name, what); s != fuse.OK {
 		return s
 	}
-	return fs.lookup(dir, name, out)
+	return fs.lookup(cancel, dir, name, out)
 }
 
-func (fs *FS) Mknod(_ <-chan struct{}, in *fuse.MknodIn, name string, out *fuse.EntryOut) fuse.Status {
-	return fs.made(in.NodeId, name, out, func(n p9.Node) error {
+func (fs *FS) Mknod(cancel <-chan struct{}, in *fuse.MknodIn, name string, out *fuse.EntryOut) fuse.Status {
+	return fs.made(cancel, in.NodeId, name, out, func(n p9.Node) error {
 		_, err := n.Mknod(name, in.Mode, unix.Major(uint64(in.Rdev)), unix.Minor(uint64(in.Rdev)), in.Gid)
 		return err
 	})
 }
 
-func (fs *FS) Mkdir(_ <-chan struct{}, in *fuse.MkdirIn, name string, out *fuse.EntryOut) fuse.Status {
-	return fs.made(in.NodeId, name, out, func(n p9.Node) error {
+func (fs *FS) Mkdir(cancel <-chan struct{}, in *fuse.MkdirIn, name string, out *fuse.EntryOut) fuse.Status {
+	return fs.made(cancel, in.NodeId, name, out, func(n p9.Node) error {
 		_, err := n.Mkdir(name, in.Mode, in.Gid)
 		return err
 	})
 }
 
-func (fs *FS) Symlink(_ <-chan struct{}, in *fuse.InHeader, target, name string, out *fuse.EntryOut) fuse.Status {
+func (fs *FS) Symlink(cancel <-chan struct{}, in *fuse.InHeader, target, name string, out *fuse.EntryOut) fuse.Status {
 	if target == "" {
 		return fuse.ENOENT
 	}
@@ -334,14 +338,14 @@ func (fs *FS) Symlink(_ <-chan struct{}, in *fuse.InHeader, target, name string,
 			target = cmp.Or(rest, "/")
 		}
 	}
-	return fs.made(in.NodeId, name, out, func(n p9.Node) error {
+	return fs.made(cancel, in.NodeId, name, out, func(n p9.Node) error {
 		_, err := n.Symlink(name, target, in.Gid)
 		return err
 	})
 }
 
-func (fs *FS) Readlink(_ <-chan struct{}, in *fuse.InHeader) (target []byte, s fuse.Status) {
-	s = fs.with(in.NodeId, func(n p9.Node) error {
+func (fs *FS) Readlink(cancel <-chan struct{}, in *fuse.InHeader) (target []byte, s fuse.Status) {
+	s = fs.with(cancel, in.NodeId, func(n p9.Node) error {
 		text, err := n.Readlink()
 		if err == nil && strings.HasPrefix(text, "/") {
 			text = fs.cfg.Root + text
@@ -355,9 +359,9 @@ func (fs *FS) Readlink(_ <-chan struct{}, in *fuse.InHeader) (target []byte, s f
 	return target, s
 }
 
-func (fs *FS) Link(_ <-chan struct{}, in *fuse.LinkIn, name string, out *fuse.EntryOut) fuse.Status {
-	return fs.made(in.NodeId, name, out, func(dir p9.Node) error {
-		return syscallError(fs.with(in.Oldnodeid, func(target p9.Node) error { return dir.Link(name, target) }))
+func (fs *FS) Link(cancel <-chan struct{}, in *fuse.LinkIn, name string, out *fuse.EntryOut) fuse.Status {
+	return fs.made(cancel, in.NodeId, name, out, func(dir p9.Node) error {
+		return syscallError(fs.with(cancel, in.Oldnodeid, func(target p9.Node) error { return dir.Link(name, target) }))
 	})
 }
 
@@ -369,20 +373,20 @@ func syscallError(s fuse.Status) error {
 	return syscall.Errno(s)
 }
 
-func (fs *FS) Unlink(_ <-chan struct{}, in *fuse.InHeader, name string) fuse.Status {
-	return fs.named(in.NodeId, name, func(n p9.Node) error { return n.UnlinkAt(name, 0) })
+func (fs *FS) Unlink(cancel <-chan struct{}, in *fuse.InHeader, name string) fuse.Status {
+	return fs.named(cancel, in.NodeId, name, func(n p9.Node) error { return n.UnlinkAt(name, 0) })
 }
 
-func (fs *FS) Rmdir(_ <-chan struct{}, in *fuse.InHeader, name string) fuse.Status {
-	return fs.named(in.NodeId, name, func(n p9.Node) error { return n.UnlinkAt(name, p9.UnlinkDir) })
+func (fs *FS) Rmdir(cancel <-chan struct{}, in *fuse.InHeader, name string) fuse.Status {
+	return fs.named(cancel, in.NodeId, name, func(n p9.Node) error { return n.UnlinkAt(name, p9.UnlinkDir) })
 }
 
-func (fs *FS) Rename(_ <-chan struct{}, in *fuse.RenameIn, oldName, newName string) fuse.Status {
+func (fs *FS) Rename(cancel <-chan struct{}, in *fuse.RenameIn, oldName, newName string) fuse.Status {
 	if err := p9.CheckName(newName); err != nil {
 		return status(err)
 	}
-	return fs.named(in.NodeId, oldName, func(from p9.Node) error {
-		return syscallError(fs.with(in.Newdir, func(to p9.Node) error {
+	return fs.named(cancel, in.NodeId, oldName, func(from p9.Node) error {
+		return syscallError(fs.with(cancel, in.Newdir, func(to p9.Node) error {
 			if in.Flags == 0 {
 				return from.RenameAt(oldName, to, newName)
 			}
@@ -394,11 +398,11 @@ func (fs *FS) Rename(_ <-chan struct{}, in *fuse.RenameIn, oldName, newName stri
 	})
 }
 
-func (fs *FS) Access(_ <-chan struct{}, in *fuse.AccessIn) fuse.Status {
+func (fs *FS) Access(cancel <-chan struct{}, in *fuse.AccessIn) fuse.Status {
 	if fs.cfg.Access == nil {
 		return fuse.ENOSYS
 	}
-	return fs.with(in.NodeId, func(n p9.Node) error {
+	return fs.with(cancel, in.NodeId, func(n p9.Node) error {
 		a, err := n.GetAttr(p9.AttrBasic)
 		if err == nil {
 			err = fs.cfg.Access(a, in.Mask)
@@ -407,19 +411,19 @@ func (fs *FS) Access(_ <-chan struct{}, in *fuse.AccessIn) fuse.Status {
 	})
 }
 
-func (fs *FS) GetXAttr(_ <-chan struct{}, in *fuse.InHeader, name string, b []byte) (uint32, fuse.Status) {
+func (fs *FS) GetXAttr(cancel <-chan struct{}, in *fuse.InHeader, name string, b []byte) (uint32, fuse.Status) {
 	if name == "" { // which asks for the list
 		return 0, fuse.Status(unix.ERANGE)
 	}
-	return fs.xattr(in.NodeId, name, b)
+	return fs.xattr(cancel, in.NodeId, name, b)
 }
 
-func (fs *FS) ListXAttr(_ <-chan struct{}, in *fuse.InHeader, b []byte) (uint32, fuse.Status) {
-	return fs.xattr(in.NodeId, "", b)
+func (fs *FS) ListXAttr(cancel <-chan struct{}, in *fuse.InHeader, b []byte) (uint32, fuse.Status) {
+	return fs.xattr(cancel, in.NodeId, "", b)
 }
 
-func (fs *FS) xattr(id uint64, name string, b []byte) (size uint32, s fuse.Status) {
-	s = fs.with(id, func(n p9.Node) error {
+func (fs *FS) xattr(cancel <-chan struct{}, id uint64, name string, b []byte) (size uint32, s fuse.Status) {
+	s = fs.with(cancel, id, func(n p9.Node) error {
 		value, err := n.Xattr(name)
 		if err != nil {
 			return err
@@ -433,21 +437,21 @@ func (fs *FS) xattr(id uint64, name string, b []byte) (size uint32, s fuse.Statu
 	return size, s
 }
 
-func (fs *FS) SetXAttr(_ <-chan struct{}, in *fuse.SetXAttrIn, name string, value []byte) fuse.Status {
+func (fs *FS) SetXAttr(cancel <-chan struct{}, in *fuse.SetXAttrIn, name string, value []byte) fuse.Status {
 	if int(in.Size) > len(value) {
 		return fuse.EINVAL
 	}
-	return fs.with(in.NodeId, func(n p9.Node) error {
+	return fs.with(cancel, in.NodeId, func(n p9.Node) error {
 		return n.SetXattr(name, append([]byte{}, value[:in.Size]...), int(in.Flags))
 	})
 }
 
-func (fs *FS) RemoveXAttr(_ <-chan struct{}, in *fuse.InHeader, name string) fuse.Status {
-	return fs.with(in.NodeId, func(n p9.Node) error { return n.SetXattr(name, nil, 0) })
+func (fs *FS) RemoveXAttr(cancel <-chan struct{}, in *fuse.InHeader, name string) fuse.Status {
+	return fs.with(cancel, in.NodeId, func(n p9.Node) error { return n.SetXattr(name, nil, 0) })
 }
 
-func (fs *FS) StatFs(_ <-chan struct{}, in *fuse.InHeader, out *fuse.StatfsOut) fuse.Status {
-	return fs.with(in.NodeId, func(n p9.Node) error {
+func (fs *FS) StatFs(cancel <-chan struct{}, in *fuse.InHeader, out *fuse.StatfsOut) fuse.Status {
+	return fs.with(cancel, in.NodeId, func(n p9.Node) error {
 		st, err := n.Statfs()
 		*out = fuse.StatfsOut{Blocks: st.Blocks, Bfree: st.Bfree, Bavail: st.Bavail, Files: st.Files, Ffree: st.Ffree,
 			Bsize: st.Bsize, Frsize: st.Bsize, NameLen: st.Namelen}

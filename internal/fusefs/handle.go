@@ -34,18 +34,20 @@ func (fs *FS) room() bool {
 }
 
 // put gives a reference of a handle back.
-func (fs *FS) put(h *handle) {
+func (fs *FS) put(cancel <-chan struct{}, h *handle) {
 	fs.mu.Lock()
 	h.refs--
 	last := h.refs == 0
 	fs.mu.Unlock()
 	if last {
-		h.Close()
+		with, end := until(cancel, h.Handle)
+		with.Close()
+		end()
 		h.node.Close()
 	}
 }
 
-func (fs *FS) withHandle(fh uint64, what func(*handle) error) fuse.Status {
+func (fs *FS) withHandle(cancel <-chan struct{}, fh uint64, what func(p9.Handle) error) fuse.Status {
 	fs.mu.Lock()
 	h := fs.handles[fh]
 	if h == nil {
@@ -54,8 +56,10 @@ func (fs *FS) withHandle(fh uint64, what func(*handle) error) fuse.Status {
 	}
 	h.refs++
 	fs.mu.Unlock()
-	defer fs.put(h)
-	return status(what(h))
+	defer fs.put(cancel, h)
+	with, end := until(cancel, h.Handle)
+	defer end()
+	return status(what(with))
 }
 
 func (fs *FS) release(fh uint64) {
@@ -64,24 +68,26 @@ func (fs *FS) release(fh uint64) {
 	delete(fs.handles, fh)
 	fs.mu.Unlock()
 	if h != nil {
-		fs.put(h)
+		fs.put(nil, h)
 	}
 }
 
-func (fs *FS) Open(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
-	return fs.openNode(in.NodeId, in.Flags, out)
+func (fs *FS) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
+	return fs.openNode(cancel, in.NodeId, in.Flags, out)
 }
 
-func (fs *FS) OpenDir(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
-	return fs.openNode(in.NodeId, in.Flags|unix.O_DIRECTORY, out)
+func (fs *FS) OpenDir(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
+	return fs.openNode(cancel, in.NodeId, in.Flags|unix.O_DIRECTORY, out)
 }
 
-func (fs *FS) openNode(id uint64, flags uint32, out *fuse.OpenOut) fuse.Status {
+func (fs *FS) openNode(cancel <-chan struct{}, id uint64, flags uint32, out *fuse.OpenOut) fuse.Status {
 	n, err := fs.get(id)
 	if err != nil {
 		return status(err)
 	}
-	h, err := n.Open(flags)
+	with, end := until(cancel, n)
+	h, err := with.Open(flags)
+	end()
 	if err != nil {
 		n.Close()
 		return status(err)
@@ -89,10 +95,10 @@ func (fs *FS) openNode(id uint64, flags uint32, out *fuse.OpenOut) fuse.Status {
 	return status(fs.open(h, n, flags, out))
 }
 
-func (fs *FS) Create(_ <-chan struct{}, in *fuse.CreateIn, name string, out *fuse.CreateOut) fuse.Status {
+func (fs *FS) Create(cancel <-chan struct{}, in *fuse.CreateIn, name string, out *fuse.CreateOut) fuse.Status {
 	var node p9.Node
 	var h p9.Handle
-	s := fs.named(in.NodeId, name, func(n p9.Node) (err error) {
+	s := fs.named(cancel, in.NodeId, name, func(n p9.Node) (err error) {
 		node, h, err = n.Create(name, in.Flags, in.Mode, in.Gid)
 		return err
 	})
@@ -103,7 +109,7 @@ func (fs *FS) Create(_ <-chan struct{}, in *fuse.CreateIn, name string, out *fus
 		node.Close()
 		return status(err)
 	}
-	if s = fs.entry(node, in.NodeId, name, &out.EntryOut); s != fuse.OK {
+	if s = fs.entry(cancel, node, in.NodeId, name, &out.EntryOut); s != fuse.OK {
 		fs.release(out.Fh)
 	}
 	return s
@@ -116,12 +122,12 @@ func (fs *FS) Release(_ <-chan struct{}, in *fuse.ReleaseIn) {
 
 func (fs *FS) ReleaseDir(in *fuse.ReleaseIn) { fs.release(in.Fh) }
 
-func (fs *FS) Read(_ <-chan struct{}, in *fuse.ReadIn, b []byte) (fuse.ReadResult, fuse.Status) {
+func (fs *FS) Read(cancel <-chan struct{}, in *fuse.ReadIn, b []byte) (fuse.ReadResult, fuse.Status) {
 	if int64(in.Offset) < 0 {
 		return nil, fuse.EINVAL
 	}
 	n := 0
-	s := fs.withHandle(in.Fh, func(h *handle) (err error) {
+	s := fs.withHandle(cancel, in.Fh, func(h p9.Handle) (err error) {
 		// A short answer is the end of the file: a server's largest frame may be less.
 		for n < len(b) {
 			c, err := h.ReadAt(b[n:], int64(in.Offset)+int64(n))
@@ -141,11 +147,11 @@ func (fs *FS) Read(_ <-chan struct{}, in *fuse.ReadIn, b []byte) (fuse.ReadResul
 	return fuse.ReadResultData(b[:n]), fuse.OK
 }
 
-func (fs *FS) Write(_ <-chan struct{}, in *fuse.WriteIn, data []byte) (written uint32, s fuse.Status) {
+func (fs *FS) Write(cancel <-chan struct{}, in *fuse.WriteIn, data []byte) (written uint32, s fuse.Status) {
 	if int64(in.Offset) < 0 || int64(in.Offset)+int64(len(data)) < 0 {
 		return 0, fuse.EINVAL
 	}
-	s = fs.withHandle(in.Fh, func(h *handle) error {
+	s = fs.withHandle(cancel, in.Fh, func(h p9.Handle) error {
 		for int(written) < len(data) {
 			c, err := h.WriteAt(data[written:], int64(in.Offset)+int64(written))
 			if err != nil && written == 0 {
@@ -161,12 +167,12 @@ func (fs *FS) Write(_ <-chan struct{}, in *fuse.WriteIn, data []byte) (written u
 	return written, s
 }
 
-func (fs *FS) Lseek(_ <-chan struct{}, in *fuse.LseekIn, out *fuse.LseekOut) fuse.Status {
+func (fs *FS) Lseek(cancel <-chan struct{}, in *fuse.LseekIn, out *fuse.LseekOut) fuse.Status {
 	if int64(in.Offset) < 0 || in.Whence != unix.SEEK_DATA && in.Whence != unix.SEEK_HOLE {
 		return fuse.EINVAL
 	}
-	return fs.withHandle(in.Fh, func(h *handle) error {
-		s, ok := h.Handle.(seeker)
+	return fs.withHandle(cancel, in.Fh, func(h p9.Handle) error {
+		s, ok := h.(seeker)
 		if !ok {
 			return unix.ENOSYS
 		}
@@ -176,9 +182,9 @@ func (fs *FS) Lseek(_ <-chan struct{}, in *fuse.LseekIn, out *fuse.LseekOut) fus
 	})
 }
 
-func (fs *FS) Fallocate(_ <-chan struct{}, in *fuse.FallocateIn) fuse.Status {
-	return fs.withHandle(in.Fh, func(h *handle) error {
-		a, ok := h.Handle.(allocator)
+func (fs *FS) Fallocate(cancel <-chan struct{}, in *fuse.FallocateIn) fuse.Status {
+	return fs.withHandle(cancel, in.Fh, func(h p9.Handle) error {
+		a, ok := h.(allocator)
 		if !ok {
 			return unix.EOPNOTSUPP
 		}
@@ -186,17 +192,17 @@ func (fs *FS) Fallocate(_ <-chan struct{}, in *fuse.FallocateIn) fuse.Status {
 	})
 }
 
-func (fs *FS) Fsync(_ <-chan struct{}, in *fuse.FsyncIn) fuse.Status {
+func (fs *FS) Fsync(cancel <-chan struct{}, in *fuse.FsyncIn) fuse.Status {
 	const datasync = 1 // FUSE_FSYNC_FDATASYNC
-	return fs.withHandle(in.Fh, func(h *handle) error { return h.Fsync(in.FsyncFlags&datasync != 0) })
+	return fs.withHandle(cancel, in.Fh, func(h p9.Handle) error { return h.Fsync(in.FsyncFlags&datasync != 0) })
 }
 
 func (fs *FS) FsyncDir(cancel <-chan struct{}, in *fuse.FsyncIn) fuse.Status {
 	return fs.Fsync(cancel, in)
 }
 
-func (fs *FS) ReadDir(_ <-chan struct{}, in *fuse.ReadIn, out *fuse.DirEntryList) fuse.Status {
-	return fs.withHandle(in.Fh, func(h *handle) error {
+func (fs *FS) ReadDir(cancel <-chan struct{}, in *fuse.ReadIn, out *fuse.DirEntryList) fuse.Status {
+	return fs.withHandle(cancel, in.Fh, func(h p9.Handle) error {
 		// Entries of 9P, which are not padded, take at least three quarters of FUSE's.
 		b, err := h.Readdir(make([]byte, 0, min(int(in.Size), 64<<10)/4*3), in.Offset)
 		if err != nil {

@@ -25,7 +25,7 @@ type locker interface {
 
 // withLocks calls what with the handle that an owner has for a file's locks. If it has none,
 // one is made, or what is not called.
-func (fs *FS) withLocks(in *fuse.LkIn, make bool, what func(p9.Handle) error) error {
+func (fs *FS) withLocks(cancel <-chan struct{}, in *fuse.LkIn, make bool, what func(p9.Handle) error) error {
 	key := lockOwner{in.NodeId, in.Owner}
 	fs.mu.Lock()
 	h := fs.locks[key]
@@ -38,7 +38,7 @@ func (fs *FS) withLocks(in *fuse.LkIn, make bool, what func(p9.Handle) error) er
 		if !room {
 			return unix.ENOLCK
 		}
-		made, err := fs.openLocks(in.NodeId)
+		made, err := fs.openLocks(cancel, in.NodeId)
 		if err != nil {
 			return err
 		}
@@ -47,24 +47,28 @@ func (fs *FS) withLocks(in *fuse.LkIn, make bool, what func(p9.Handle) error) er
 		if h = fs.locks[key]; h == nil {
 			h, fs.locks[key] = made, made
 		} else { // another thread has made one
-			defer fs.put(made)
+			defer fs.put(cancel, made)
 		}
 	}
 	h.refs++
 	fs.mu.Unlock()
-	defer fs.put(h)
-	return what(h.Handle)
+	defer fs.put(cancel, h)
+	with, end := until(cancel, h.Handle)
+	defer end()
+	return what(with)
 }
 
 // openLocks opens a file for locks of both kinds, as far as that is allowed.
-func (fs *FS) openLocks(id uint64) (*handle, error) {
+func (fs *FS) openLocks(cancel <-chan struct{}, id uint64) (*handle, error) {
 	n, err := fs.get(id)
 	if err != nil {
 		return nil, err
 	}
+	with, end := until(cancel, n)
+	defer end()
 	for _, flags := range []uint32{unix.O_RDWR, unix.O_RDONLY, unix.O_WRONLY} {
 		var h p9.Handle
-		if h, err = n.Open(flags); err == nil {
+		if h, err = with.Open(flags); err == nil {
 			return &handle{Handle: h, node: n, refs: 1}, nil
 		}
 	}
@@ -84,19 +88,19 @@ func (fs *FS) releaseLocks(fh uint64) {
 	}
 	fs.mu.Unlock()
 	for _, h := range ended {
-		fs.put(h)
+		fs.put(nil, h)
 	}
 }
 
 // Flush is a close(2).
-func (fs *FS) Flush(_ <-chan struct{}, in *fuse.FlushIn) fuse.Status {
+func (fs *FS) Flush(cancel <-chan struct{}, in *fuse.FlushIn) fuse.Status {
 	key := lockOwner{in.NodeId, in.LockOwner}
 	fs.mu.Lock()
 	l := fs.locks[key]
 	delete(fs.locks, key)
 	fs.mu.Unlock()
 	if l != nil {
-		fs.put(l)
+		fs.put(cancel, l)
 	}
 	return fuse.OK
 }
@@ -124,7 +128,7 @@ func lockRange(in *fuse.FileLock) (p9.Lock, error) {
 }
 
 // lock takes or releases a lock, without waiting.
-func (fs *FS) lock(in *fuse.LkIn) error {
+func (fs *FS) lock(cancel <-chan struct{}, in *fuse.LkIn) error {
 	l, err := lockRange(&in.Lk)
 	if err != nil {
 		return err
@@ -145,12 +149,14 @@ func (fs *FS) lock(in *fuse.LkIn) error {
 	}
 	if flock {
 		l.Start, l.Length = 0, 0
-		return syscallError(fs.withHandle(in.Fh, func(h *handle) error { return on(h.Handle) }))
+		return syscallError(fs.withHandle(cancel, in.Fh, on))
 	}
-	return fs.withLocks(in, l.Type != p9.LockUnlock, on)
+	return fs.withLocks(cancel, in, l.Type != p9.LockUnlock, on)
 }
 
-func (fs *FS) SetLk(_ <-chan struct{}, in *fuse.LkIn) fuse.Status { return status(fs.lock(in)) }
+func (fs *FS) SetLk(cancel <-chan struct{}, in *fuse.LkIn) fuse.Status {
+	return status(fs.lock(cancel, in))
+}
 
 // How often a lock is asked for that somebody else has: his program may be one of the other
 // side, whose end nothing tells.
@@ -162,7 +168,7 @@ const (
 func (fs *FS) SetLkw(cancel <-chan struct{}, in *fuse.LkIn) fuse.Status {
 	began := time.Now()
 	for wait := firstRetry; ; wait = min(2*wait, lastRetry) {
-		err := fs.lock(in)
+		err := fs.lock(cancel, in)
 		if err == unix.EAGAIN && fs.cfg.LockWait > 0 && time.Since(began) > fs.cfg.LockWait {
 			return fuse.EINTR
 		}
@@ -179,7 +185,7 @@ func (fs *FS) SetLkw(cancel <-chan struct{}, in *fuse.LkIn) fuse.Status {
 	}
 }
 
-func (fs *FS) GetLk(_ <-chan struct{}, in *fuse.LkIn, out *fuse.LkOut) fuse.Status {
+func (fs *FS) GetLk(cancel <-chan struct{}, in *fuse.LkIn, out *fuse.LkOut) fuse.Status {
 	l, err := lockRange(&in.Lk)
 	if err != nil {
 		return status(err)
@@ -204,8 +210,8 @@ func (fs *FS) GetLk(_ <-chan struct{}, in *fuse.LkIn, out *fuse.LkOut) fuse.Stat
 		return nil
 	}
 	// Its own locks are not in an owner's way.
-	if err := fs.withLocks(in, false, find); err != nil || asked {
+	if err := fs.withLocks(cancel, in, false, find); err != nil || asked {
 		return status(err)
 	}
-	return fs.withHandle(in.Fh, func(h *handle) error { return find(h.Handle) })
+	return fs.withHandle(cancel, in.Fh, find)
 }

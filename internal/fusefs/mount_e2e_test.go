@@ -3,11 +3,15 @@
 package fusefs_test
 
 import (
+	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"os"
 	"os/exec"
+	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -40,20 +44,7 @@ func TestPosix(t *testing.T) {
 			fs, err := localfs.New(t.TempDir(), localfs.Config{})
 			check(t, err)
 			defer fs.Close()
-			dir := t.TempDir()
-			served := fusefs.New(how(t, fs), fusefs.Config{})
-			o := fusefs.Options()
-			o.DirectMount, o.FsName, o.Name, o.Options = true, "test", "wsl2", []string{"default_permissions"}
-			server, err := fuse.NewServer(served, dir, o)
-			check(t, err)
-			ended := make(chan struct{})
-			go func() { server.Serve(); close(ended) }()
-			check(t, server.WaitMount())
-			defer func() {
-				check(t, unix.Unmount(dir, unix.MNT_DETACH))
-				<-ended
-				served.Close()
-			}()
+			dir := mount(t, how(t, fs))
 			ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
 			defer cancel()
 			tests := "."
@@ -69,16 +60,48 @@ func TestPosix(t *testing.T) {
 	}
 }
 
+// mount mounts a tree until the test ends.
+func mount(t *testing.T, root p9.Node) (dir string) {
+	t.Helper()
+	dir = t.TempDir()
+	served := fusefs.New(root, fusefs.Config{})
+	o := fusefs.Options()
+	o.DirectMount, o.FsName, o.Name, o.Options = true, "test", "wsl2", []string{"default_permissions"}
+	server, err := fuse.NewServer(served, dir, o)
+	check(t, err)
+	ended := make(chan struct{})
+	go func() { server.Serve(); close(ended) }()
+	check(t, server.WaitMount())
+	t.Cleanup(func() {
+		check(t, unix.Unmount(dir, unix.MNT_DETACH))
+		<-ended
+		served.Close()
+	})
+	return dir
+}
+
 func direct(t *testing.T, fs *localfs.FS) p9.Node {
 	root, err := fs.Attach("", "", 0)
 	check(t, err)
 	return root
 }
 
-func over9P(t *testing.T, fs *localfs.FS) p9.Node {
-	ours, theirs := net.Pipe()
+func over9P(t *testing.T, fs *localfs.FS) p9.Node { return overGate(t, fs, new(gate)) }
+
+// overGate is over9P with a server that is silent while a gate is closed.
+func overGate(t *testing.T, fs *localfs.FS, g *gate) p9.Node {
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0) // it buffers, as the way to a guest does
+	check(t, err)
+	var ends [2]net.Conn
+	for i, fd := range fds {
+		f := os.NewFile(uintptr(fd), "socket")
+		ends[i], err = net.FileConn(f)
+		check(t, errors.Join(err, f.Close()))
+	}
+	ours, theirs := ends[0], ends[1]
 	served := make(chan error, 1)
-	go func() { served <- p9.Serve(context.Background(), theirs, fs, p9.Config{}) }()
+	g.Conn = theirs
+	go func() { served <- p9.Serve(context.Background(), g, fs, p9.Config{}) }()
 	c, err := p9.NewClient(t.Context(), ours, 0)
 	check(t, err)
 	root, err := c.Attach(t.Context(), "", "", 0)
@@ -88,6 +111,104 @@ func over9P(t *testing.T, fs *localfs.FS) p9.Node {
 		<-served
 	})
 	return remote.Root(context.Background(), root)
+}
+
+// gate is a connection from which nothing is read while it is closed.
+type gate struct {
+	net.Conn
+	mu     sync.Mutex
+	closed chan struct{} // nil: it is open
+	wanted chan struct{} // closed when something came to the closed gate
+}
+
+// shut closes the gate; wanted is closed when the first request has come to it.
+func (g *gate) shut() (wanted <-chan struct{}, open func()) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.closed, g.wanted = make(chan struct{}), make(chan struct{})
+	return g.wanted, sync.OnceFunc(func() { close(g.closed) })
+}
+
+func (g *gate) Read(p []byte) (int, error) {
+	n, err := g.Conn.Read(p)
+	g.mu.Lock()
+	closed := g.closed
+	if g.wanted != nil {
+		close(g.wanted)
+		g.wanted = nil
+	}
+	g.mu.Unlock()
+	if closed != nil {
+		<-closed
+	}
+	return n, err
+}
+
+// TestInterrupt: a program that waits for a lock, or for a server that is silent, can be ended, and leaves nothing behind.
+func TestInterrupt(t *testing.T) {
+	tree, lock := t.TempDir(), t.TempDir()+"/lock"
+	if out, err := exec.Command("go", "build", "-o", lock, "../testsys/lock").CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	check(t, os.WriteFile(tree+"/f", []byte("text"), 0o644))
+	fs, err := localfs.New(tree, localfs.Config{})
+	check(t, err)
+	defer fs.Close()
+	var g gate
+	dir := mount(t, overGate(t, fs, &g))
+	f, err := os.OpenFile(tree+"/f", os.O_RDWR, 0)
+	check(t, err)
+	defer f.Close()
+	part := func(how int16) error {
+		return unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLK, &unix.Flock_t{Type: how, Start: 15, Len: 1})
+	}
+	start := func(argv ...string) (cmd *exec.Cmd, stdout *bufio.Reader) {
+		t.Helper()
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+		t.Cleanup(cancel)
+		cmd = exec.CommandContext(ctx, argv[0], argv[1:]...)
+		out, err := cmd.StdoutPipe()
+		check(t, err)
+		check(t, cmd.Start())
+		return cmd, bufio.NewReader(out)
+	}
+	for kind, take := range map[string]func(take bool) error{
+		"flock": func(take bool) error {
+			return unix.Flock(int(f.Fd()), map[bool]int{true: unix.LOCK_EX | unix.LOCK_NB, false: unix.LOCK_UN}[take])
+		},
+		"fcntl": func(take bool) error { return part(map[bool]int16{true: unix.F_WRLCK, false: unix.F_UNLCK}[take]) },
+	} {
+		check(t, take(true))
+		cmd, out := start(lock, kind+"-wait", dir+"/f")
+		if line, err := out.ReadString('\n'); line != "waiting\n" {
+			t.Fatalf("%s: %q, %v", kind, line, err)
+		}
+		check(t, cmd.Process.Signal(unix.SIGTERM))
+		if err := cmd.Wait(); cmd.ProcessState.Sys().(syscall.WaitStatus).Signal() != unix.SIGTERM {
+			t.Errorf("%s: %v, want the end by the signal", kind, err)
+		}
+		check(t, take(false))
+		check(t, take(true)) // who waited has nothing
+		check(t, take(false))
+	}
+	for name, argv := range map[string][]string{"look up": {"stat", dir + "/f"}, "read": {"cat", dir + "/f"}} {
+		if name == "read" { // what is looked up is asked for before
+			check(t, exec.Command("stat", dir+"/f").Run())
+		}
+		wanted, open := g.shut()
+		began := time.Now()
+		cmd, _ := start(argv...)
+		<-wanted
+		check(t, cmd.Process.Kill())
+		cmd.Wait() //nolint:errcheck // the context's end is what to look for
+		if took := time.Since(began); took > 50*time.Second {
+			t.Errorf("%s: it ended after %v only", name, took)
+		}
+		open()
+		if text, err := os.ReadFile(dir + "/f"); err != nil || string(text) != "text" {
+			t.Errorf("%s: afterwards the file is %q, %v", name, text, err)
+		}
+	}
 }
 
 // TestPrune: a kernel that has seen many files forgets the oldest, and finds them again.

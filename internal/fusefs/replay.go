@@ -26,72 +26,72 @@ func (r replayed) Lookup(cancel <-chan struct{}, in *fuse.InHeader, name string,
 		return r.FS.Lookup(cancel, in, name, out)
 	}
 	var child p9.Node
-	s := r.named(in.NodeId, name, func(n p9.Node) (err error) {
+	s := r.named(cancel, in.NodeId, name, func(n p9.Node) (err error) {
 		child, err = r.stage.Walk(n, name)
 		return err
 	})
 	if s != fuse.OK {
 		return s
 	}
-	return r.entry(child, in.NodeId, name, out)
+	return r.entry(cancel, child, in.NodeId, name, out)
 }
 
 // done is called in place of a change of an entry of dir.
-func (r replayed) done(kind replay.Kind, dir uint64, name string) fuse.Status {
-	return r.named(dir, name, func(n p9.Node) error {
+func (r replayed) done(cancel <-chan struct{}, kind replay.Kind, dir uint64, name string) fuse.Status {
+	return r.named(cancel, dir, name, func(n p9.Node) error {
 		return r.stage.Done(replay.Change{Kind: kind, Dir: n.QID().Path, Name: name})
 	})
 }
 
 // made answers what would make a file with the one that there is.
-func (r replayed) made(dir uint64, name string, out *fuse.EntryOut) fuse.Status {
-	if s := r.done(replay.Created, dir, name); s != fuse.OK {
+func (r replayed) made(cancel <-chan struct{}, dir uint64, name string, out *fuse.EntryOut) fuse.Status {
+	if s := r.done(cancel, replay.Created, dir, name); s != fuse.OK {
 		return s
 	}
-	return r.lookup(dir, name, out)
+	return r.lookup(cancel, dir, name, out)
 }
 
 func (r replayed) Mknod(cancel <-chan struct{}, in *fuse.MknodIn, name string, out *fuse.EntryOut) fuse.Status {
 	if in.Uid != replay.UID {
 		return r.FS.Mknod(cancel, in, name, out)
 	}
-	return r.made(in.NodeId, name, out)
+	return r.made(cancel, in.NodeId, name, out)
 }
 
 func (r replayed) Mkdir(cancel <-chan struct{}, in *fuse.MkdirIn, name string, out *fuse.EntryOut) fuse.Status {
 	if in.Uid != replay.UID {
 		return r.FS.Mkdir(cancel, in, name, out)
 	}
-	return r.made(in.NodeId, name, out)
+	return r.made(cancel, in.NodeId, name, out)
 }
 
 func (r replayed) Symlink(cancel <-chan struct{}, in *fuse.InHeader, target, name string, out *fuse.EntryOut) fuse.Status {
 	if in.Uid != replay.UID {
 		return r.FS.Symlink(cancel, in, target, name, out)
 	}
-	return r.made(in.NodeId, name, out)
+	return r.made(cancel, in.NodeId, name, out)
 }
 
 func (r replayed) Unlink(cancel <-chan struct{}, in *fuse.InHeader, name string) fuse.Status {
 	if in.Uid != replay.UID {
 		return r.FS.Unlink(cancel, in, name)
 	}
-	return r.done(replay.Removed, in.NodeId, name)
+	return r.done(cancel, replay.Removed, in.NodeId, name)
 }
 
 func (r replayed) Rmdir(cancel <-chan struct{}, in *fuse.InHeader, name string) fuse.Status {
 	if in.Uid != replay.UID {
 		return r.FS.Rmdir(cancel, in, name)
 	}
-	return r.done(replay.Removed, in.NodeId, name)
+	return r.done(cancel, replay.Removed, in.NodeId, name)
 }
 
 func (r replayed) Rename(cancel <-chan struct{}, in *fuse.RenameIn, oldName, newName string) fuse.Status {
 	if in.Uid != replay.UID {
 		return r.FS.Rename(cancel, in, oldName, newName)
 	}
-	return r.with(in.NodeId, func(from p9.Node) error {
-		return syscallError(r.with(in.Newdir, func(to p9.Node) error {
+	return r.with(cancel, in.NodeId, func(from p9.Node) error {
+		return syscallError(r.with(cancel, in.Newdir, func(to p9.Node) error {
 			return r.stage.Done(replay.Change{Kind: replay.Renamed, Dir: from.QID().Path, Name: oldName, NewDir: to.QID().Path, NewName: newName})
 		}))
 	})
@@ -101,7 +101,7 @@ func (r replayed) SetAttr(cancel <-chan struct{}, in *fuse.SetAttrIn, out *fuse.
 	if in.Caller.Uid != replay.UID { // in.Uid is the file's new owner
 		return r.FS.SetAttr(cancel, in, out)
 	}
-	s := r.with(in.NodeId, func(n p9.Node) error { return r.attrOf(n, out) })
+	s := r.with(cancel, in.NodeId, func(n p9.Node) error { return r.attrOf(n, out) })
 	// Never the file's real time: the kernel takes the answer for its own change, which its pages
 	// have, and would not drop those of before the host's.
 	out.Mtimensec ^= 1

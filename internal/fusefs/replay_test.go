@@ -86,7 +86,7 @@ func TestNothingChanges(t *testing.T) {
 			return fuse.FUSE_ROOT_ID
 		}
 		var out fuse.EntryOut
-		if s := fs.lookup(fuse.FUSE_ROOT_ID, name, &out); s != fuse.OK {
+		if s := fs.lookup(nil, fuse.FUSE_ROOT_ID, name, &out); s != fuse.OK {
 			t.Fatal(s)
 		}
 		return out.NodeId

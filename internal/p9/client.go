@@ -7,7 +7,6 @@ import (
 	"io"
 	"sync"
 	"syscall"
-	"time"
 )
 
 // Client is the client's end of a connection. Its methods and those of its Files may
@@ -30,18 +29,18 @@ type Client struct {
 	freeFIDs []FID          // guarded by mu
 	tagFreed chan struct{}  // holds a token when a tag was freed
 	done     chan struct{}  // closed when err is set
-	reader   sync.WaitGroup // the goroutine that reads
+	running  sync.WaitGroup // the goroutine that reads, and those that take requests back
 }
 
 // call is a request in flight.
 type call struct {
-	reply Message       // guarded by Client.mu until done
-	data  []byte        // where an Rread's data goes
-	done  chan struct{} // closed when reply is there
+	reply   Message       // guarded by Client.mu until done
+	data    []byte        // where an Rread's data goes; guarded by Client.mu until done
+	done    chan struct{} // closed when reply is there
+	flushed bool          // it is taken back; guarded by Client.mu
+	flushes *call         // of a Tflush: what it takes back, whose tag is free again with its answer
+	old     Tag           // that one's tag
 }
-
-// flushWait bounds the wait for a server that is to take a request back.
-const flushWait = 10 * time.Second
 
 // ErrClosed is the error of what is asked of a Client that was closed.
 var ErrClosed = errors.New("p9: client is closed")
@@ -62,8 +61,7 @@ func NewClient(ctx context.Context, conn io.ReadWriteCloser, msize uint32) (*Cli
 		conn.Close()
 		return nil, fmt.Errorf("p9: open a session: %w", err)
 	}
-	c.reader.Add(1)
-	go c.read()
+	c.running.Go(c.read)
 	return c, nil
 }
 
@@ -100,7 +98,7 @@ func (c *Client) version() error {
 // Close ends the session, and with it all files. Requests in flight fail with ErrClosed.
 func (c *Client) Close() error {
 	c.fail(ErrClosed)
-	c.reader.Wait()
+	c.running.Wait()
 	return nil
 }
 
@@ -126,7 +124,6 @@ func (c *Client) fail(err error) {
 
 // read hands out the answers until the connection ends.
 func (c *Client) read() {
-	defer c.reader.Done()
 	buf := make([]byte, MinMsize)
 	for {
 		frame, err := readFrame(c.conn, c.msize, func(n int) []byte {
@@ -158,11 +155,13 @@ func (c *Client) deliver(tag Tag, m Message) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	x := c.calls[tag]
-	if x == nil {
+	if x == nil || x.reply != nil {
 		return fmt.Errorf("%w: %T for tag %d, which is not in flight", ErrMalformed, m, tag)
 	}
 	if r, ok := m.(*Rread); ok { // the frame is used again
-		if x.data != nil {
+		if x.flushed {
+			r.Data = nil
+		} else if x.data != nil {
 			if len(r.Data) > len(x.data) {
 				return fmt.Errorf("%w: %d bytes, more than the %d asked for", ErrMalformed, len(r.Data), len(x.data))
 			}
@@ -171,7 +170,12 @@ func (c *Client) deliver(tag Tag, m Message) error {
 			r.Data = append([]byte(nil), r.Data...)
 		}
 	}
-	delete(c.calls, tag)
+	if !x.flushed { // else the Tflush still means it by its tag
+		delete(c.calls, tag)
+	}
+	if x.flushes != nil && c.calls[x.old] == x.flushes {
+		delete(c.calls, x.old)
+	}
 	x.reply = m
 	close(x.done)
 	select {
@@ -223,11 +227,16 @@ func (c *Client) send(tag Tag, m Message) error {
 	return nil
 }
 
-// call sends a request and waits for its answer, of type R.
+// do is exchange, unless ctx has ended.
 func do[R Message](ctx context.Context, c *Client, m Message, data []byte) (r R, err error) {
 	if ctx.Err() != nil {
 		return r, context.Cause(ctx)
 	}
+	return exchange[R](ctx, c, m, data)
+}
+
+// exchange sends a request and waits for its answer, of type R.
+func exchange[R Message](ctx context.Context, c *Client, m Message, data []byte) (r R, err error) {
 	x := &call{data: data, done: make(chan struct{})}
 	tag, err := c.start(ctx, x)
 	if err != nil {
@@ -239,7 +248,7 @@ func do[R Message](ctx context.Context, c *Client, m Message, data []byte) (r R,
 		c.mu.Unlock()
 		return r, syscall.ENAMETOOLONG // only a name or a target makes a request too large
 	}
-	reply, err := c.wait(ctx, tag, x)
+	reply, err := c.wait(ctx, tag, x, m)
 	if err != nil {
 		return r, err
 	}
@@ -255,43 +264,44 @@ func do[R Message](ctx context.Context, c *Client, m Message, data []byte) (r R,
 	return r, nil
 }
 
-// wait waits for the answer, or for the end of ctx: then it takes the request back,
-// and returns when the server has answered that, so that the tag, and what data points to, are free again.
-func (c *Client) wait(ctx context.Context, tag Tag, x *call) (Message, error) {
+// wait waits for the answer, or for the end of ctx: then it takes the request back.
+func (c *Client) wait(ctx context.Context, tag Tag, x *call, m Message) (Message, error) {
 	select {
 	case <-x.done:
 		return x.reply, nil
 	case <-c.done:
 	case <-ctx.Done():
-		flush := &call{done: make(chan struct{})}
-		if t, err := c.start(context.WithoutCancel(ctx), flush); err == nil && c.send(t, &Tflush{Old: tag}) == nil {
-			timer := time.NewTimer(flushWait)
-			defer timer.Stop()
-			select {
-			case <-flush.done:
-			case <-c.done:
-			case <-timer.C:
-				c.fail(fmt.Errorf("p9: the server has not answered for %v", flushWait))
-				c.reader.Wait()
-			}
-		}
-		c.mu.Lock()
-		delete(c.calls, tag)
-		c.mu.Unlock()
-		select {
-		case <-x.done: // answered all the same
-			return x.reply, nil
-		default:
-		}
-		return nil, context.Cause(ctx)
+		return c.takeBack(ctx, tag, x, m)
 	}
-	c.reader.Wait() // nobody writes to data any more
+	c.running.Wait() // nobody writes to data any more
 	select {
 	case <-x.done:
 		return x.reply, nil
 	default:
 	}
 	return nil, c.Err()
+}
+
+// takeBack gives a request up that the server has not answered. Nothing is written to its data any more; its tag is
+// used again when the server has answered the Tflush. What ends a fid is not taken back: only the answer is given up.
+func (c *Client) takeBack(ctx context.Context, tag Tag, x *call, m Message) (Message, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	select {
+	case <-x.done: // answered at the last moment
+		return x.reply, nil
+	default:
+	}
+	x.data = nil
+	if t := m.Type(); t != TClunk && t != TRemove && c.err == nil {
+		x.flushed = true
+		c.running.Go(func() { // the server may not even read
+			if t, err := c.start(context.Background(), &call{done: make(chan struct{}), flushes: x, old: tag}); err == nil {
+				c.send(t, &Tflush{Old: tag}) //nolint:errcheck // it is small; the connection's end ends all
+			}
+		})
+	}
+	return nil, context.Cause(ctx)
 }
 
 // restingFIDs is how many fids are free before the one that has been for longest is used

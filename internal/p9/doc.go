@@ -16,8 +16,8 @@
 //
 // A client that no longer wants an answer sends Tflush, and may use the tag again
 // when Rflush has come. The server drops a request that has not begun, and
-// otherwise answers it first: so a client always knows which of its requests
-// have been carried out.
+// otherwise answers it first: so a client that waits for Rflush knows which of its requests
+// have been carried out. Ours does not: a server that is silent must not hold who has gone.
 //
 // # Limits
 //

@@ -25,7 +25,7 @@ func (f *File) Walk(ctx context.Context, names ...string) (*File, error) {
 		names = names[len(step):]
 		next, err := from.walk(ctx, step)
 		if from != f {
-			from.Close(context.WithoutCancel(ctx)) //nolint:errcheck // it was not opened
+			from.Close(ctx) //nolint:errcheck // it was not opened
 		}
 		if err != nil || len(names) == 0 {
 			return next, err
@@ -53,9 +53,10 @@ func (f *File) walk(ctx context.Context, names []string) (*File, error) {
 	return f.c.file(n, q, err)
 }
 
-// end is Tclunk and Tremove, after which the fid is free whatever the answer.
+// end is Tclunk and Tremove, after which the fid is free whatever the answer. It is sent though ctx has ended: nobody
+// else would end the fid.
 func (f *File) end(ctx context.Context, t Type) error {
-	_, err := do[*Rok](ctx, f.c, &Tfid{Kind: t, FID: f.fid}, nil)
+	_, err := exchange[*Rok](ctx, f.c, &Tfid{Kind: t, FID: f.fid}, nil)
 	if _, answered := err.(syscall.Errno); err == nil || answered {
 		f.c.freeFID(f.fid)
 	}
@@ -66,7 +67,13 @@ func (f *File) end(ctx context.Context, t Type) error {
 func (f *File) Close(ctx context.Context) error { return f.end(ctx, TClunk) }
 
 // Remove removes the file by the name that it was walked by, and ends the File.
-func (f *File) Remove(ctx context.Context) error { return f.end(ctx, TRemove) }
+func (f *File) Remove(ctx context.Context) error {
+	if ctx.Err() != nil {
+		f.Close(ctx) //nolint:errcheck // nothing was done
+		return context.Cause(ctx)
+	}
+	return f.end(ctx, TRemove)
+}
 
 // ok sends a request that has no answer but that it was carried out.
 func (f *File) ok(ctx context.Context, m Message) error {
@@ -240,7 +247,7 @@ func (f *File) Xattr(ctx context.Context, name string) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer x.Close(context.WithoutCancel(ctx))
+	defer x.Close(ctx)
 	if r.Size > maxXattr {
 		return nil, syscall.E2BIG
 	}
@@ -275,7 +282,7 @@ func (f *File) SetXattr(ctx context.Context, name string, value []byte, flags in
 		done += c
 	}
 	// The clunk is what sets it.
-	cerr := x.Close(context.WithoutCancel(ctx))
+	cerr := x.Close(ctx)
 	if err == nil {
 		err = cerr
 	}
