@@ -11,6 +11,7 @@ import (
 	"github.com/wsl2/wsl2/guest/distro"
 	"github.com/wsl2/wsl2/guest/maintain"
 	"github.com/wsl2/wsl2/guest/mounts"
+	"github.com/wsl2/wsl2/internal/cgroup"
 	"github.com/wsl2/wsl2/internal/wire"
 )
 
@@ -132,8 +133,8 @@ func (v *vm) launch(d *distroProc, m *wire.StartDistro) *wire.Reply {
 	} else {
 		defer unix.Close(fd)
 	}
-	if err := limit(d.cgroup, m.Limits); err != nil {
-		removeCgroup(d.cgroup)
+	if err := cgroup.Limit(d.cgroup, m.Limits); err != nil {
+		cgroup.Remove(d.cgroup)
 		return failed(wire.CodeInternal, err)
 	}
 	namespaces := uintptr(distroNamespaces)
@@ -142,7 +143,7 @@ func (v *vm) launch(d *distroProc, m *wire.StartDistro) *wire.Reply {
 	}
 	c, err := v.spawn(distro.Argv0, d.port, d.name, namespaces, fd)
 	if err != nil {
-		removeCgroup(d.cgroup)
+		cgroup.Remove(d.cgroup)
 		return failed(wire.CodeInternal, err)
 	}
 	// The clock is a safety net: the init reports or dies.
@@ -249,7 +250,7 @@ func (v *vm) stopReply(d *distroProc, m *wire.Reply) {
 func (v *vm) watch(d *distroProc) {
 	status := <-d.c.proc.Exited
 	if d.cgroup != "" {
-		removeCgroup(d.cgroup)
+		cgroup.Remove(d.cgroup)
 	}
 	if d.slot >= 0 {
 		device, _ := distro.Device(d.slot)
