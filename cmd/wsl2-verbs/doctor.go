@@ -10,6 +10,7 @@ import (
 
 	"github.com/wsl2/wsl2/images"
 	"github.com/wsl2/wsl2/launcher/config"
+	"github.com/wsl2/wsl2/launcher/native"
 	"github.com/wsl2/wsl2/launcher/registry"
 	"github.com/wsl2/wsl2/vmm/kvm"
 	"github.com/wsl2/wsl2/vmm/qemu"
@@ -83,6 +84,8 @@ func doctor(c *command) error {
 		usable = usable && m.OK
 	}
 	checks = append(checks, must...)
+	version1, nativeOK := nativeChecks()
+	checks = append(checks, version1...)
 	used := "kvm"
 	switch {
 	case accel.kvm.OK:
@@ -96,23 +99,25 @@ func doctor(c *command) error {
 	}
 	if c.Bool("json") {
 		return c.json(struct {
-			Usable bool    `json:"usable"`
-			Accel  string  `json:"accel"`
-			Checks []check `json:"checks"`
-		}{usable, used, checks})
+			Usable bool   `json:"usable"`
+			Accel  string `json:"accel"`
+			// Version1: distros of version 1 can run as well.
+			Version1 bool    `json:"version1"`
+			Checks   []check `json:"checks"`
+		}{usable, used, nativeOK, checks})
 	}
 	w := c.app.out
 	for _, k := range checks {
 		mark := "ok  "
 		if !k.OK {
 			mark = "FAIL"
-			if k.Name == "KVM" && accel.qemu.OK || k.Name == "QEMU" && accel.kvm.OK {
+			if k.Name == "KVM" && accel.qemu.OK || k.Name == "QEMU" && accel.kvm.OK || strings.HasPrefix(k.Name, version1Check) {
 				mark = "--  "
 			}
 		}
-		fmt.Fprintf(w, "%s  %-12s %s\n", mark, k.Name, k.Detail)
+		fmt.Fprintf(w, "%s  %-14s %s\n", mark, k.Name, k.Detail)
 		if k.Next != "" {
-			fmt.Fprintf(w, "      %-12s next: %s\n", "", k.Next)
+			fmt.Fprintf(w, "      %-14s next: %s\n", "", k.Next)
 		}
 	}
 	switch {
@@ -123,7 +128,29 @@ func doctor(c *command) error {
 	default:
 		fmt.Fprintln(w, "\nVMs run on KVM.")
 	}
+	if nativeOK {
+		fmt.Fprintln(w, "Distros of version 1 run here.")
+	} else {
+		fmt.Fprintln(w, "Distros of version 1 do not run here.")
+	}
 	return nil
+}
+
+// version1Check begins the names of the checks for version 1, which nobody needs who has VMs.
+const version1Check = "1: "
+
+// nativeChecks are those of version 1, and whether it can run.
+func nativeChecks() (list []check, ok bool) {
+	init, err := config.FindInit()
+	if err != nil {
+		return []check{{Name: version1Check + "init", Detail: err.Error(), Next: "`make build` makes it beside wsl2"}}, false
+	}
+	ok = true
+	for _, c := range native.Checks(init) {
+		list = append(list, check{Name: version1Check + c.Name, OK: c.Next == "", Detail: c.Detail, Next: c.Next})
+		ok = ok && c.Next == ""
+	}
+	return list, ok
 }
 
 // lowSpace is where doctor calls the disk full.

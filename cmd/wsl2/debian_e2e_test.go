@@ -88,9 +88,3 @@ func up(h *testsys.Host, distro string) {
 		}
 	}
 }
-
-// inside runs a shell script in a distro and returns what it prints.
-func inside(h *testsys.Host, distro, script string) string {
-	h.TB.Helper()
-	return strings.TrimSpace(h.OK("-d", distro, "-u", "root", "--cd", "/", "-e", "sh", "-c", script))
-}

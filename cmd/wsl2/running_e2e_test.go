@@ -13,15 +13,6 @@ import (
 	"github.com/wsl2/wsl2/internal/testsys"
 )
 
-// configured gives the host a distro with this /etc/wsl.conf and whatever else.
-func configured(h *testsys.Host, name, conf string, more ...testsys.Entry) {
-	h.TB.Helper()
-	if version1() {
-		h.OK("--set-default-version", "1")
-	}
-	h.Import(name, append(append(testsys.Busybox(h.TB), testsys.Entry{Name: "etc/wsl.conf", Content: []byte(conf)}), more...)...)
-}
-
 // TestWSLConf: what a distro's /etc/wsl.conf says, holds.
 func TestWSLConf(t *testing.T) {
 	h := testsys.New(t)
@@ -174,33 +165,7 @@ func TestShared(t *testing.T) {
 // and what it lacks the other has.
 func TestLimits(t *testing.T) {
 	h := testsys.New(t)
-	h.Config("[wsl2]", "defaultVhdSize=2GB", "memory=1GB", "[distro.One]", "memory = 64MB", "cpus = 0.5", "pids = 40")
-	configured(h, "one", "")
-	h.OK("--manage", "one", "--clone", "two")
-	if got := inside(h, "one", "cd /sys/fs/cgroup; cat memory.max cpu.max pids.max; echo max >memory.max || echo max >pids.max || echo refused"); !strings.HasSuffix(got, "67108864\n50000 100000\n40\nrefused") {
-		t.Errorf("%q", got)
-	}
-	const memory = "head -c 70m /dev/zero | tail -n 1 | wc -c"
-	if got := h.Run("-d", "one", "-e", "sh", "-c", memory); strings.TrimSpace(got.Stdout) != "0" {
-		t.Errorf("70 MB in a distro of 64: %v", got)
-	}
-	const processes = "for i in $(seq 60); do sleep 100000 & done; jobs | wc -l; kill $(jobs -p)"
-	if r := h.Run("-d", "one", "-e", "sh", "-c", processes); !strings.Contains(r.Stderr, "can't fork") {
-		t.Errorf("60 processes in a distro of 40: %v", r)
-	}
-	if got := inside(h, "one", "echo alive"); got != "alive" {
-		t.Errorf("%q", got)
-	}
-	if got := inside(h, "two", memory+"; "+processes+"; cat /sys/fs/cgroup/memory.max"); got != "73400320\n60\nmax" {
-		t.Errorf("the other: %q", got)
-	}
-
-	// A limit holds from the distro's next start on.
-	h.Config("[distro.one]", "pids = 50")
-	h.OK("--terminate", "one")
-	if got := inside(h, "one", "cat /sys/fs/cgroup/memory.max /sys/fs/cgroup/pids.max"); got != "max\n50" {
-		t.Errorf("%q", got)
-	}
+	limits(h)
 
 	// Of many processes that are each smaller than the distro's init, one is ended.
 	h.Config("[distro.one]", "memory = 32MB")

@@ -212,3 +212,64 @@ func states(h *testsys.Host) map[string]string {
 	}
 	return m
 }
+
+// configured gives the host a distro with this /etc/wsl.conf and whatever else.
+func configured(h *testsys.Host, name, conf string, more ...testsys.Entry) {
+	h.TB.Helper()
+	if version1() {
+		h.OK("--set-default-version", "1")
+	}
+	h.Import(name, append(append(testsys.Busybox(h.TB), testsys.Entry{Name: "etc/wsl.conf", Content: []byte(conf)}), more...)...)
+}
+
+// inside runs a shell script in a distro and returns what it prints.
+func inside(h *testsys.Host, distro, script string) string {
+	h.TB.Helper()
+	return strings.TrimSpace(h.OK("-d", distro, "-u", "root", "--cd", "/", "-e", "sh", "-c", script))
+}
+
+// limits holds a distro to what wslconfig limits. With version 1 it may take away the limits that it sees, but
+// what holds are those above its cgroup.
+func limits(h *testsys.Host) {
+	h.TB.Helper()
+	h.Config("[wsl2]", "defaultVhdSize=2GB", "memory=1GB", "[distro.One]", "memory = 64MB", "cpus = 0.5", "pids = 40")
+	configured(h, "one", "")
+	h.OK("--manage", "one", "--clone", "two")
+	if got := inside(h, "one", "cd /sys/fs/cgroup; cat memory.max cpu.max pids.max; echo max >memory.max || echo max >pids.max || echo refused"); !strings.HasPrefix(got, "67108864\n50000 100000\n40") || !version1() && !strings.HasSuffix(got, "\nrefused") {
+		h.TB.Errorf("%q", got)
+	}
+	const memory = "head -c 70m /dev/zero | tail -n 1 | wc -c"
+	if got := h.Run("-d", "one", "-e", "sh", "-c", memory); strings.TrimSpace(got.Stdout) != "0" {
+		h.TB.Errorf("70 MB in a distro of 64: %v", got)
+	}
+	const processes = "for i in $(seq 60); do sleep 100000 & done; jobs | wc -l; kill $(jobs -p)"
+	if r := h.Run("-d", "one", "-e", "sh", "-c", processes); !strings.Contains(r.Stderr, "can't fork") {
+		h.TB.Errorf("60 processes in a distro of 40: %v", r)
+	}
+	if got := inside(h, "one", "echo alive"); got != "alive" {
+		h.TB.Errorf("%q", got)
+	}
+	if got := inside(h, "two", memory+"; "+processes+"; cat /sys/fs/cgroup/memory.max || echo max"); got != "73400320\n60\nmax" {
+		h.TB.Errorf("the other: %q", got)
+	}
+
+	// A limit holds from the distro's next start on.
+	h.Config("[distro.one]", "pids = 50")
+	h.OK("--terminate", "one")
+	if got := inside(h, "one", "cat /sys/fs/cgroup/memory.max || echo max; cat /sys/fs/cgroup/pids.max"); got != "max\n50" {
+		h.TB.Errorf("%q", got)
+	}
+}
+
+// testUser is an ordinary user's.
+const testUser = 54321
+
+// anotherUser makes the host an ordinary user's, who has a range of IDs.
+func anotherUser(h *testsys.Host) {
+	h.TB.Helper()
+	h.As(testUser)
+	h.File("passwd", fmt.Appendf(nil, "root:x:0:0::/root:/bin/sh\ntester:x:%d:%[1]d::/:/bin/sh\n", testUser))
+	h.File("ranges", []byte("tester:700000:65536\n"))
+	h.MountNamespace(`for f in passwd subuid subgid; do [ -e /etc/$f ] || : >/etc/$f; done
+mount --bind "$DIR/passwd" /etc/passwd; mount --bind "$DIR/ranges" /etc/subuid; mount --bind "$DIR/ranges" /etc/subgid`)
+}

@@ -55,16 +55,6 @@ func contents(h *testsys.Host, distro string) string {
 	return inside(h, distro, "find /srv /home /bin/busybox ! -name null | sort | xargs stat -c '%n %F %a %u %g %h %s %Y'; find /srv -type f | sort | xargs md5sum; readlink /srv/soft")
 }
 
-// anotherUser makes the host an ordinary user's, who has a range of IDs.
-func anotherUser(h *testsys.Host) {
-	h.TB.Helper()
-	const uid = 54321
-	h.As(uid)
-	h.File("passwd", fmt.Appendf(nil, "root:x:0:0::/root:/bin/sh\ntester:x:%d:%d::/:/bin/sh\n", uid, uid))
-	h.File("ranges", []byte("tester:700000:65536\n"))
-	h.MountNamespace(`mount --bind "$DIR/passwd" /etc/passwd; mount --bind "$DIR/ranges" /etc/subuid; mount --bind "$DIR/ranges" /etc/subgid`)
-}
-
 // initOf returns the process of the host that is a distro's init.
 func initOf(h *testsys.Host, distro string) testsys.Process {
 	h.TB.Helper()

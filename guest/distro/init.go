@@ -289,7 +289,7 @@ func (d *distro) open(m *wire.StartDistro, n uint32) error {
 		}
 	}
 	d.rp = reaper.New(perhapsIdle)
-	if m.Limits.MemoryBytes != 0 { // in a small one it may well be the largest process
+	if m.Limits.MemoryBytes != 0 && !d.dir { // in a small one it may well be the largest process; not even then is it spared on the host
 		if err := d.rp.Spare(); err != nil {
 			d.log.Errorf("%s: %v", d.name, err)
 		}

@@ -78,6 +78,7 @@ var (
 
 // dirRoot is what comes between /sys and the nodes.
 var dirRoot = slices.Concat([]m.Item{
+	m.Mount{FSType: "tmpfs", Target: "/sys/fs/cgroup", Flags: m.NoSuidDevExec, Data: "mode=755,size=4k", Why: "a file system is not mounted onto itself, and the host's cgroup2 is there"},
 	m.Mount{FSType: "cgroup2", Target: "/sys/fs/cgroup", Flags: m.NoSuidDevExec, Data: "nsdelegate", Optional: true, Why: "as seen from its cgroup namespace"},
 }, ownFileSystems, directories)
 

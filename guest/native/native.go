@@ -48,6 +48,10 @@ func enter(args []string) error {
 	if err != nil {
 		return err
 	}
+	// The launcher has it start where its limits are (package cgroup).
+	if err := unix.Unshare(unix.CLONE_NEWCGROUP); err != nil {
+		return fmt.Errorf("make a namespace of cgroups: %w", err)
+	}
 	// Nothing that is mounted here is seen outside, nor the other way round.
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return fmt.Errorf("make the mounts private: %w", err)

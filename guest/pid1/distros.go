@@ -12,6 +12,7 @@ import (
 	"github.com/wsl2/wsl2/guest/maintain"
 	"github.com/wsl2/wsl2/guest/mounts"
 	"github.com/wsl2/wsl2/guest/netns"
+	"github.com/wsl2/wsl2/internal/cgroup"
 	"github.com/wsl2/wsl2/internal/wire"
 )
 
@@ -135,8 +136,8 @@ func (v *vm) launch(d *distroProc, m *wire.StartDistro) *wire.Reply {
 	} else {
 		defer unix.Close(fd)
 	}
-	if err := limit(d.cgroup, m.Limits); err != nil {
-		removeCgroup(d.cgroup)
+	if err := cgroup.Limit(d.cgroup, m.Limits); err != nil {
+		cgroup.Remove(d.cgroup)
 		return failed(wire.CodeInternal, err)
 	}
 	namespaces := uintptr(distroNamespaces)
@@ -147,7 +148,7 @@ func (v *vm) launch(d *distroProc, m *wire.StartDistro) *wire.Reply {
 	}
 	c, err := v.spawn(distro.Argv0, d.port, d.name, namespaces, fd)
 	if err != nil {
-		removeCgroup(d.cgroup)
+		cgroup.Remove(d.cgroup)
 		return failed(wire.CodeInternal, err)
 	}
 	// The clock is a safety net: the init reports or dies.
@@ -263,7 +264,7 @@ func (v *vm) stopReply(d *distroProc, m *wire.Reply) {
 func (v *vm) watch(d *distroProc) {
 	status := <-d.c.proc.Exited
 	if d.cgroup != "" {
-		removeCgroup(d.cgroup)
+		cgroup.Remove(d.cgroup)
 	}
 	v.leaveNetwork(d)
 	if d.slot >= 0 {

@@ -4,12 +4,15 @@ package native
 
 import (
 	"bufio"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"os/user"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -20,8 +23,8 @@ import (
 // (user_namespaces(7)).
 type Extent struct{ Inside, Outside, Count uint32 }
 
-// IDMap is a distro's users and groups on the host. It is the same at each start: its files belong to
-// the IDs outside.
+// IDMap is a distro's users and groups on the host. It is the same at each start (mapOf). Root's has none of the host's
+// own IDs: the root of a distro is never the host's.
 type IDMap struct{ UIDs, GIDs []Extent }
 
 const (
@@ -42,11 +45,11 @@ type idRange struct{ first, count uint32 }
 const maxRangeFile = 4 << 20
 
 // parseRanges returns a user's ranges in the text of /etc/subuid (subuid(5)), whose lines begin with a
-// name or a number. Lines that make no sense are passed over, as newuidmap(1) does.
-func parseRanges(text, name, id string) (ranges []idRange) {
-	for line := range strings.Lines(text) {
-		f := strings.Split(strings.TrimSpace(line), ":")
-		if len(f) != 3 || f[0] != name && f[0] != id {
+// name or a number, and those of others. Lines that make no sense are passed over, as newuidmap(1) does.
+func parseRanges(text, name, id string) (own []idRange, others []line) {
+	for l := range strings.Lines(text) {
+		f := strings.Split(strings.TrimSpace(l), ":")
+		if len(f) != 3 || f[0] == "" || f[0][0] == '#' {
 			continue
 		}
 		first, ferr := strconv.ParseUint(f[1], 10, 32)
@@ -54,9 +57,29 @@ func parseRanges(text, name, id string) (ranges []idRange) {
 		if ferr != nil || cerr != nil || count == 0 || first+count > 1<<32-1 {
 			continue
 		}
-		ranges = append(ranges, idRange{uint32(first), uint32(count)})
+		r := idRange{uint32(first), uint32(count)}
+		if f[0] == name || f[0] == id {
+			own = append(own, r)
+		} else {
+			others = append(others, line{f[0], r})
+		}
 	}
-	return ranges
+	return own, others
+}
+
+// line is one of another user's.
+type line struct {
+	user string
+	ids  idRange
+}
+
+// holds tells whether an extent lies in the range; overlaps, whether they have an ID in common.
+func (r idRange) holds(e Extent) bool {
+	return e.Outside >= r.first && uint64(e.Outside)+uint64(e.Count) <= uint64(r.first)+uint64(r.count)
+}
+
+func (r idRange) overlaps(e Extent) bool {
+	return uint64(e.Outside) < uint64(r.first)+uint64(r.count) && uint64(r.first) < uint64(e.Outside)+uint64(e.Count)
 }
 
 // largest returns the largest range that is of use, false if there is none.
@@ -78,45 +101,146 @@ func extents(own uint32, r idRange) []Extent {
 	}
 }
 
-// ThisUser returns the map of the user who runs wsl2. Root's has none of the host's own IDs: the root of
-// a distro is never the host's.
-func ThisUser() (IDMap, error) {
-	uid, gid := os.Getuid(), os.Getgid()
+// ids are what a file of ranges has: the user's and others'.
+type ids struct {
+	path   string
+	self   uint32 // the user's own ID
+	own    []idRange
+	others []line
+}
+
+// hostUser is who runs wsl2.
+type hostUser struct {
+	name       string
+	uids, gids ids
+}
+
+// thisUser reads what the user has.
+func thisUser() (hostUser, error) {
+	uid := os.Getuid()
 	id := strconv.Itoa(uid)
-	name := id
-	if u, err := user.LookupId(id); err == nil {
-		name = u.Username
+	u := hostUser{name: id, uids: ids{path: "/etc/subuid", self: uint32(uid)}, gids: ids{path: "/etc/subgid", self: uint32(os.Getgid())}}
+	if known, err := user.LookupId(id); err == nil {
+		u.name = known.Username
 	} else if uid == 0 {
-		name = "root"
+		u.name = "root"
 	}
-	of := func(path string) (idRange, error) {
-		text, err := os.ReadFile(path)
+	for _, i := range []*ids{&u.uids, &u.gids} {
+		text, err := os.ReadFile(i.path)
 		if err != nil && !errors.Is(err, os.ErrNotExist) {
-			return idRange{}, err
+			return u, err
 		}
-		r, ok := largest(parseRanges(string(text[:min(len(text), maxRangeFile)]), name, id))
+		i.own, i.others = parseRanges(string(text[:min(len(text), maxRangeFile)]), u.name, id)
+	}
+	return u, nil
+}
+
+// root tells whether it is root, who may map whatever he likes.
+func (u hostUser) root() bool { return u.uids.self == 0 }
+
+// newMap returns the map of the user's new distros.
+func (u hostUser) newMap() (m IDMap, err error) {
+	for to, of := range map[*[]Extent]ids{&m.UIDs: u.uids, &m.GIDs: u.gids} {
+		r, ok := largest(of.own)
 		switch {
 		case ok:
-			return r, nil
-		case uid == 0:
-			return rootRange, nil
+		case u.root():
+			r = rootRange
+		default:
+			return m, api.Errorf(api.CodeFailed, fmt.Sprintf("as root, add a range that no other line has, such as this line: %s (usermod --add-subuids and --add-subgids do), or use version 2", u.free(of)),
+				"a distro of version 1 needs %d IDs of the host for its users, and %s has none for %s", minIDs, of.path, u.name)
 		}
-		return idRange{}, api.Errorf(api.CodeFailed, fmt.Sprintf("as root, add a range that no other line has, such as this line: %s:%d:%d (usermod --add-subuids and --add-subgids do), or use version 2", name, 100000+int64(uid%1000)*minIDs, minIDs),
-			"a distro of version 1 needs %d IDs of the host for its users, and %s has none for %s", minIDs, path, name)
+		if u.root() {
+			*to = []Extent{{0, r.first, r.count}}
+		} else {
+			*to = extents(of.self, r)
+		}
 	}
-	uids, err := of("/etc/subuid")
-	if err != nil {
-		return IDMap{}, err
-	}
-	gids, err := of("/etc/subgid")
-	if err != nil {
-		return IDMap{}, err
-	}
-	if uid == 0 {
-		return IDMap{[]Extent{{0, uids.first, uids.count}}, []Extent{{0, gids.first, gids.count}}}, nil
-	}
-	return IDMap{extents(uint32(uid), uids), extents(uint32(gid), gids)}, nil
+	return m, nil
 }
+
+// free is a line that the user could have: behind all that there are.
+func (u hostUser) free(of ids) string {
+	first := uint64(100000) // login.defs(5), SUB_UID_MIN
+	for _, l := range of.others {
+		first = max(first, uint64(l.ids.first)+uint64(l.ids.count))
+	}
+	return fmt.Sprintf("%s:%d:%d", u.name, first, minIDs)
+}
+
+// missing returns the line that would have to be in a file of ranges for what of a map's side is not the user's any
+// more, "" if all is.
+func (u hostUser) missing(of ids, list []Extent) string {
+	if u.root() {
+		return ""
+	}
+	first, end, lost := uint64(1<<32), uint64(0), false
+	for _, e := range list {
+		if e.Inside == ownID && e.Count == 1 {
+			if e.Outside != of.self {
+				return fmt.Sprintf("ID %d instead of %d", e.Outside, of.self)
+			}
+			continue
+		}
+		first, end = min(first, uint64(e.Outside)), max(end, uint64(e.Outside)+uint64(e.Count))
+		lost = lost || !slices.ContainsFunc(of.own, func(r idRange) bool { return r.holds(e) })
+	}
+	if !lost {
+		return ""
+	}
+	return fmt.Sprintf("%s:%d:%d", u.name, first, end-first)
+}
+
+// overlaps says whose IDs some of a map's are as well.
+func (u hostUser) overlaps(m IDMap) (warnings []string) {
+	for _, side := range []struct {
+		of   ids
+		list []Extent
+	}{{u.uids, m.UIDs}, {u.gids, m.GIDs}} {
+		for _, l := range side.of.others {
+			if slices.ContainsFunc(side.list, l.ids.overlaps) {
+				warnings = append(warnings, fmt.Sprintf("%s gives IDs to %s that users of distros of version 1 have (%d and the %d behind it): each can read and change the other's files; as root, give one of them another range",
+					side.of.path, l.user, l.ids.first, l.ids.count-1))
+			}
+		}
+	}
+	return warnings
+}
+
+// mapOf returns the map of a distro, which a file beside its root keeps: its files belong to the IDs outside, whatever
+// range the user has got since. An empty file is a new distro's.
+func (u hostUser) mapOf(kept *os.File, root string) (m IDMap, err error) {
+	text, err := io.ReadAll(io.NewSectionReader(kept, 0, maxKept))
+	if err != nil {
+		return m, err
+	}
+	if len(text) == 0 {
+		if m, err = u.newMap(); err != nil {
+			return m, err
+		}
+		if text, err = json.Marshal(m); err == nil {
+			_, err = kept.WriteAt(text, 0)
+		}
+		return m, err
+	}
+	if err := json.Unmarshal(text, &m); err != nil || len(m.UIDs) == 0 || len(m.GIDs) == 0 {
+		return m, api.Errorf(api.CodeFailed, "if /etc/subuid and /etc/subgid have not changed, delete it: it is made anew",
+			"%s, which says whose the files of the distro are, cannot be read (%v)", kept.Name(), err)
+	}
+	for _, side := range []struct {
+		of   ids
+		list []Extent
+	}{{u.uids, m.UIDs}, {u.gids, m.GIDs}} {
+		if line := u.missing(side.of, side.list); line != "" {
+			return m, api.Errorf(api.CodeFailed, fmt.Sprintf("as root, put this line back into %s: %s", side.of.path, line),
+				"%s has changed since the distro in %s was made: its files belong to IDs that are not %s's any more", side.of.path, root, u.name)
+		}
+	}
+	return m, nil
+}
+
+// maxKept bounds what is read of that file.
+const maxKept = 4096
 
 // write gives the map to the user namespace of a process.
 func (m IDMap) write(pid int) error {
@@ -153,7 +277,11 @@ func (m IDMap) write(pid int) error {
 // MakeRoot makes the directory of a new root, which the distro's own root can take over. Nobody else
 // may come there: the set-id programs in it would make him one of the distro's users.
 func MakeRoot(path string) error {
-	m, err := ThisUser()
+	u, err := thisUser()
+	if err != nil {
+		return err
+	}
+	m, err := u.newMap()
 	if err != nil {
 		return err
 	}

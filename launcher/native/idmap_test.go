@@ -1,16 +1,25 @@
 package native
 
 import (
+	"os"
+	"path/filepath"
+	"reflect"
 	"slices"
+	"strings"
 	"testing"
+
+	"github.com/wsl2/wsl2/launcher/api"
 )
 
 func TestParseRanges(t *testing.T) {
 	text := "# comment\nroot:100000:65536\nme:165536:1000\n1234:300000:65537\nme:400000:131072:7\nme:-1:5\nme:4294967290:65536\n  me:500000:65536  \nmeme:1:2\nme:1:0\n"
-	got := parseRanges(text, "me", "1234")
+	got, others := parseRanges(text, "me", "1234")
 	want := []idRange{{165536, 1000}, {300000, 65537}, {500000, 65536}}
 	if !slices.Equal(got, want) {
 		t.Errorf("ranges %v, want %v", got, want)
+	}
+	if want := []line{{"root", idRange{100000, 65536}}, {"meme", idRange{1, 2}}}; !slices.Equal(others, want) {
+		t.Errorf("others' ranges %v, want %v", others, want)
 	}
 	if r, ok := largest(got); !ok || r != want[1] {
 		t.Errorf("the largest is %v, %v", r, ok)
@@ -53,10 +62,58 @@ func FuzzParseRanges(f *testing.F) {
 	f.Add("root:100000:65536\nme:1:2\n")
 	f.Add("me:4294967295:4294967295\nme::\n:::\n")
 	f.Fuzz(func(t *testing.T, text string) {
-		for _, r := range parseRanges(text, "me", "1234") {
+		own, others := parseRanges(text, "me", "1234")
+		for _, l := range others {
+			own = append(own, l.ids)
+		}
+		for _, r := range own {
 			if r.count == 0 || uint64(r.first)+uint64(r.count) > 1<<32-1 {
 				t.Errorf("%+v is no range", r)
 			}
 		}
 	})
+}
+
+// TestMapOf: a distro keeps its IDs, whatever its user gets; when they are his no more he is told which line was there.
+func TestMapOf(t *testing.T) {
+	kept, err := os.Create(filepath.Join(t.TempDir(), "rootfs.lock"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer kept.Close()
+	u := hostUser{name: "me", uids: ids{path: "/etc/subuid", self: 1234}, gids: ids{path: "/etc/subgid", self: 1234}}
+	of := func(ranges ...idRange) (IDMap, error) {
+		u.uids.own, u.gids.own = ranges, ranges
+		return u.mapOf(kept, "/root")
+	}
+	if _, err := of(); err == nil || !strings.Contains(api.AsError(err).Hint, "me:100000:65536") {
+		t.Errorf("without a range: %v", err)
+	}
+	was, err := of(idRange{300000, minIDs})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if now, err := of(idRange{300000, minIDs}, idRange{500000, 2 * minIDs}); err != nil || !reflect.DeepEqual(now, was) {
+		t.Errorf("with a second, larger range: %v, %v", now, err)
+	}
+	if _, err := of(idRange{500000, minIDs}); err == nil || !strings.Contains(api.AsError(err).Hint, "/etc/subuid: me:300000:65536") {
+		t.Errorf("with another: %v", err)
+	}
+	u.uids.others = []line{{"near", idRange{300000 + minIDs, 5}}, {"him", idRange{200000, 100001}}}
+	if w := u.overlaps(was); len(w) != 1 || !strings.Contains(w[0], "to him") {
+		t.Errorf("overlaps: %q", w)
+	}
+	if free := u.free(u.uids); free != "me:365541:65536" {
+		t.Errorf("the next free line is %s", free)
+	}
+	u.uids.self, u.gids.self = 0, 0 // root may
+	if now, err := of(); err != nil || !reflect.DeepEqual(now, was) {
+		t.Errorf("root's: %v, %v", now, err)
+	}
+	if err := kept.Truncate(10); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := of(idRange{300000, minIDs}); err == nil || !strings.Contains(err.Error(), kept.Name()) {
+		t.Errorf("a damaged file: %v", err)
+	}
 }

@@ -22,8 +22,9 @@ import (
 	"github.com/wsl2/wsl2/launcher/internal/filelock"
 )
 
-// namespaces are a distro's own. The network is the host's.
-const namespaces = unix.CLONE_NEWUSER | unix.CLONE_NEWPID | unix.CLONE_NEWNS | unix.CLONE_NEWUTS | unix.CLONE_NEWIPC | unix.CLONE_NEWCGROUP
+// namespaces are a distro's own; /init adds that of cgroups, of which the one it is in is to be the root, not the
+// launcher's. The network is the host's.
+const namespaces = unix.CLONE_NEWUSER | unix.CLONE_NEWPID | unix.CLONE_NEWNS | unix.CLONE_NEWUTS | unix.CLONE_NEWIPC
 
 // LockSuffix makes a root's lock of its name.
 const LockSuffix = ".lock"
@@ -36,14 +37,16 @@ type Spec struct {
 	Name   string // for ps(1) and the log
 	Socket string // where it listens; replaced
 	Shares []wire.Share
+	Limits wire.Limits
 	// Logf is told what it writes to its standard error.
 	Logf func(format string, args ...any)
 }
 
 // Process is /init in a role. Messages are read by one goroutine.
 type Process struct {
-	PID int
-	R   *bufio.Reader // the channel
+	PID      int
+	R        *bufio.Reader // the channel
+	Warnings []string      // for the user
 
 	cmd     *exec.Cmd
 	socket  string
@@ -56,7 +59,7 @@ type Process struct {
 // Start starts /init once nobody uses the root any more; ctx bounds that wait. Everything in
 // its namespaces ends with it, and it ends with the channel, hence with this process.
 func Start(ctx context.Context, s Spec) (*Process, error) {
-	ids, err := ThisUser()
+	user, err := thisUser()
 	if err != nil {
 		return nil, err
 	}
@@ -69,6 +72,10 @@ func Start(ctx context.Context, s Spec) (*Process, error) {
 		return nil, err
 	}
 	defer lock.Close() // the process has it now
+	ids, err := user.mapOf(lock, s.Root)
+	if err != nil {
+		return nil, err
+	}
 	channel, theirs, err := pair("channel")
 	if err != nil {
 		return nil, err
@@ -102,6 +109,16 @@ func Start(ctx context.Context, s Spec) (*Process, error) {
 		return nil, err
 	}
 	defer theirStderr.Close()
+	var group *os.File
+	if s.Limits != (wire.Limits{}) {
+		if group, err = limited(s.Socket, s.Limits); err != nil {
+			channel.Close()
+			stderr.Close()
+			os.Remove(s.Socket)
+			return nil, err
+		}
+		defer group.Close()
+	}
 
 	args := []string{s.Role, s.Root, s.Name}
 	for _, share := range s.Shares {
@@ -116,6 +133,9 @@ func Start(ctx context.Context, s Spec) (*Process, error) {
 	for c := range last + 1 {
 		cmd.SysProcAttr.AmbientCaps = append(cmd.SysProcAttr.AmbientCaps, c)
 	}
+	if group != nil {
+		cmd.SysProcAttr.UseCgroupFD, cmd.SysProcAttr.CgroupFD = true, int(group.Fd())
+	}
 	p := &Process{R: bufio.NewReader(channel), cmd: cmd, socket: s.Socket, channel: channel, ended: make(chan struct{})}
 	started := make(chan error, 1)
 	go p.run(started)
@@ -123,9 +143,10 @@ func Start(ctx context.Context, s Spec) (*Process, error) {
 		channel.Close()
 		stderr.Close()
 		os.Remove(s.Socket)
+		removeCgroup(s.Socket)
 		return nil, refusal(err)
 	}
-	p.PID = cmd.Process.Pid
+	p.PID, p.Warnings = cmd.Process.Pid, user.overlaps(ids)
 	go logLines(stderr, s)
 	err = ids.write(p.PID)
 	if err == nil {
@@ -252,6 +273,7 @@ func (p *Process) run(started chan<- error) {
 	p.cmd.Wait()
 	p.status = p.cmd.ProcessState.Sys().(syscall.WaitStatus)
 	os.Remove(p.socket)
+	removeCgroup(p.socket)
 	close(p.ended)
 }
 

@@ -2,12 +2,14 @@ package service
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -44,11 +46,11 @@ func (n *Native) Boot(_ context.Context, r BootRequest) (Machine, error) {
 	}, nil
 }
 
-// Sweep removes the sockets that a service left which was killed: who listened there has ended with it.
+// Sweep removes the sockets and cgroups that a service left which was killed: who listened there has ended with it.
 func (n *Native) Sweep() {
 	left, _ := filepath.Glob(n.Paths.NativeSocket() + "-*")
 	for _, path := range left {
-		os.Remove(path)
+		native.Sweep(path)
 	}
 }
 
@@ -123,10 +125,10 @@ func (m *nativeMachine) Attach(_ context.Context, path string) (int, error) {
 func (m *nativeMachine) Detach(context.Context, int) error { return nil }
 
 // process starts /init in a role.
-func (m *nativeMachine) process(ctx context.Context, role, name string, shares []wire.Share) (*native.Process, uint32, error) {
+func (m *nativeMachine) process(ctx context.Context, role, name string, shares []wire.Share, limits wire.Limits) (*native.Process, uint32, error) {
 	m.mu.Lock()
 	s := m.spec
-	s.Role, s.Name, s.Root, s.Shares = role, name, m.root, shares
+	s.Role, s.Name, s.Root, s.Shares, s.Limits = role, name, m.root, shares, limits
 	m.nextID++
 	id, closed := m.nextID, m.closed
 	m.mu.Unlock()
@@ -163,12 +165,15 @@ func (m *nativeMachine) StartDistro(ctx context.Context, r wire.StartDistro) (po
 	switch {
 	case r.Slot < 0:
 		return 0, "", needsVM("there is no virtual machine whose shell that could be")
-	case r.Limits != wire.Limits{}:
-		return 0, "", needsVM("wslconfig limits what %s may use, which version 1 cannot", r.Name)
 	case r.OwnNetwork:
 		return 0, "", needsVM("wslconfig keeps %s from the network of others, which version 1 cannot", r.Name)
+	case m.req.Settings.OwnVM[strings.ToLower(r.Name)]: // who wants that does not trust it
+		return 0, "", needsVM("wslconfig has vm=own for %s, and version 1 shares the host's kernel", r.Name)
 	}
-	p, id, err := m.process(ctx, nsinit.Distro, r.Name, r.Shares)
+	p, id, err := m.process(ctx, nsinit.Distro, r.Name, r.Shares, r.Limits)
+	if none := new(native.ErrNoCgroup); errors.As(err, &none) {
+		return 0, "", needsVM("wslconfig limits what %s may use, and %v (where systemd runs: wsl2 --shutdown, then systemd-run --user --scope -p Delegate=yes wsl2)", r.Name, none)
+	}
 	if err != nil {
 		return 0, "", err
 	}
@@ -202,7 +207,28 @@ func (m *nativeMachine) StartDistro(ctx context.Context, r wire.StartDistro) (po
 	m.distro = d
 	m.mu.Unlock()
 	go m.watch(d)
-	return nsinit.Port, reply.Text, nil
+	said := append(m.shareWarnings(r.Name), p.Warnings...)
+	if reply.Text != "" {
+		said = append(said, reply.Text)
+	}
+	return nsinit.Port, strings.Join(said, "\n"), nil
+}
+
+// shareWarnings say what bind mounts do not do that wslconfig asks for.
+func (m *nativeMachine) shareWarnings(distro string) (warnings []string) {
+	for _, s := range m.req.Settings.Shares.Of(distro) {
+		var options []string
+		if s.FileMask != 0 || s.DirMask != 0 {
+			options = append(options, "umask, fmask and dmask")
+		}
+		if s.Metadata {
+			options = append(options, "metadata")
+		}
+		if len(options) > 0 {
+			warnings = append(warnings, fmt.Sprintf("%s of the share %s do not hold in a distro of version 1, which sees files as they are on the host: wsl2 --set-version %s 2", strings.Join(options, ", "), s.Guest, distro))
+		}
+	}
+	return warnings
 }
 
 // needsVM says that version 2 can what is asked for.
@@ -333,7 +359,7 @@ func (m *nativeMachine) work(ctx context.Context, role string, ready func(port u
 	m.mu.Lock()
 	name := filepath.Base(filepath.Dir(m.root))
 	m.mu.Unlock()
-	p, id, err := m.process(ctx, role, name, nil)
+	p, id, err := m.process(ctx, role, name, nil, wire.Limits{})
 	if err != nil {
 		return "", err
 	}

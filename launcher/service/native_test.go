@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"os"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
@@ -15,14 +17,16 @@ import (
 
 // TestVersion1Refuses: what needs a VM names the version that has one, before anything is started.
 func TestVersion1Refuses(t *testing.T) {
-	m := &nativeMachine{log: slog.New(slog.DiscardHandler), done: make(chan struct{})}
+	settings, _ := config.Load(writeConfig(t, "[distro.one]\nvm = own\n"), config.Host{})
+	m := &nativeMachine{log: slog.New(slog.DiscardHandler), done: make(chan struct{}), req: BootRequest{Settings: settings}}
 	ctx := context.Background()
-	_, _, limits := m.StartDistro(ctx, wire.StartDistro{Name: "one", Limits: wire.Limits{PIDs: 5}})
-	_, _, network := m.StartDistro(ctx, wire.StartDistro{Name: "one", OwnNetwork: true})
-	_, _, shell := m.StartDistro(ctx, wire.StartDistro{Name: "one", Slot: wire.RootSlot})
+	_, _, own := m.StartDistro(ctx, wire.StartDistro{Name: "One"})
+	_, _, network := m.StartDistro(ctx, wire.StartDistro{Name: "two", OwnNetwork: true})
+	_, _, shell := m.StartDistro(ctx, wire.StartDistro{Name: "two", Slot: wire.RootSlot})
 	_, maintain := m.Maintain(ctx, wire.Maintain{Task: wire.TaskTrim}, nil)
 	_, mount := m.MountDisk(ctx, wire.MountDisk{})
-	for what, err := range map[string]error{"limits": limits, "a network of its own": network, "the debug shell": shell, "maintenance": maintain, "a shared disk": mount} {
+	_, _, device := m.ShareDevice(ctx)
+	for what, err := range map[string]error{"a VM of its own": own, "a network of its own": network, "the debug shell": shell, "maintenance": maintain, "a shared disk": mount, "a virtio-fs device": device} {
 		var refused *GuestError
 		if !errors.As(err, &refused) || refused.Code != wire.CodeRefused || !strings.Contains(refused.Text, "--set-version") {
 			t.Errorf("%s: %v", what, err)
@@ -35,6 +39,28 @@ func TestVersion1Refuses(t *testing.T) {
 	m.Kill() // once more is no harm
 	if _, err := m.Import(ctx, wire.Import{}, nil); !errors.Is(err, errClosing) {
 		t.Errorf("after the end: %v", err)
+	}
+}
+
+func writeConfig(t *testing.T, text string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "wslconfig")
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// TestVersion1ShareWarnings: what a bind mount cannot do is told once for each share that asks for it.
+func TestVersion1ShareWarnings(t *testing.T) {
+	settings, warnings := config.Load(writeConfig(t, "[shares]\nhost = none\na = /a, umask=077\nb = /b, metadata, fmask=1\nc = /c, ro\n"), config.Host{})
+	if len(warnings) != 0 {
+		t.Fatal(warnings)
+	}
+	m := &nativeMachine{req: BootRequest{Settings: settings}}
+	got := m.shareWarnings("one")
+	if len(got) != 2 || !strings.HasPrefix(got[0], "umask, fmask and dmask of the share /mnt/a") || !strings.HasPrefix(got[1], "umask, fmask and dmask, metadata of the share /mnt/b") {
+		t.Errorf("%q", got)
 	}
 }
 

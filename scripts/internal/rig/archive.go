@@ -153,7 +153,7 @@ func (t *tree) addFile(src, dst string, fi fs.FileInfo) error {
 	}
 	t.add(cpio.Record{
 		ReaderAt: &file{name: src},
-		Info:     cpio.Info{Name: dst, FileSize: uint64(fi.Size()), Mode: unix.S_IFREG | uint64(fi.Mode().Perm()), NLink: 1},
+		Info:     cpio.Info{Name: dst, FileSize: uint64(fi.Size()), Mode: unix.S_IFREG | setID(fi.Mode()) | uint64(fi.Mode().Perm()), NLink: 1},
 	})
 	return nil
 }
@@ -292,4 +292,15 @@ func (c *counter) Write(p []byte) (int, error) {
 	n, err := c.w.Write(p)
 	c.n += int64(n)
 	return n, err
+}
+
+// setID are the bits of a mode that Go keeps elsewhere: newuidmap(1) is nothing without.
+func setID(m fs.FileMode) (bits uint64) {
+	if m&fs.ModeSetuid != 0 {
+		bits |= unix.S_ISUID
+	}
+	if m&fs.ModeSetgid != 0 {
+		bits |= unix.S_ISGID
+	}
+	return bits
 }

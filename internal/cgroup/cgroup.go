@@ -1,0 +1,96 @@
+// Package cgroup sets what a distro may use, in a control group (cgroups(7), cgroup-v2.rst): in the VM
+// and, with version 1, on the host.
+package cgroup
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/wsl2/wsl2/internal/wire"
+)
+
+// Root is where cgroup2 is mounted.
+const Root = "/sys/fs/cgroup"
+
+// limits are the files of a cgroup that hold these limits.
+func limits(l wire.Limits) []struct {
+	controller, file, value string
+	wanted                  bool
+} {
+	orMax := func(n uint64) string {
+		if n == 0 {
+			return "max"
+		}
+		return strconv.FormatUint(n, 10)
+	}
+	const period = 100_000 // µs; cgroup-v2.rst, "cpu.max"
+	return []struct {
+		controller, file, value string
+		wanted                  bool
+	}{
+		{"memory", "memory.max", orMax(l.MemoryBytes), l.MemoryBytes != 0},
+		{"cpu", "cpu.max", orMax(uint64(l.MilliCPUs)*period/1000) + " " + strconv.Itoa(period), l.MilliCPUs != 0},
+		{"pids", "pids.max", orMax(uint64(l.PIDs)), l.PIDs != 0},
+	}
+}
+
+// Limit sets what may be used in a cgroup, or takes away what an earlier distro in it left.
+// A limit that cannot be set is an error: whoever asks for one relies on it.
+func Limit(path string, l wire.Limits) error {
+	for _, v := range limits(l) {
+		if err := write(filepath.Join(path, v.file), v.value); v.wanted && (err != nil || path == "") {
+			return fmt.Errorf("limit the distro (%s): %w", v.file, err)
+		}
+	}
+	return nil
+}
+
+// Enable gives what is below a cgroup the controllers that limits need.
+func Enable(path string, l wire.Limits) error {
+	has, err := os.ReadFile(filepath.Join(path, "cgroup.subtree_control"))
+	if err != nil {
+		return err
+	}
+	for _, v := range limits(l) {
+		if !v.wanted || strings.Contains(" "+strings.TrimSpace(string(has))+" ", " "+v.controller+" ") {
+			continue
+		}
+		if err := write(filepath.Join(path, "cgroup.subtree_control"), "+"+v.controller); err != nil {
+			return fmt.Errorf("the controller %s is not to be had in %s: %w", v.controller, path, err)
+		}
+	}
+	return nil
+}
+
+func write(path, value string) error {
+	fd, err := unix.Open(path, unix.O_WRONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	_, err = unix.Write(fd, []byte(value))
+	return err
+}
+
+// Remove removes a cgroup and those that the distro made below it. They are empty: the processes ended
+// with the pid namespace. What remains for any reason is used again at the distro's next start.
+func Remove(path string) {
+	if path == "" {
+		return
+	}
+	entries, err := os.ReadDir(path)
+	if err != nil {
+		return
+	}
+	for _, e := range entries {
+		if e.IsDir() {
+			Remove(filepath.Join(path, e.Name()))
+		}
+	}
+	unix.Rmdir(path) //nolint:errcheck // see above
+}

@@ -1,0 +1,49 @@
+package cgroup
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/wsl2/wsl2/internal/wire"
+)
+
+// TestLimit: what is asked for has to be set, and what is not asked for is taken away; a kernel without it is no error then.
+func TestLimit(t *testing.T) {
+	dir := t.TempDir()
+	file := func(name, content string) string {
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	memory, cpu := file("memory.max", ""), file("cpu.max", "")
+	if err := Limit(dir, wire.Limits{MemoryBytes: 5}); err != nil {
+		t.Fatal(err)
+	}
+	for path, want := range map[string]string{memory: "5", cpu: "max 100000"} {
+		if got, _ := os.ReadFile(path); string(got) != want {
+			t.Errorf("%s: %q, want %q", path, got, want)
+		}
+	}
+	for _, path := range []string{dir, ""} {
+		if err := Limit(path, wire.Limits{PIDs: 5}); err == nil || !strings.Contains(err.Error(), "pids.max") {
+			t.Errorf("without pids in %q: %v", path, err)
+		}
+	}
+	control := file("cgroup.subtree_control", "cpu memory\n")
+	if err := Enable(dir, wire.Limits{MemoryBytes: 5, MilliCPUs: 1}); err != nil {
+		t.Error(err)
+	}
+	if got, _ := os.ReadFile(control); string(got) != "cpu memory\n" {
+		t.Errorf("what is enabled was written again: %q", got)
+	}
+	if err := Enable(dir, wire.Limits{PIDs: 1}); err != nil {
+		t.Error(err)
+	}
+	if got, _ := os.ReadFile(control); !strings.HasPrefix(string(got), "+pids") {
+		t.Errorf("%q", got)
+	}
+}
