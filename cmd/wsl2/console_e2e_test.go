@@ -420,23 +420,34 @@ func TestTmux(t *testing.T) {
 	tmux("new-session", "-d", "-x", "90", "-y", "30", h.Exe+" -d small; echo left $?; read end")
 	defer tmux("kill-server")
 	// Each step ends with a word that the guest computes, which tmux is told to wait for.
-	step := func(keys, until string) string {
+	await := func(keys string, done func(screen string) bool) {
 		t.Helper()
 		tmux("send-keys", "-l", keys)
 		tmux("send-keys", "Enter")
 		deadline, cancel := context.WithTimeout(context.Background(), testsys.Deadline)
 		defer cancel()
 		for deadline.Err() == nil {
-			if screen := tmux("capture-pane", "-p"); strings.Contains(screen, until) {
-				return screen
+			if done(tmux("capture-pane", "-p")) {
+				return
 			}
 		}
-		t.Fatalf("%q does not appear:\n%s", until, tmux("capture-pane", "-p"))
-		return ""
+		t.Fatalf("after %q:\n%s", keys, tmux("capture-pane", "-p"))
+	}
+	step := func(keys, until string) {
+		t.Helper()
+		await(keys, func(screen string) bool { return strings.Contains(screen, until) })
+	}
+	// At its prompt the shell asks where the cursor is: vi would take the answer for a key.
+	prompted := func(keys, until string) {
+		t.Helper()
+		await(keys, func(screen string) bool {
+			_, rest, found := strings.Cut(screen, until)
+			return found && strings.Contains(rest, "#") // without the space: tmux leaves out those at ends
+		})
 	}
 	step("stty size; echo a$((40+2))", "30 90\na42")
 	tmux("resize-window", "-x", "70", "-y", "20")
-	step(`until [ "$(stty size)" = "20 70" ]; do :; done; echo b$((40+2))`, "b42")
+	prompted(`until [ "$(stty size)" = "20 70" ]; do :; done; echo b$((40+2))`, "b42")
 	// vi draws a full screen, takes keys and leaves the shell's lines as they were.
 	step("printf 'alpha\\nbeta\\n' >/tmp/f; vi /tmp/f", "/tmp/f 1/2")
 	step(":s/alpha/gamma/", "gamma")

@@ -31,7 +31,7 @@ func idleSession(ctx context.Context, t *testing.T, h *testsys.Host) {
 	if !version1() {
 		quiet(ctx, t, "init", func() []waits.Thread {
 			// Once is too soon: init has just started what looks.
-			return waits.Parse(h.OK("-d", "small", "-e", "sh", "-c", "pid=1; for i in $(seq 20); do now=$("+waits.Script+"); done; echo \"$now\""))
+			return waits.Parse(h.OK("-d", "small", "-e", "sh", "-c", "pid=1; for i in $(seq 3); do now=$("+waits.Script+"); done; echo \"$now\""))
 		})
 	}
 	x.send("\x04")
