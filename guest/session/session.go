@@ -281,42 +281,9 @@ func (x *session) start(m *wire.Start) (notice string, err error) {
 		x.pty = relay.NewOutput(master, x.conns[wire.RolePTY], false)
 		x.outputs = append(x.outputs, x.pty)
 	}
-	// fallback is the stream without a connection: the terminal or /dev/null.
-	fallback := tty
-	fds := make([]uintptr, 3, 4)
-	for i, s := range []struct {
-		bit  wire.Streams
-		role wire.Role
-		out  **relay.Output
-	}{
-		{wire.StreamStdin, wire.RoleStdin, nil},
-		{wire.StreamStdout, wire.RoleStdout, &x.stdout},
-		{wire.StreamStderr, wire.RoleStderr, &x.stderr},
-	} {
-		if m.Streams&s.bit == 0 {
-			if fallback < 0 {
-				if fallback, err = unix.Open("/dev/null", unix.O_RDWR|unix.O_CLOEXEC, 0); err != nil {
-					return "", fmt.Errorf("open /dev/null: %w", err)
-				}
-				null := fallback
-				theirs.add(func() { unix.Close(null) })
-			}
-			fds[i] = uintptr(fallback)
-			continue
-		}
-		mine, child, err := relay.Pipe(s.role != wire.RoleStdin, p.user.UID)
-		if err != nil {
-			return "", err
-		}
-		theirs.add(func() { unix.Close(child) })
-		ours.add(func() { mine.Close() })
-		fds[i] = uintptr(child)
-		if s.out == nil {
-			x.stdin = mine
-			continue
-		}
-		*s.out = relay.NewOutput(mine, x.conns[s.role], true)
-		x.outputs = append(x.outputs, *s.out)
+	fds, err := x.streams(m.Streams, tty, p.user.UID, &theirs, &ours)
+	if err != nil {
+		return "", err
 	}
 	if tty >= 0 {
 		attr.Sys.Setctty = true
@@ -341,6 +308,48 @@ func (x *session) start(m *wire.Start) (notice string, err error) {
 		p.notices = append(p.notices, notice)
 	}
 	return strings.Join(p.notices, "\n"), err
+}
+
+// streams opens the program's standard streams: a pipe for each that is wanted on a connection
+// of its own, and for the others tty or, if that is -1, /dev/null.
+func (x *session) streams(wanted wire.Streams, tty int, uid uint32, theirs, ours *closer) (fds []uintptr, err error) {
+	fallback := tty
+	fds = make([]uintptr, 3, 4) // one more for a terminal that carries none of them
+	for i, s := range []struct {
+		bit  wire.Streams
+		role wire.Role
+		out  **relay.Output
+	}{
+		{wire.StreamStdin, wire.RoleStdin, nil},
+		{wire.StreamStdout, wire.RoleStdout, &x.stdout},
+		{wire.StreamStderr, wire.RoleStderr, &x.stderr},
+	} {
+		if wanted&s.bit == 0 {
+			if fallback < 0 {
+				if fallback, err = unix.Open("/dev/null", unix.O_RDWR|unix.O_CLOEXEC, 0); err != nil {
+					return nil, fmt.Errorf("open /dev/null: %w", err)
+				}
+				null := fallback
+				theirs.add(func() { unix.Close(null) })
+			}
+			fds[i] = uintptr(fallback)
+			continue
+		}
+		mine, child, err := relay.Pipe(s.role != wire.RoleStdin, uid)
+		if err != nil {
+			return nil, err
+		}
+		theirs.add(func() { unix.Close(child) })
+		ours.add(func() { mine.Close() })
+		fds[i] = uintptr(child)
+		if s.out == nil {
+			x.stdin = mine
+			continue
+		}
+		*s.out = relay.NewOutput(mine, x.conns[s.role], true)
+		x.outputs = append(x.outputs, *s.out)
+	}
+	return fds, nil
 }
 
 // closer collects what has to be closed.
