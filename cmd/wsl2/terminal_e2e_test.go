@@ -96,6 +96,7 @@ func TestTerminal(t *testing.T) {
 	defer cancel()
 
 	x := openTerminal(t, h.Cmd(ctx))
+	x.expect("wsl2: / is not shared with the distro")
 	x.expect("# ")
 	x.send("echo hello $((6*7))\r")
 	x.expect("hello 42\r\n")
@@ -139,6 +140,9 @@ func TestTerminal(t *testing.T) {
 	x.expect("-sh xterm\r\n")
 	if status := x.wait(); status != 7 {
 		t.Errorf("status %d, want 7; the terminal shows\n%s", status, x.all.String())
+	}
+	if n := strings.Count(x.all.String(), "is not shared"); n != 1 {
+		t.Errorf("that the directory is not shared is said %d times", n)
 	}
 
 	t.Run("the terminal is as it was", func(t *testing.T) {
