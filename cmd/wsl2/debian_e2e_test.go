@@ -3,7 +3,7 @@
 package main_test
 
 import (
-	"bytes"
+	"cmp"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -39,9 +39,7 @@ func newDebian(t *testing.T) *testsys.Host {
 	debian.once.Do(func() {
 		h := testsys.New(t)
 		h.Config("[wsl2]", "defaultVhdSize=4GB")
-		path := bootstrap(t, h)
-		h.Want(h.Run("--import", "one", path), 0)
-		testsys.Must(t, os.Remove(path))
+		h.Want(h.Run("--import", "one", debianArchive(t)), 0)
 		inside(h, "one", "cat >/etc/wsl.conf <<'END'\n"+systemdConf+"END\ncat >/etc/systemd/system/witness.service <<'END'\n"+witness+"END\nsystemctl enable witness")
 		debian.seed = h.NewSeed(filepath.Join(seeds, "debian"))
 		debian.ok = true
@@ -54,23 +52,46 @@ func newDebian(t *testing.T) *testsys.Host {
 	return h
 }
 
+var archived struct {
+	once sync.Once
+	path string
+}
+
+// debianArchive is the archive of that Debian, as bootstrap makes it, once per run of the tests.
+func debianArchive(t *testing.T) string {
+	t.Helper()
+	archived.once.Do(func() {
+		path := filepath.Join(seeds, "debian.tar")
+		testsys.Must(t, os.Rename(bootstrap(t, testsys.New(t)), path))
+		testsys.Must(t, os.Chmod(seeds, 0o755)) // for the tests of ordinary users
+		archived.path = path
+	})
+	if archived.path == "" {
+		t.Fatal("Debian could not be made in an earlier test")
+	}
+	return archived.path
+}
+
 // bootstrap makes a Debian with systemd of this host's apt sources, the programs of
 // TestPrograms, TestSharePrograms and more packages, and the user alice.
 func bootstrap(t *testing.T, h *testsys.Host, more ...string) string {
 	t.Helper()
-	suite, err := exec.Command("sh", "-c", `. /etc/os-release; [ "$ID" != debian ] || echo "$VERSION_CODENAME"`).Output()
-	testsys.Must(t, err)
-	if len(bytes.TrimSpace(suite)) == 0 {
-		suite = []byte("stable")
-	}
 	path := h.Path("debian.tar")
-	packages := append([]string{"systemd-sysv", "dbus", "dbus-user-session", "libpam-systemd", "udev", "less", "vim-tiny", "htop", "mc", "rsync", "git", "make", "sqlite3"}, more...)
+	packages := append([]string{"systemd-sysv", "dbus", "dbus-user-session", "libpam-systemd", "udev", "less", "vim-tiny", "htop", "mc", "rsync", "git", "make", "sqlite3", "sudo", "tmux"}, more...)
 	out, err := exec.Command("mmdebstrap", "--quiet", "--variant=minbase", "--include="+strings.Join(packages, ","),
-		"--customize-hook=chroot \"$1\" useradd -m alice", strings.TrimSpace(string(suite)), path).CombinedOutput()
+		"--customize-hook=chroot \"$1\" useradd -m alice", suite(t), path).CombinedOutput()
 	if err != nil {
 		t.Fatalf("mmdebstrap: %v: %s", err, out)
 	}
 	return path
+}
+
+// suite is the Debian whose packages this host's apt has.
+func suite(t *testing.T) string {
+	t.Helper()
+	out, err := exec.Command("sh", "-c", `. /etc/os-release; [ "$ID" != debian ] || echo "$VERSION_CODENAME"`).Output()
+	testsys.Must(t, err)
+	return cmp.Or(strings.TrimSpace(string(out)), "stable")
 }
 
 // up starts a distro and waits until its systemd has finished booting. A session waits

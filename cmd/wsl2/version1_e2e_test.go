@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 
@@ -17,23 +18,6 @@ import (
 
 	"github.com/wsl2/wsl2/internal/testsys"
 )
-
-// TestVersion1 runs the tests of what both versions have in common once more, with the distro
-// small of version 1.
-func TestVersion1(t *testing.T) {
-	t.Setenv(versionVariable, "1")
-	for _, c := range []struct {
-		name string
-		test func(*testing.T)
-	}{
-		{"StreamMatrix", TestStreamMatrix}, {"Floods", TestFloods}, {"ShortCommands", TestShortCommands}, {"PeerBugs", TestPeerBugs},
-		{"Identity", TestIdentity}, {"Tmux", TestTmux}, {"GoTest", TestGoTest}, {"Sessions", TestSessions}, {"Terminal", TestTerminal},
-		{"Tools", TestTools}, {"HostPrograms", TestHostPrograms}, {"Agent", TestAgent}, {"Share", TestShare}, {"Copy", TestCopy},
-		{"SSH", TestSSH}, {"WSLConf", TestWSLConf}, {"WSLConfWarns", TestWSLConfWarns}, {"TwoDistros", TestTwoDistros},
-	} {
-		t.Run(c.name, c.test)
-	}
-}
 
 // special are files of which a copy has to keep something that is easily lost.
 func special() []testsys.Entry {
@@ -146,13 +130,10 @@ func TestVersion1Life(t *testing.T) {
 			for _, args := range [][]string{
 				{"--manage", "small", "--resize", "1GB"}, {"--manage", "small", "--compact"}, {"--manage", "small", "--repair"},
 				{"--export", "small", h.Path("disk.vhdx")}, {"-d", "small", "--debug-shell"}, {"--accel", "tcg", "-d", "small"},
+				{"--kernel", "/boot/none", "-d", "small"}, {"--import", "disk", h.Path("none"), h.Path("none.vhdx"), "--vhd", "--version", "1"},
 			} {
 				h.Refused(h.Run(args...), "--set-version", "2")
 			}
-			h.Config("[distro.small]", "pids=50")
-			h.OK("--terminate", "small")
-			h.Refused(h.Run("-d", "small", "-e", "true"), "--set-version", "2")
-			h.Config()
 
 			// A user of the distro can have namespaces, with a /proc, as container tools want; what of /proc is the
 			// host's he cannot read.
@@ -234,6 +215,135 @@ func TestVersion1NoRange(t *testing.T) {
 	h.Refused(h.Run("--import", "small", archive, "--version", "1"), "/etc/subuid", "tester:")
 	if left := h.Files(); len(left) != 0 {
 		t.Errorf("left: %v", left)
+	}
+}
+
+// TestVersion1IDs: a distro keeps its IDs, and is not started with others'.
+func TestVersion1IDs(t *testing.T) {
+	h := testsys.New(t)
+	archive := h.File("small.tar", testsys.Tar(t, testsys.Busybox(t)...))
+	anotherUser(h)
+	h.OK("--import", "small", archive, "--version", "1")
+	ranges := func(lines string) {
+		t.Helper()
+		h.OK("--terminate", "small")
+		h.InNamespace(`printf '` + lines + `' >"$DIR/ranges"`)
+	}
+	ranges("tester:700000:65536\ntester:900000:131072\n")
+	if out := inside(h, "small", "id -u; cat /proc/self/uid_map"); !strings.Contains(out, "700000") || strings.Contains(out, "900000") {
+		t.Errorf("with a second range: %s", out)
+	}
+	ranges("other:765000:1000\ntester:700000:65536\n")
+	h.Want(h.Run("-d", "small", "-e", "true"), 0, "/etc/subuid gives IDs to other")
+	if r := h.Run("doctor"); !strings.Contains(r.Stdout, "gives IDs to other") {
+		t.Errorf("doctor: %s", r.Stdout)
+	}
+	ranges("tester:900000:131072\n")
+	h.Refused(h.Run("-d", "small", "-e", "true"), "/etc/subuid has changed", "tester:700000:65536")
+	ranges("")
+	if r := h.Run("doctor"); !strings.Contains(r.Stdout, "Distros of version 1 do not run here") || !strings.Contains(r.Stdout, "tester:100000:65536") {
+		t.Errorf("doctor: %s", r.Stdout)
+	}
+	// Nor can they be deleted until it is his again; then a service does.
+	h.Refused(h.Run("--unregister", "small", "--yes"), "tester:700000:65536")
+	h.InNamespace(`echo tester:700000:65536 >"$DIR/ranges"`)
+	h.OK("--shutdown")
+	h.CheckNothingLeft()
+	l := h.Start("ports", "--follow") // a service that stays
+	testsys.WaitGone(t, filepath.Join(h.Data(), "distros"), ".change-*")
+	l.Kill()
+	if left := h.Files(); len(left) != 1 || left[0] != "registry.json" {
+		t.Errorf("left of the distro: %v", left)
+	}
+}
+
+// TestVersion1Settings: what wslconfig asks for and version 1 cannot is refused where somebody relies on it, else told
+// of, once for each start.
+func TestVersion1Settings(t *testing.T) {
+	h := testsys.New(t)
+	h.OK("--import", "small", h.File("small.tar", testsys.Tar(t, testsys.Busybox(t)...)), "--version", "1")
+	h.OK("--shutdown")
+	h.CheckNothingLeft() // a service that still runs is not in the namespace
+	h.MountNamespace("mount -t tmpfs none /sys/fs/cgroup")
+	h.Config("[distro.small]", "pids=50")
+	h.Refused(h.Run("-d", "small", "-e", "true"), "/sys/fs/cgroup is no cgroup2", "systemd-run", "--set-version", "2")
+	h.Config("[distro.small]", "vm=own")
+	h.Refused(h.Run("-d", "small", "-e", "true"), "vm=own", "--set-version", "2")
+	h.Config("[shares]", "host = ~, umask=077, metadata")
+	l := h.Start("-d", "small", "-e", "sh", "-c", "echo ready; cat")
+	l.Expect("ready\n")
+	if r := h.Run("-d", "small", "-e", "true"); r.Status != 0 || r.Stderr != "" {
+		t.Errorf("told again: %v", r)
+	}
+	l.Stdin.Close()
+	h.Want(l.Wait(), 0, "umask, fmask and dmask, metadata of the share /mnt/host do not hold in a distro of version 1")
+}
+
+// TestVersion1Soak runs commands in two distros at once, of root's and of an ordinary user's, and then looks for what they left.
+func TestVersion1Soak(t *testing.T) {
+	for name, of := range map[string]func(*testsys.Host){"root": func(*testsys.Host) {}, "user": anotherUser} {
+		t.Run(name, func(t *testing.T) {
+			h := testsys.New(t)
+			archive := h.File("small.tar", testsys.Tar(t, testsys.Busybox(t)...))
+			of(h)
+			h.OK("--import", "one", archive, "--version", "1")
+			h.OK("--manage", "one", "--clone", "two")
+			h.OK("-d", "one", "-e", "true")
+			h.OK("-d", "two", "-e", "true")
+			service := h.Process("service")
+			fds := service.FDs()
+			var group sync.WaitGroup
+			for _, distro := range []string{"one", "two"} {
+				group.Go(func() {
+					for i := range count(1000) {
+						if r := h.Run("-d", distro, "-e", "echo", distro, strconv.Itoa(i)); r.Status != 0 || r.Stdout != fmt.Sprintf("%s %d\n", distro, i) || r.Stderr != "" {
+							t.Errorf("command %d: %v", i, r)
+							return
+						}
+					}
+				})
+			}
+			group.Wait()
+			for _, distro := range []string{"one", "two"} {
+				if out := inside(h, distro, "ps -o pid | wc -l"); out != "6" { // the heading, init, sh, ps, wc and what it is in
+					t.Logf("%s has %s", distro, out)
+				}
+			}
+			if now := service.FDs(); now > fds+8 {
+				t.Errorf("the service has %d descriptors, had %d", now, fds)
+			}
+			h.OK("--shutdown")
+			h.CheckNothingLeft()
+			h.OK("--unregister", "one", "--yes")
+			h.OK("--unregister", "two", "--yes")
+			if left := h.Files(); len(left) != 1 || left[0] != "registry.json" {
+				t.Errorf("left of the distros: %v", left)
+			}
+		})
+	}
+}
+
+// TestVersion1Debian: an ordinary user works in a Debian of version 1 as in any: packages, a build, su, sudo, tmux.
+func TestVersion1Debian(t *testing.T) {
+	h := testsys.New(t)
+	archive := debianArchive(t)
+	anotherUser(h)
+	h.OK("--import", "debian", archive, "--version", "1")
+	inside(h, "debian", "echo 'alice ALL=(ALL) NOPASSWD: ALL' >/etc/sudoers.d/alice; echo root:secret | chpasswd; "+
+		"apt-get update -q=2 && DEBIAN_FRONTEND=noninteractive apt-get install -q=2 -y --no-install-recommends bc >/tmp/apt.log 2>&1 || { cat /tmp/apt.log >&2; exit 1; }")
+	as := func(script, want string) {
+		t.Helper()
+		if got := h.OK("-d", "debian", "-u", "alice", "--cd", "~", "-e", "bash", "-c", script); got != want {
+			t.Errorf("%s: %q, want %q", script, got, want)
+		}
+	}
+	as(`printf 'a:\n\techo 6*7 | bc >a\n' >Makefile && make -s && cat a`, "42\n")
+	as(`git init -q x && cd x && cp ../a . && git add . && git -c user.name=a -c user.email=a@b commit -qm one && git log --oneline | wc -l`, "1\n")
+	as(`id -un; sudo id -un; echo secret | su -c 'id -un' root 2>/dev/null`, "alice\nroot\nroot\n")
+	as(`tmux new-session -d 'id -un >in-tmux; tmux wait-for -S written; read end' && tmux wait-for written; cat in-tmux; tmux kill-server`, "alice\n")
+	h.OK("--unregister", "debian", "--yes")
+	if left := h.Files(); len(left) != 1 || left[0] != "registry.json" {
+		t.Errorf("left of the distro: %v", left)
 	}
 }
 

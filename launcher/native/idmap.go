@@ -140,7 +140,11 @@ func (u hostUser) root() bool { return u.uids.self == 0 }
 
 // newMap returns the map of the user's new distros.
 func (u hostUser) newMap() (m IDMap, err error) {
-	for to, of := range map[*[]Extent]ids{&m.UIDs: u.uids, &m.GIDs: u.gids} {
+	for _, side := range []struct {
+		to *[]Extent
+		of ids
+	}{{&m.UIDs, u.uids}, {&m.GIDs, u.gids}} {
+		to, of := side.to, side.of
 		r, ok := largest(of.own)
 		switch {
 		case ok:

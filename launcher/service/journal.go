@@ -309,6 +309,10 @@ func commit(partial, disk string) error {
 			return err
 		}
 	}
+	// With its lock, which says whose a root's files are.
+	if err := os.Rename(partial+native.LockSuffix, disk+native.LockSuffix); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
 	if err := os.Rename(partial, disk); err != nil {
 		return err
 	}
