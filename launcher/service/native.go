@@ -207,15 +207,19 @@ func (m *nativeMachine) StartDistro(ctx context.Context, r wire.StartDistro) (po
 	m.distro = d
 	m.mu.Unlock()
 	go m.watch(d)
-	said := append(m.shareWarnings(r.Name), p.Warnings...)
+	said := append(m.unmet(r.Name), p.Warnings...)
 	if reply.Text != "" {
 		said = append(said, reply.Text)
 	}
 	return nsinit.Port, strings.Join(said, "\n"), nil
 }
 
-// shareWarnings say what bind mounts do not do that wslconfig asks for.
-func (m *nativeMachine) shareWarnings(distro string) (warnings []string) {
+// unmet says what wslconfig asks for that does not hold here: of the network, which is the host's, and of shares, which
+// are bind mounts.
+func (m *nativeMachine) unmet(distro string) (warnings []string) {
+	if n := m.req.Settings.Network; n.Off || !n.Policy.Empty() || n.Bandwidth != 0 {
+		warnings = append(warnings, fmt.Sprintf("what wslconfig says of the network does not hold in a distro of version 1, which has the host's: wsl2 --set-version %s 2", distro))
+	}
 	for _, s := range m.req.Settings.Shares.Of(distro) {
 		var options []string
 		if s.FileMask != 0 || s.DirMask != 0 {

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -51,16 +52,25 @@ func writeConfig(t *testing.T, text string) string {
 	return path
 }
 
-// TestVersion1ShareWarnings: what a bind mount cannot do is told once for each share that asks for it.
-func TestVersion1ShareWarnings(t *testing.T) {
-	settings, warnings := config.Load(writeConfig(t, "[shares]\nhost = none\na = /a, umask=077\nb = /b, metadata, fmask=1\nc = /c, ro\n"), config.Host{})
-	if len(warnings) != 0 {
-		t.Fatal(warnings)
-	}
-	m := &nativeMachine{req: BootRequest{Settings: settings}}
-	got := m.shareWarnings("one")
-	if len(got) != 2 || !strings.HasPrefix(got[0], "umask, fmask and dmask of the share /mnt/a") || !strings.HasPrefix(got[1], "umask, fmask and dmask, metadata of the share /mnt/b") {
-		t.Errorf("%q", got)
+// TestVersion1Unmet: what wslconfig asks for and version 1 cannot is told.
+func TestVersion1Unmet(t *testing.T) {
+	const network, masks = "what wslconfig says of the network", "umask, fmask and dmask"
+	for text, want := range map[string][]string{
+		"[shares]\nhost = none\na = /a, umask=077\nb = /b, metadata, fmask=1\nc = /c, ro\n": {masks + " of the share /mnt/a", masks + ", metadata of the share /mnt/b"},
+		"[wsl2]\nnetworkingMode=none\n":    {network},
+		"[network]\ndeny=192.0.2.0/24\n":   {network},
+		"[network]\nallow=192.0.2.0/24\n":  {network},
+		"[wsl2]\nmemory=1GB\nkernel=/none": nil, // the VM's, whose settings these are
+	} {
+		settings, warnings := config.Load(writeConfig(t, text), config.Host{MemoryBytes: 8 << 30, CPUs: 2})
+		if len(warnings) != 0 {
+			t.Fatal(warnings)
+		}
+		m := &nativeMachine{req: BootRequest{Settings: settings}}
+		got := m.unmet("one")
+		if !slices.EqualFunc(got, want, func(g, w string) bool { return strings.HasPrefix(g, w) && strings.Contains(g, "--set-version one 2") }) {
+			t.Errorf("%q: %q, want %q", text, got, want)
+		}
 	}
 }
 
