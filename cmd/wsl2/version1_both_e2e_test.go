@@ -8,6 +8,7 @@ import (
 	"go/token"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -25,35 +26,32 @@ var both = []struct {
 	{"SSH", TestSSH}, {"WSLConf", TestWSLConf}, {"WSLConfWarns", TestWSLConfWarns}, {"Musl", TestMusl}, {"TwoDistros", TestTwoDistros},
 }
 
-// Rows of the table of differences in docs/version1.md.
-const (
-	rowKernel  = "kernel, modules, `uname -r`, sysctls"
-	rowNetwork = "network"
-	rowShares  = "shared directories"
-	rowMasks   = "shares' `umask`, `fmask`, `dmask` and `metadata`"
-	rowMount   = "`/mnt/wsl`, `--mount`"
-	rowSystemd = "systemd (`boot.systemd`)"
-	rowLimits  = "limits (`[distro.NAME] memory`, `cpus`, `pids`)"
-	rowDisk    = "`--manage --resize`, `--compact`, `--repair`, export as vhdx or raw, `--import --vhd`, `--import-in-place`"
-	rowVM      = "`--debug-shell`, `--kernel`, `--accel`"
-	rowOwnVM   = "`vm = own`"
-)
-
-// ofVersion2 are the other tests: those of what version 1 has not, by the row that says why, and those that it has one of its own for.
-var ofVersion2 = map[string]string{
-	"TestKilled": "TestVersion1Killed", "TestStaleSocket": "TestVersion1Killed", "TestKilledVerbs": "TestSetVersion",
-	"TestManage": "TestVersion1Life", "TestImport": "TestVersion1Life", "TestInstall": "TestVersion1Life", "TestVerbs": "TestVersion1Life", "TestIdleStop": "TestVersion1Life",
-	"TestAsUser": "TestVersion1Life", "TestPrograms": "TestVersion1Debian", "TestInstalled": "TestVersion1Debian", "TestMakeRun": "TestVersion1Debian",
-	"TestDoctor": "TestVersion1NoRange",
-	"TestPanic":  rowKernel, "TestSwap": rowKernel,
-	"TestNetwork": rowNetwork, "TestNetworkRules": rowNetwork, "TestPorts": rowNetwork,
-	"TestSharePrograms": rowShares, "TestShareTransports": rowShares, "TestShareServerDies": rowShares, "TestShareSettings": rowMasks,
-	"TestMount": rowMount, "TestMountDevice": rowMount, "TestShared": rowMount,
-	"TestSystemd": rowSystemd, "TestSystemdIdle": rowSystemd,
-	"TestLimits":        rowLimits, // and the kvm ring's TestVersion1Limits
-	"TestExportFormats": rowDisk, "TestNoSpace": rowDisk, "TestNoSpaceVerbs": rowDisk, "TestDamagedDisk": rowDisk, "TestDiskInUse": rowDisk,
-	"TestDebugShell": rowVM, "TestSystemDistro": rowVM, "TestBadImages": rowVM, "TestBadKernels": rowVM, "TestSizes": rowVM, "TestNoKVM": rowVM, "TestNoQEMU": rowVM,
-	"TestOwnVM": rowOwnVM,
+// differences are the rows of the table in docs/version1.md, and the tests that show them; after them those that are
+// not run with version 1 because of them.
+var differences = map[string]struct{ shown, ofVersion2 []string }{
+	"kernel, modules, `uname -r`, sysctls": {[]string{"TestVersion1Life"}, []string{"TestPanic", "TestSwap"}},
+	"processes":                            {[]string{"TestVersion1Life"}, nil},
+	"network":                              {[]string{"TestVersion1Settings"}, []string{"TestNetwork", "TestNetworkRules", "TestPorts", "TestDistroNetworks"}},
+	"`/etc/resolv.conf`":                   {[]string{"TestVersion1Debian"}, nil}, // apt finds its mirror
+	"shared directories":                   {[]string{"TestShare"}, []string{"TestSharePrograms", "TestShareTransports", "TestShareServerDies"}},
+	"shares, started by root":              {[]string{"TestShare"}, nil},
+	"shares' `umask`, `fmask`, `dmask` and `metadata`": {[]string{"TestVersion1Settings"}, []string{"TestShareSettings"}},
+	"`/mnt/wsl`, `--mount`":                            {[]string{"TestVersion1Settings"}, []string{"TestMount", "TestMountDevice", "TestShared"}},
+	"systemd (`boot.systemd`)":                         {[]string{"TestWSLConfWarns"}, []string{"TestSystemd", "TestSystemdIdle"}},
+	"limits (`[distro.NAME] memory`, `cpus`, `pids`)":  {[]string{"TestVersion1Settings"}, []string{"TestLimits"}}, // and TestVersion1Limits in the kvm ring
+	"when a distro's memory is used up":                {nil, []string{"TestLimits"}},
+	"`vm = own`":                                       {[]string{"TestVersion1Settings"}, []string{"TestOwnVM"}},
+	"`mknod`, loop mounts, file systems on devices":    {[]string{"TestVersion1Life", "TestSetVersion"}, nil},
+	"`trusted.*` attributes":                           {[]string{"TestVersion1Life"}, nil},
+	"MZ programs":                                      {[]string{"TestHostPrograms"}, nil},
+	"`dmesg`":                                          {nil, nil}, // it is as the host has it set
+	"limit of open files (`ulimit -Hn`)":               {[]string{"TestVersion1Life"}, nil},
+	"`--manage --resize`, `--compact`, `--repair`, export as vhdx or raw, `--import --vhd`, `--import-in-place`": {[]string{"TestVersion1Life"},
+		[]string{"TestExportFormats", "TestNoSpace", "TestNoSpaceVerbs", "TestDamagedDisk", "TestDiskInUse"}},
+	"`--manage --move`, `--clone`": {[]string{"TestVersion1Life"}, nil},
+	"`--debug-shell`, `--kernel`, `--accel`": {[]string{"TestVersion1Life"},
+		[]string{"TestDebugShell", "TestSystemDistro", "TestBadImages", "TestBadKernels", "TestSizes", "TestNoKVM", "TestNoQEMU"}},
+	"setuid files in shares, started by root": {[]string{"TestVersion1Mounts"}, nil},
 }
 
 // TestVersion1 runs the tests of both once more, with distros of version 1.
@@ -64,15 +62,24 @@ func TestVersion1(t *testing.T) {
 	}
 }
 
-// TestVersion1Table: each test of this ring is run with both versions, or docs/version1.md says why not, with a reason.
+// TestVersion1Table: each difference in docs/version1.md has its reason, and tests that are there.
 func TestVersion1Table(t *testing.T) {
 	text, err := os.ReadFile(filepath.Join(testsys.Root(), "docs/version1.md"))
 	testsys.Must(t, err)
-	rows := map[string]bool{}
 	_, table, _ := strings.Cut(string(text), "## Differences to version 2")
+	rows := map[string]bool{}
 	for line := range strings.Lines(table) {
-		if cells := strings.Split(strings.TrimSpace(line), " | "); len(cells) == 3 && strings.HasPrefix(cells[0], "| ") {
-			rows[strings.TrimPrefix(cells[0], "| ")] = true
+		cells := strings.Split(strings.Trim(strings.TrimSpace(line), "|"), " | ")
+		name := strings.TrimSpace(cells[0])
+		if len(cells) != 3 || name == "" {
+			continue
+		}
+		rows[name] = true
+		if _, ok := differences[name]; !ok {
+			t.Errorf("no test is named that shows the difference %q", name)
+		}
+		if strings.TrimSpace(cells[2]) == "" {
+			t.Errorf("the difference %q has no reason", name)
 		}
 	}
 	tests := map[string]bool{}
@@ -82,30 +89,29 @@ func TestVersion1Table(t *testing.T) {
 		f, err := parser.ParseFile(token.NewFileSet(), path, nil, 0)
 		testsys.Must(t, err)
 		for _, d := range f.Decls {
-			if fn, ok := d.(*ast.FuncDecl); ok && fn.Recv == nil && strings.HasPrefix(fn.Name.Name, "Test") {
+			if fn, ok := d.(*ast.FuncDecl); ok && fn.Recv == nil {
 				tests[fn.Name.Name] = true
 			}
 		}
 	}
-	if len(tests) < len(both) {
-		t.Fatalf("%d tests in %q", len(tests), files)
-	}
-	covered := map[string]bool{}
-	for _, c := range both {
-		covered["Test"+c.name] = true
-	}
-	for name, why := range ofVersion2 {
-		covered[name] = true
-		if !tests[name] {
-			t.Errorf("there is no %s", name)
+	for name, d := range differences {
+		if !rows[name] {
+			t.Errorf("docs/version1.md has no difference %q", name)
 		}
-		if strings.HasPrefix(why, "Test") && !tests[why] || !strings.HasPrefix(why, "Test") && !rows[why] {
-			t.Errorf("%s is not run with version 1 because of %q, which is neither a test nor a row of docs/version1.md", name, why)
+		for _, test := range slices.Concat(d.shown, d.ofVersion2) {
+			if !tests[test] {
+				t.Errorf("%q: there is no %s", name, test)
+			}
 		}
-	}
-	for name := range tests {
-		if !covered[name] && !strings.HasPrefix(name, "TestVersion1") && name != "TestSetVersion" {
-			t.Errorf("%s is run with version 2 only: add it to the list of both, or say in docs/version1.md what is different and why", name)
+		for _, test := range d.ofVersion2 {
+			if slices.ContainsFunc(both, func(b struct {
+				name string
+				test func(*testing.T)
+			}) bool {
+				return "Test"+b.name == test
+			}) {
+				t.Errorf("%q: %s is run with both versions", name, test)
+			}
 		}
 	}
 }

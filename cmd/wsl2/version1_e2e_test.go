@@ -28,7 +28,7 @@ func special() []testsys.Entry {
 		{Name: "srv/soft", Type: '2', Link: "/nowhere", UID: 1000},
 		{Name: "srv/fifo", Type: '6', Mode: 0o600},
 		{Name: "srv/closed/", Mode: 0o100, UID: 1000},
-		{Name: "srv/attributes", Content: []byte("z"), PAX: map[string]string{"SCHILY.xattr.user.note": "hi"}},
+		{Name: "srv/attributes", Content: []byte("z"), PAX: map[string]string{"SCHILY.xattr.user.note": "hi", "SCHILY.xattr.trusted.note": "left out by version 1"}},
 		{Name: "srv/null", Type: '3', Major: 1, Minor: 3},
 	}
 }
@@ -64,6 +64,10 @@ func TestVersion1Mounts(t *testing.T) {
 	h.OK("-d", "small", "-u", "root", "-e", "sh", "-c", "mount -t tmpfs x /mnt/host/sub && touch /mnt/host/sub/inside")
 	if _, err := os.Stat(filepath.Join(home, "sub/inside")); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("the host sees the distro's mount: %v", err)
+	}
+	h.OK("-d", "small", "-u", "root", "-e", "sh", "-c", "touch /mnt/host/set-id && chmod 4755 /mnt/host/set-id")
+	if st, err := os.Stat(filepath.Join(home, "set-id")); err != nil || st.Mode()&os.ModeSetuid == 0 {
+		t.Errorf("docs/version1.md says that a share can have set-id files: %v, %v", st, err)
 	}
 	h.OK("--terminate", "small")
 
@@ -105,6 +109,9 @@ func TestVersion1Life(t *testing.T) {
 			if owner := st.Sys().(*syscall.Stat_t).Uid; owner < 100000 {
 				t.Errorf("the distro's nobody is the host's user %d", owner)
 			}
+			if _, err := unix.Getxattr(filepath.Join(h.Data(), "distros/small/rootfs/srv/attributes"), "trusted.note", nil); err != unix.ENODATA {
+				t.Errorf("an attribute of the host's root was imported: %v", err)
+			}
 
 			// Programs are processes of the host, with their own command lines.
 			l := h.Start("-d", "small", "-e", "sh", "-c", "echo ready; read x", "known")
@@ -121,6 +128,7 @@ func TestVersion1Life(t *testing.T) {
 			// What means the host is refused, and names version 2 where that can.
 			for script, says := range map[string]string{
 				"mknod /tmp/n c 1 3": "not permitted", "echo 1 >/proc/sys/kernel/panic": "ermission denied",
+				"ulimit -Hn 4000000": "not permitted", "touch /tmp/image && mount -o loop /tmp/image /srv": "mount",
 				"date -s 2000-01-01": "not permitted", "insmod /bin/busybox": "not permitted", "echo x >/sys/kernel/uevent_helper": "ead-only",
 			} {
 				if r := h.Run("-d", "small", "-e", "sh", "-c", script); !strings.Contains(r.Stderr, says) {
@@ -130,7 +138,7 @@ func TestVersion1Life(t *testing.T) {
 			for _, args := range [][]string{
 				{"--manage", "small", "--resize", "1GB"}, {"--manage", "small", "--compact"}, {"--manage", "small", "--repair"},
 				{"--export", "small", h.Path("disk.vhdx")}, {"-d", "small", "--debug-shell"}, {"--accel", "tcg", "-d", "small"},
-				{"--kernel", "/boot/none", "-d", "small"}, {"--import", "disk", h.Path("none"), h.Path("none.vhdx"), "--vhd", "--version", "1"},
+				{"--kernel", "/boot/none", "-d", "small"}, {"--import", "disk", h.File("disk.vhdx", nil), "--vhd", "--version", "1"},
 			} {
 				h.Refused(h.Run(args...), "--set-version", "2")
 			}
@@ -269,6 +277,12 @@ func TestVersion1Settings(t *testing.T) {
 	h.Refused(h.Run("-d", "small", "-e", "true"), "/sys/fs/cgroup is no cgroup2", "systemd-run", "--set-version", "2")
 	h.Config("[distro.small]", "vm=own")
 	h.Refused(h.Run("-d", "small", "-e", "true"), "vm=own", "--set-version", "2")
+	h.Config("[wsl2]", "networkingMode=none")
+	h.Want(h.Run("-d", "small", "-e", "true"), 0, "what wslconfig says of the network", "--set-version small 2")
+	if out := inside(h, "small", "test -e /mnt/wsl || echo none"); out != "none" {
+		t.Errorf("/mnt/wsl: %s", out)
+	}
+	h.OK("--terminate", "small")
 	h.Config("[shares]", "host = ~, umask=077, metadata")
 	l := h.Start("-d", "small", "-e", "sh", "-c", "echo ready; cat")
 	l.Expect("ready\n")
