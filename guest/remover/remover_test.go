@@ -53,6 +53,35 @@ func TestRun(t *testing.T) {
 	if _, err := run(nil, nil); err != nil {
 		t.Error(err)
 	}
+	// A link leads nowhere, however often it takes the place of a directory meanwhile.
+	kept := filepath.Join(host, "kept")
+	must(os.Mkdir(kept, 0o755), os.WriteFile(filepath.Join(kept, "file"), nil, 0o644))
+	link, dir := filepath.Join(root, "link"), filepath.Join(root, "dir")
+	stop, swapped := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(swapped)
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+				os.Mkdir(dir, 0o755)
+				os.Symlink(kept, link)
+				unix.Renameat2(unix.AT_FDCWD, dir, unix.AT_FDCWD, link, unix.RENAME_EXCHANGE) //nolint:errcheck // one of them may be deleted
+			}
+		}
+	}()
+	for range 200 {
+		run(nil, nil) //nolint:errcheck // there may be something new in a directory
+	}
+	close(stop)
+	<-swapped
+	if _, err := run(nil, nil); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Stat(filepath.Join(kept, "file")); err != nil {
+		t.Errorf("a link was followed: %v", err)
+	}
 	if left, err := os.ReadDir(root); err != nil || len(left) != 0 {
 		t.Errorf("left: %v, %v", left, err)
 	}
