@@ -62,6 +62,13 @@ func TestPorts(t *testing.T) {
 			echo(t, dialHost(t, x.Host[0]), []byte("elsewhere"))
 		}
 	}
+	// The next command's user is told, and told once.
+	notice := fmt.Sprintf("port %d/tcp of small: port %d of this host is in use", taken, taken)
+	for _, told := range []bool{true, false} {
+		if r := h.Run("-d", "small", "-e", "true"); strings.Contains(r.Stderr, notice) != told {
+			t.Errorf("told %v expected: %v", told, r)
+		}
+	}
 	start, err := os.ReadFile("/proc/sys/net/ipv4/ip_unprivileged_port_start")
 	testsys.Must(t, err)
 	out := h.OK("ports")

@@ -320,6 +320,11 @@ func (d *distro) open(m *wire.StartDistro, n uint32) error {
 	}
 	d.bootCommand()
 	go func() {
+		if err := d.trust("/", m.Certificates); err != nil {
+			d.log.Errorf("%s: certificates of the host: %v", d.name, err)
+		}
+	}()
+	go func() {
 		for range quiet {
 			if d.idle() {
 				d.send(&wire.DistroIdle{Name: d.name})

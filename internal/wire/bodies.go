@@ -56,7 +56,12 @@ func (m *StartDistro) appendBody(b []byte) []byte {
 	b = appendU64(b, m.Limits.MemoryBytes)
 	b = appendU32(b, m.Limits.MilliCPUs)
 	b = appendU32(b, m.Limits.PIDs)
-	return appendString(appendString(appendBool(b, m.OwnNetwork), m.Own4), m.Own6)
+	b = appendString(appendString(appendBool(b, m.OwnNetwork), m.Own4), m.Own6)
+	b = appendU32(b, uint32(len(m.Certificates)))
+	for _, c := range m.Certificates {
+		b = appendString(b, c)
+	}
+	return b
 }
 
 func (m *StartDistro) readBody(d *decoder) {
@@ -75,6 +80,9 @@ func (m *StartDistro) readBody(d *decoder) {
 	m.SafeMode = d.bool()
 	m.Limits = Limits{MemoryBytes: d.u64(), MilliCPUs: d.u32(), PIDs: d.u32()}
 	m.OwnNetwork, m.Own4, m.Own6 = d.bool(), d.string(), d.string()
+	for range d.length(4) {
+		m.Certificates = append(m.Certificates, d.string())
+	}
 }
 
 func (*StopDistro) Type() Type { return TypeStopDistro }

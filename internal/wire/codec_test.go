@@ -23,7 +23,7 @@ func samples() []Message {
 		&StartDistro{ID: 7, Name: "debian", Slot: SystemSlot, Hostname: "host", Hosts: "192.0.2.1\tnas\n", Checked: true, ReadOnly: true, User: "me",
 			Shares:   []Share{{Host: "/home/me", Guest: "/mnt/host"}, {Host: "/srv", Guest: "/mnt/srv", ReadOnly: true}},
 			Timezone: "Etc/UTC", SafeMode: true, Limits: Limits{MemoryBytes: 1 << 40, MilliCPUs: 1500, PIDs: 9},
-			OwnNetwork: true, Own4: "10.77.0.3/24", Own6: "fd77::3/64"},
+			OwnNetwork: true, Own4: "10.77.0.3/24", Own6: "fd77::3/64", Certificates: []string{"one", "two"}},
 		&StopDistro{ID: 8, Name: "debian", IfIdle: true, GraceMillis: 5000},
 		&Import{ID: 9, Slot: 3, Archive: id},
 		&Export{ID: 13, Slot: 4, Archive: id},

@@ -81,6 +81,8 @@ type StartDistro struct {
 	// Network), or without any, and nothing but loopback.
 	OwnNetwork bool
 	Own4, Own6 string
+	// Certificates are PEM blocks of authorities that the distro is to trust as well; nil for none.
+	Certificates []string
 }
 
 // Limits are what a distro may use of the VM; 0 is no limit.

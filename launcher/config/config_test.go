@@ -99,7 +99,7 @@ func TestSettings(t *testing.T) {
 		"[interop]", "hostPrograms = xdg-open, git /usr/bin/code", "sshAgent=false",
 		"[distro.Debian-12.1]", "memory = 512MB", "cpus = 1.5", "[distro.small]", "pids = 100", "[wsl2]", "safeMode = true", "swap = 4GB", "swapFile = /srv/swap", "guiApplications = false",
 		"localhostForwarding = false", "[ports]", "ignore = 5432, 6000-6010", "privileged = true", "publish = debian:80:8080 allow=10.0.0.0/8; debian:53/udp address=192.168.1.5", "[experimental]", "ignoredPorts = 7000",
-		"[wsl2]", "networkingMode = none", "[network]", "hostLoopback = false", "bandwidth = 10MB", "allow = *.example.org:443, 192.0.2.0/24", "deny = [2001:db8::1]:25",
+		"[wsl2]", "networkingMode = none", "[network]", "hostLoopback = false", "hostCertificates = true", "bandwidth = 10MB", "allow = *.example.org:443, 192.0.2.0/24", "deny = [2001:db8::1]:25",
 	}, "\n")
 	s := Defaults(host)
 	if w := s.parse(text, "f", host); len(w) != 0 {
@@ -115,7 +115,7 @@ func TestSettings(t *testing.T) {
 				{Distro: "debian", Port: 80, HostPort: 8080, Allow: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}},
 				{Distro: "debian", UDP: true, Port: 53, HostPort: 53, Address: netip.MustParseAddr("192.168.1.5")},
 			}},
-		Network: Network{Off: true, AutoProxy: true, Bandwidth: 10 << 20, Policy: policy.Policy{
+		Network: Network{Off: true, AutoProxy: true, HostCertificates: true, Bandwidth: 10 << 20, Policy: policy.Policy{
 			Restricted: true,
 			Allow:      []policy.Rule{{Name: "*.example.org", Port: 443}, {Net: netip.MustParsePrefix("192.0.2.0/24")}},
 			Deny:       []policy.Rule{{Net: netip.MustParsePrefix("2001:db8::1/128"), Port: 25}},

@@ -16,6 +16,8 @@ type Network struct {
 	Policy       policy.Policy
 	Bandwidth    uint64 // bytes per second that the VM may send, and receive; 0 is no limit
 	AutoProxy    bool   // sessions take the caller's proxies over
+	// HostCertificates lets distros trust the authorities that this host's administrator has added.
+	HostCertificates bool
 }
 
 // Proxied tells whether sessions take the caller's proxies over.
@@ -69,6 +71,15 @@ func (n *Network) setAutoProxy(v string) string {
 		return "Invalid boolean value"
 	}
 	n.AutoProxy = on
+	return ""
+}
+
+func (n *Network) setHostCertificates(v string) string {
+	on, ok := ini.Bool(v)
+	n.HostCertificates = on
+	if !ok {
+		return "Invalid boolean value"
+	}
 	return ""
 }
 

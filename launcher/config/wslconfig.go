@@ -210,7 +210,7 @@ var knownNames = []string{
 	"wsl2.kernel", "wsl2.kernelCommandLine", "wsl2.accel", "wsl2.defaultVhdSize",
 	"interop.enabled", "interop.hostPrograms", "interop.sshAgent", "wsl2.safeMode", "wsl2.swap", "wsl2.swapFile",
 	"wsl2.localhostForwarding", "ports.ignore", "ports.privileged", "ports.publish", "experimental.ignoredPorts",
-	"wsl2.networkingMode", "wsl2.autoProxy", "network.hostLoopback", "network.bandwidth", "network.allow", "network.deny",
+	"wsl2.networkingMode", "wsl2.autoProxy", "network.hostLoopback", "network.hostCertificates", "network.bandwidth", "network.allow", "network.deny",
 }
 
 // settings maps "section.key" to what stores the value; the result is a
@@ -293,12 +293,13 @@ var settings = map[string]func(s *Settings, value string, h Host) string{
 		s.HostPrograms = strings.FieldsFunc(v, func(r rune) bool { return r == ',' || r == ' ' || r == '\t' })
 		return ""
 	},
-	"wsl2.autoproxy":       func(s *Settings, v string, _ Host) string { return s.Network.setAutoProxy(v) },
-	"wsl2.networkingmode":  func(s *Settings, v string, _ Host) string { return s.Network.setMode(v) },
-	"network.hostloopback": func(s *Settings, v string, _ Host) string { return s.Network.setHostLoopback(v) },
-	"network.bandwidth":    func(s *Settings, v string, _ Host) string { return s.Network.setBandwidth(v) },
-	"network.allow":        func(s *Settings, v string, _ Host) string { return s.Network.setAllow(v) },
-	"network.deny":         func(s *Settings, v string, _ Host) string { return s.Network.setDeny(v) },
+	"wsl2.autoproxy":           func(s *Settings, v string, _ Host) string { return s.Network.setAutoProxy(v) },
+	"wsl2.networkingmode":      func(s *Settings, v string, _ Host) string { return s.Network.setMode(v) },
+	"network.hostloopback":     func(s *Settings, v string, _ Host) string { return s.Network.setHostLoopback(v) },
+	"network.hostcertificates": func(s *Settings, v string, _ Host) string { return s.Network.setHostCertificates(v) },
+	"network.bandwidth":        func(s *Settings, v string, _ Host) string { return s.Network.setBandwidth(v) },
+	"network.allow":            func(s *Settings, v string, _ Host) string { return s.Network.setAllow(v) },
+	"network.deny":             func(s *Settings, v string, _ Host) string { return s.Network.setDeny(v) },
 	"wsl2.safemode": func(s *Settings, v string, _ Host) string {
 		b, ok := ini.Bool(v)
 		if !ok {

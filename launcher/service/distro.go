@@ -183,6 +183,9 @@ func (m *Manager) startOn(d *distro, options api.VMOptions) error {
 	for _, s := range d.shares {
 		request.Shares = append(request.Shares, s.Share)
 	}
+	if settings.Network.HostCertificates {
+		request.Certificates = hostCertificates(m.anchors)
+	}
 	m.joinNetwork(d, settings.Networks[d.spec.key()], &request)
 	err = d.begin(ctx, v.machine, request)
 	var refused *GuestError

@@ -35,6 +35,8 @@ type Manager struct {
 	serveShare func(share.Spec) error
 	// startPorts starts the process that forwards ports of a VM; ports.Start but for tests.
 	startPorts func(vsockPath string) (portsProcess, error)
+	// anchors are the directories that hostCertificates reads; anchorDirs but for tests.
+	anchors []string
 	// onIdle is called with mu held when neither VM nor distros are left; it
 	// must not block or call back.
 	onIdle func()
@@ -85,7 +87,7 @@ type Session struct {
 // of a VM.
 func NewManager(boot BootFunc, settings func() (config.Settings, []string), log *slog.Logger, onIdle func()) *Manager {
 	book, _ := newPortBook("")
-	return &Manager{boot: boot, settings: settings, log: log, serveShare: share.Run, startPorts: startPorts, onIdle: onIdle, distros: map[string]*distro{}, locks: &locks{byName: map[string]lock{}}, book: book}
+	return &Manager{boot: boot, settings: settings, log: log, serveShare: share.Run, startPorts: startPorts, anchors: anchorDirs, onIdle: onIdle, distros: map[string]*distro{}, locks: &locks{byName: map[string]lock{}}, book: book}
 }
 
 // errClosing says that the Manager starts nothing any more: the next service does.

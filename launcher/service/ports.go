@@ -24,7 +24,7 @@ import (
 // watchDelay keeps what the guest loads to see its listeners off the way of a VM's first command.
 const watchDelay = 250 * time.Millisecond
 
-// maxPortWarnings bounds what a guest can make us log.
+// maxPortWarnings bounds what a guest can make us log, or tell.
 const maxPortWarnings = 100
 
 // settleTimeout bounds the wait of --publish for the process.
@@ -53,7 +53,8 @@ type vmPorts struct {
 	bound   []ports.Bound   // what the process has made of a plan
 	settled bool            // of the last one
 
-	warnings int // logged so far
+	warnings int             // logged so far
+	told     map[string]bool // notes that a session's user has seen
 }
 
 // portBook is what the Managers of a user have in common: the rules of `wsl2 ports --publish`,
@@ -259,6 +260,28 @@ func (m *Manager) boundPorts() (list []ports.Bound, settled bool) {
 		return nil, true
 	}
 	return m.vm.ports.bound, m.vm.ports.settled
+}
+
+// portNotices tells, once, what is not as it should be with the ports of a distro.
+func (m *Manager) portNotices(distro string) (notices []string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.vm == nil {
+		return nil
+	}
+	p := &m.vm.ports
+	for _, b := range p.bound {
+		text := fmt.Sprintf("port %d/%s of %s: %s", b.Port, b.Proto, b.Distro, b.Note)
+		if b.Note == "" || !strings.EqualFold(b.Distro, distro) || p.told[text] || len(p.told) >= maxPortWarnings {
+			continue
+		}
+		if p.told == nil {
+			p.told = map[string]bool{}
+		}
+		p.told[text] = true
+		notices = append(notices, text)
+	}
+	return notices
 }
 
 // replanPorts applies rules that have changed.

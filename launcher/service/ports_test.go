@@ -31,7 +31,11 @@ func (p *memPorts) Apply(list []ports.Forward, _ bool) ([]ports.Bound, error) {
 	p.plans <- list
 	var bound []ports.Bound
 	for _, f := range list {
-		bound = append(bound, ports.Bound{Distro: f.Distro, Port: f.Port, Published: len(f.Rules) > 0})
+		b := ports.Bound{Distro: f.Distro, Proto: "tcp", Port: f.Port, Published: len(f.Rules) > 0}
+		if f.Port < 1024 {
+			b.Note = "privileged"
+		}
+		bound = append(bound, b)
 	}
 	return bound, nil
 }
@@ -95,6 +99,12 @@ func TestPorts(t *testing.T) {
 		}
 		open(port("debian", 8080), port("debian", 8081), port("alpine", 80))
 		expect("one more", 80, 8080, 8081)
+		// What is not as it should be is told once, to who uses the distro.
+		for _, want := range [][]string{{"port 80/tcp of alpine: privileged"}, nil} {
+			if got := append(s.m.portNotices("debian"), s.m.portNotices("Alpine")...); !slices.Equal(got, want) {
+				t.Errorf("notices %q, want %q", got, want)
+			}
+		}
 		if err := s.m.Terminate(t.Context(), "alpine"); err != nil {
 			t.Fatal(err)
 		}

@@ -469,7 +469,7 @@ func (s *Service) open(p *peer, o api.Open) {
 		s.leases--
 		s.mu.Unlock()
 	}()
-	for _, n := range session.Notices {
+	for _, n := range append(session.Notices, m.portNotices(spec.Name)...) {
 		p.notice(n)
 	}
 	opened := api.Opened{Distro: spec.Name, VsockPath: session.VsockPath, Port: session.Port, DefaultUser: d.DefaultUser, Shares: session.Shares, Proxy: session.Proxy}

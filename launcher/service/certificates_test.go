@@ -1,0 +1,74 @@
+package service
+
+import (
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+)
+
+func TestHostCertificates(t *testing.T) {
+	dir := t.TempDir()
+	block := func(body string) string {
+		return "-----BEGIN CERTIFICATE-----\n" + body + "\n-----END CERTIFICATE-----\n"
+	}
+	if err := os.Mkdir(filepath.Join(dir, "corp"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for name, text := range map[string]string{
+		"a.crt":      "subject: us\n" + block("AAAA") + "and\n" + block("BBBB"),
+		"corp/b.pem": block("CCCC"),
+		"key.pem":    "-----BEGIN PRIVATE KEY-----\nSECRET\n-----END PRIVATE KEY-----\n",
+		"mixed.pem":  "-----BEGIN CERTIFICATE-----\n-----BEGIN PRIVATE KEY-----\nSECRET\n-----END PRIVATE KEY-----\n-----END CERTIFICATE-----\n",
+		"cut.pem":    "-----BEGIN CERTIFICATE-----\nDDDD\n",
+		"large.pem":  strings.Repeat("x", maxCertificateFile) + block("EEEE"),
+	} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if want, got := []string{block("AAAA"), block("BBBB"), block("CCCC")}, hostCertificates([]string{filepath.Join(dir, "none"), dir}); !slices.Equal(got, want) {
+		t.Errorf("%q, want %q", got, want)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "many.pem"), []byte(strings.Repeat(block("FFFF"), 2*maxCertificates)), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if got := hostCertificates([]string{dir}); len(got) != maxCertificates {
+		t.Errorf("%d certificates", len(got))
+	}
+}
+
+// TestCertificatesAreAWish: distros get them when wslconfig says so.
+func TestCertificatesAreAWish(t *testing.T) {
+	dir := t.TempDir()
+	text := "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"
+	if err := os.WriteFile(filepath.Join(dir, "a.crt"), []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	inBubble(t, func(t *testing.T, s *setup) {
+		s.m.anchors = []string{dir}
+		for _, want := range [][]string{nil, {text}} {
+			s.settings.Network.HostCertificates = want != nil
+			s.open(t, DistroSpec{Name: "one"}, nil)
+			if got := s.machine(0).started.Certificates; !slices.Equal(got, want) {
+				t.Errorf("%q, want %q", got, want)
+			}
+			if err := s.m.Terminate(t.Context(), "one"); err != nil {
+				t.Fatal(err)
+			}
+		}
+	})
+}
+
+// FuzzCertificates: whatever files hold, certificates are blocks of their own.
+func FuzzCertificates(f *testing.F) {
+	f.Add("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n")
+	f.Fuzz(func(t *testing.T, text string) {
+		for _, c := range certificates(text) {
+			if strings.Count(c, "-----") != 4 || len(certificates(c)) != 1 {
+				t.Errorf("%q", c)
+			}
+		}
+	})
+}
