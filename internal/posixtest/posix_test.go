@@ -295,26 +295,28 @@ func onPairs(t *testing.T, tested, local string, operations []pair) (cases int) 
 // compare does the same on both sides, each in a directory of its own.
 func compare(t *testing.T, name, tested, local string, do func(dir string) (made, err error)) {
 	t.Helper()
-	var trees [2]string
-	var errs [2]error
-	for i, side := range []string{tested, local} {
-		dir := side + "/" + name
-		if err := os.Mkdir(dir, 0o755); err != nil {
-			t.Fatal(err)
+	t.Run(name, func(t *testing.T) {
+		var trees [2]string
+		var errs [2]error
+		for i, side := range []string{tested, local} {
+			dir := side + "/" + name
+			if err := os.Mkdir(dir, 0o755); err != nil {
+				t.Fatal(err)
+			}
+			made, err := do(dir)
+			if made != nil {
+				t.Fatal(made)
+			}
+			errs[i], trees[i] = err, tree(t, dir)
+			os.RemoveAll(dir)
 		}
-		made, err := do(dir)
-		if made != nil {
-			t.Fatalf("%s: %v", name, made)
+		if errno(errs[0]) != errno(errs[1]) {
+			t.Errorf("%v, want %v", errs[0], errs[1])
 		}
-		errs[i], trees[i] = err, tree(t, dir)
-		os.RemoveAll(dir)
-	}
-	if errno(errs[0]) != errno(errs[1]) {
-		t.Errorf("%s: %v, want %v", name, errs[0], errs[1])
-	}
-	if trees[0] != trees[1] {
-		t.Errorf("%s leaves\n%swant\n%s", name, trees[0], trees[1])
-	}
+		if trees[0] != trees[1] {
+			t.Errorf("it leaves\n%swant\n%s", trees[0], trees[1])
+		}
+	})
 }
 
 func open(t *testing.T, path string, flags int) *os.File {
