@@ -4,6 +4,7 @@ package main_test
 
 import (
 	"bufio"
+	"fmt"
 	"io"
 	"os"
 	"os/exec"
@@ -53,23 +54,22 @@ func TestShareTransports(t *testing.T) {
 	if err != nil || st.Mode() != 0o755 || st.Size() != 6 {
 		t.Errorf("%v, %v", st, err)
 	}
-	inotify := exec.Command("go", "build", "-o", home+"/inotify", "./internal/testsys/inotify")
-	inotify.Dir, inotify.Env = testsys.Root(), append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := inotify.CombinedOutput(); err != nil {
-		t.Fatalf("%v: %s", err, out)
-	}
+	tool(t, home, "inotify")
+	tool(t, home, "lock")
 	hostChanges(t, h, "/mnt/host/d", home+"/d", true)
 	hostChanges(t, h, "/mnt/data", data, false) // v9fs: below its root inotify does not see the distro's own changes either
-	for dir, tests := range map[string]string{
-		"/mnt/host": "TestUnlinked|TestMapping|TestAppend|TestHoles|TestTimes|TestXattrs|TestFlock|TestFcntl|TestBig|TestRenameFlags|TestReaddir",
-		"/mnt/data": "TestUnlinked|TestAppend|TestHoles|TestXattrs|TestFlock|TestBig|TestReaddir",
-	} {
-		r := in(h, home, "-e", "sh", "-c", "WSL2_POSIX_DIR="+dir+" ./posix -test.timeout=2m -test.v -test.run='"+tests+"'")
-		if r.Status != 0 {
-			t.Errorf("%s: %v", dir, r)
-		}
+	lockWaits(t, h, "/mnt/host", home)
+	lockWaits(t, h, "/mnt/data", data)
+	for dir, mount := range map[string]string{"/mnt/host": "virtio-fs", "/mnt/data": "9P"} {
+		r := in(h, home, "-e", "sh", "-c", fmt.Sprintf("WSL2_POSIX_DIR=%s WSL2_POSIX_EVERY=%d WSL2_POSIX_STEPS=%d ./posix -test.v", dir, every(), count(5000)))
+		testsys.Differences(t, mount, r.Stdout)
 	}
+	manyAtOnce(t, h, "/mnt/host", home)
+	manyAtOnce(t, h, "/mnt/data", data)
 }
+
+// every is the part of the suite's cases that is done: all in `make soak`, which take an emulated CPU minutes.
+func every() int { return 11 - count(10) }
 
 // hostChanges: what the host changes in a directory, inotify in the distro tells; what the distro changes itself, once.
 func hostChanges(t *testing.T, h *testsys.Host, guest, host string, below bool) {

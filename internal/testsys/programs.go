@@ -23,6 +23,33 @@ echo x >>from/f3; rm from/f4; rsync -aH --delete --inplace from/ to/ && diff -r 
 mkdir lib && printf 'module m\n' >go.mod && printf 'package lib\n\nfunc F() int { return 42 }\n' >lib/lib.go
 printf 'package main\n\nimport "m/lib"\n\nfunc main() { println(lib.F()) }\n' >main.go
 $GOROOT/bin/go build -o prog . && test "$(./prog 2>&1)" = 42 && $GOROOT/bin/go build -o prog . && test "$(./prog 2>&1)" = 42`},
+	{"npm", `export HOME=$PWD/.home npm_config_offline=true npm_config_audit=false npm_config_fund=false npm_config_update_notifier=false
+mkdir -p dep/bin app
+printf '{"name":"dep","version":"1.0.0","bin":{"dep":"bin/dep.js"}}' >dep/package.json
+echo 'exports.answer = 42' >dep/index.js
+printf '#!/usr/bin/env node\nconsole.log(require("..").answer)\n' >dep/bin/dep.js
+(cd dep; npm pack -s)
+cd app
+printf '{"name":"app","version":"1.0.0","scripts":{"answer":"dep"}}' >package.json
+npm install -s ../dep/dep-1.0.0.tgz
+test "$(npm run -s answer)" = 42
+test -L node_modules/.bin/dep
+npm ci -s
+test "$(node -p 'require("dep").answer')" = 42
+npm uninstall -s dep
+test ! -e node_modules/dep`},
+	{"cargo", `export HOME=$PWD/.home CARGO_NET_OFFLINE=true
+cargo init -q --vcs none --name prog .
+echo 'fn main() { println!("{}", 42) }' >src/main.rs
+cargo build -q
+test "$(target/debug/prog)" = 42
+cargo build -v 2>&1 | grep -q Fresh
+echo 'fn main() { println!("{}", 43) }' >src/main.rs
+touch -d '+1 minute' src/main.rs
+cargo build -q
+test "$(target/debug/prog)" = 43
+cargo clean
+test ! -e target`},
 	{"apt", `mkdir -p repo/pkg/DEBIAN repo/pkg/usr/share/of-a-share lists/partial cache/archives/partial root/var/lib/dpkg/info root/var/lib/dpkg/updates root/var/lib/dpkg/triggers
 printf 'Package: of-a-share\nVersion: 1\nArchitecture: all\nMaintainer: t <t@localhost>\nDescription: a test\n' >repo/pkg/DEBIAN/control
 echo installed >repo/pkg/usr/share/of-a-share/f; dpkg-deb --root-owner-group -b repo/pkg repo/p.deb >/dev/null
