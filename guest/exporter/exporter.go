@@ -3,7 +3,6 @@
 package exporter
 
 import (
-	"bufio"
 	"fmt"
 	"syscall"
 
@@ -15,9 +14,6 @@ import (
 
 // Argv0 is the name under which /init exports.
 const Argv0 = "wsl2-export"
-
-// sendBuffer is written to the connection at once.
-const sendBuffer = 1 << 20
 
 // Run is the main function of an export. It returns the exit status.
 func Run(args []string) int {
@@ -45,10 +41,7 @@ func run(j *diskjob.Job, m *wire.Export) (string, error) {
 		return "", err
 	}
 	if err = diskjob.Enter(dir); err == nil {
-		w := bufio.NewWriterSize(c, sendBuffer)
-		if err = Pack("/", w, func(name, why string) { j.Log.Printf("%s: left out: %s", name, why) }); err == nil {
-			err = w.Flush()
-		}
+		err = Pack("/", c, func(name, why string) { j.Log.Printf("%s: left out: %s", name, why) })
 	}
 	if err != nil {
 		c.Close()

@@ -29,21 +29,83 @@ func Pack(root string, w io.Writer, leftOut func(name, why string)) error {
 		unix.Close(fd)
 		return &os.PathError{Op: "stat", Path: root, Err: err}
 	}
-	p := &packer{w: tar.NewWriter(w), dev: st.Dev, links: map[uint64]string{}, leftOut: leftOut, buf: make([]byte, copyBuffer)}
+	p := &packer{out: output{w: w, b: make([]byte, 0, sendBuffer)}, dev: st.Dev, links: map[uint64]string{}, leftOut: leftOut}
 	if err := p.dir(fd, "", &st); err != nil {
 		return err
 	}
-	return p.w.Close()
+	if err := tar.NewWriter(&p.out).Close(); err != nil {
+		return err
+	}
+	return p.out.flush()
 }
 
-const copyBuffer = 1 << 20
-
 type packer struct {
-	w       *tar.Writer
+	out     output
 	dev     uint64
 	links   map[uint64]string // the first name of each inode with several, by number
 	leftOut func(name, why string)
-	buf     []byte
+}
+
+const (
+	// sendBuffer is written at once.
+	sendBuffer = 1 << 20
+	// readAtLeast is what a file is read in, if it has as much.
+	readAtLeast = 64 << 10
+)
+
+// output is what of the archive is to be written. Files are read into it where they
+// belong: a tar.Writer would have each byte copied once more.
+type output struct {
+	w io.Writer
+	b []byte // its capacity stays
+}
+
+func (o *output) Write(p []byte) (int, error) {
+	if len(p) > cap(o.b)-len(o.b) {
+		if err := o.flush(); err != nil {
+			return 0, err
+		}
+		if len(p) > cap(o.b) {
+			return o.w.Write(p)
+		}
+	}
+	o.b = append(o.b, p...)
+	return len(p), nil
+}
+
+// file appends size bytes of the open file, padded to tar's blocks.
+func (o *output) file(fd int, size int64) error {
+	for left := size; left > 0; {
+		if int64(cap(o.b)-len(o.b)) < min(left, readAtLeast) {
+			if err := o.flush(); err != nil {
+				return err
+			}
+		}
+		end := len(o.b) + int(min(left, int64(cap(o.b)-len(o.b))))
+		n, err := unix.Read(fd, o.b[len(o.b):end])
+		switch {
+		case err == unix.EINTR:
+			continue
+		case err != nil:
+			return err
+		case n == 0:
+			return io.ErrUnexpectedEOF
+		}
+		o.b = o.b[:len(o.b)+n]
+		left -= int64(n)
+	}
+	const block = 512
+	_, err := o.Write(make([]byte, -size&(block-1)))
+	return err
+}
+
+func (o *output) flush() error {
+	if len(o.b) == 0 {
+		return nil
+	}
+	_, err := o.w.Write(o.b)
+	o.b = o.b[:0]
+	return err
 }
 
 // lostAndFound is the file system's, not the distro's.
@@ -60,8 +122,8 @@ func (p *packer) dir(fd int, name string, st *unix.Stat_t) error {
 	if err := p.attributes(fd, h); err != nil {
 		return fmt.Errorf("/%s: %w", name, err)
 	}
-	if err := p.w.WriteHeader(h); err != nil {
-		return fmt.Errorf("/%s: %w", name, err)
+	if err := p.write(h); err != nil {
+		return err
 	}
 	entries, err := d.ReadDir(-1)
 	if err != nil {
@@ -139,8 +201,9 @@ func (p *packer) entry(dir int, base, name string) error {
 	return nil
 }
 
+// write writes a header. Its Writer never learns of a file's content.
 func (p *packer) write(h *tar.Header) error {
-	if err := p.w.WriteHeader(h); err != nil {
+	if err := tar.NewWriter(&p.out).WriteHeader(h); err != nil {
 		return fmt.Errorf("/%s: %w", h.Name, err)
 	}
 	return nil
@@ -163,20 +226,8 @@ func (p *packer) file(dir int, base, name string, st *unix.Stat_t) error {
 	if err := p.write(h); err != nil {
 		return err
 	}
-	for left := st.Size; left > 0; {
-		n, err := unix.Read(fd, p.buf[:min(int64(len(p.buf)), left)])
-		switch {
-		case err == unix.EINTR:
-			continue
-		case err != nil:
-			return &os.PathError{Op: "read", Path: "/" + name, Err: err}
-		case n == 0:
-			return &os.PathError{Op: "read", Path: "/" + name, Err: io.ErrUnexpectedEOF}
-		}
-		if _, err := p.w.Write(p.buf[:n]); err != nil {
-			return err
-		}
-		left -= int64(n)
+	if err := p.out.file(fd, st.Size); err != nil {
+		return fmt.Errorf("/%s: %w", name, err)
 	}
 	return nil
 }
