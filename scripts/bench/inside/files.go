@@ -8,6 +8,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -117,8 +119,15 @@ func files(h *host) ([]report.Row, error) {
 	if err != nil {
 		return nil, err
 	}
+	chosen, err := regexp.Compile(*only)
+	if err != nil {
+		return nil, err
+	}
 	rates, status := map[string][]float64{}, map[string]float64{}
 	measure := func(name string, p place, tree string) (err error) {
+		if !chosen.MatchString(name) {
+			return nil
+		}
 		logf("%s", name)
 		if rates[name], err = p.measure(); err == nil && tree != "" {
 			status[name], err = p.gitStatus(tree)
@@ -156,66 +165,17 @@ func files(h *host) ([]report.Row, error) {
 	if err := h.stop(); err != nil {
 		return nil, err
 	}
-
-	var devices []string
-	devices = append(devices, "-object", fmt.Sprintf("memory-backend-memfd,id=mem,size=%dM,share=on", memoryMiB), "-machine", "memory-backend=mem",
-		"-global", "virtio-mmio.force-legacy=false") // virtiofsd knows no other
-	for i, cache := range []string{"auto", "none"} {
-		d, stop, err := startVirtiofsd(fmt.Sprintf("virtiofsd%d", i), cache)
-		if err != nil {
+	if peers := []string{peerVirtiofsd, peerNoCache, peerQEMU9P, peerDiod, peerSSHFS}; slices.ContainsFunc(peers, chosen.MatchString) {
+		if err := h.filesPeers(measure, chosen); err != nil {
 			return nil, err
 		}
-		defer stop()
-		devices = append(devices, d...)
-	}
-	devices = append(devices, "-fsdev", "local,id=local,security_model=none,path="+sharedDir, "-device", "virtio-9p-device,fsdev=local,mount_tag=local")
-	server, err := startDiod()
-	if err != nil {
-		return nil, err
-	}
-	defer server()
-	if out, err := exec.Command(busyboxPath, "ifconfig", "lo", "127.0.0.1", "up").CombinedOutput(); err != nil {
-		return nil, fmt.Errorf("ifconfig lo: %w: %s", err, out)
-	}
-	net := slirpNet()
-	net.args[1] += ",hostfwd=tcp:127.0.0.1:" + sshPort + "-:22"
-	q, err := startQEMU(h.disk, net, devices...)
-	if err != nil {
-		return nil, err
-	}
-	defer q.kill()
-	inPeer := func(argv ...string) (string, error) { return q.outputFor(filesHang(), argv...) }
-	const options9P = "version=9p2000.L,access=any,cache=none"
-	for _, p := range []struct{ name, kind, source, dir, options string }{
-		{peerVirtiofsd, "virtiofs", "virtiofsd0", "/mnt/virtiofsd", ""},
-		{peerNoCache, "virtiofs", "virtiofsd1", "/mnt/no-cache", ""},
-		{peerQEMU9P, "9p", "local", "/mnt/qemu-9p", options9P + ",trans=virtio,msize=512000"},
-		{peerDiod, "9p", fmt.Sprint("vsock:", diodPort), "/mnt/diod", options9P + ",uname=root,msize=1048576,aname=" + sharedDir},
-	} {
-		if p.name == peerQEMU9P {
-			if _, err := inPeer("sh", "-c", "cd /sys/bus/virtio/drivers/9pnet_virtio"); err != nil {
-				fmt.Fprintln(os.Stderr, "bench: the guest's kernel has no 9P over virtio (CONFIG_NET_9P_VIRTIO): QEMU's virtio-9p is not measured")
-				continue
-			}
-		}
-		if _, err := inPeer(guestTool, "mount", p.kind, p.source, p.dir, p.options); err != nil {
-			return nil, err
-		}
-		if err := measure(p.name, place{filepath.Join(p.dir, filepath.Base(p.dir)), inPeer}, p.dir+"/tree"); err != nil {
-			return nil, err
-		}
-	}
-	dir, stop, err := h.mountSSHFS(q)
-	if err != nil {
-		return nil, err
-	}
-	defer stop()
-	if err := measure(peerSSHFS, place{dir, onHost}, ""); err != nil {
-		return nil, err
 	}
 
 	var rows []report.Row
 	row := func(name string, peers []string, bar func(j filesJob) *report.Bar) {
+		if rates[name] == nil {
+			return
+		}
 		for i, j := range filesJobs() {
 			r := report.Row{Row: name + ": " + j.name, Unit: j.unit, Ours: rates[name][i], Peers: map[string]float64{}, Bar: bar(j)}
 			for _, p := range peers {
@@ -240,14 +200,83 @@ func files(h *host) ([]report.Row, error) {
 		return nil
 	})
 	row(mounted, []string{peerSSHFS}, func(filesJob) *report.Bar { return atLeast(0.6, peerSSHFS) })
-	others := map[string]float64{}
+	if status[ours] == 0 {
+		return rows, nil
+	}
+	git := report.Row{Row: fmt.Sprintf("git status, %d files", gitFiles()), Unit: "ms", Ours: status[ours], Peers: map[string]float64{}}
 	for name, ms := range status {
 		if name != ours {
-			others[name] = ms
+			git.Peers[name] = ms
 		}
 	}
-	return append(rows, report.Row{Row: fmt.Sprintf("git status, %d files", gitFiles()), Unit: "ms", Ours: status[ours], Peers: others,
-		Bar: &report.Bar{Peer: peerExt4, Factor: 3}}), nil
+	if status[peerExt4] != 0 {
+		git.Bar = &report.Bar{Peer: peerExt4, Factor: 3}
+	}
+	return append(rows, git), nil
+}
+
+// filesPeers measures the others, all in one VM of QEMU's.
+func (h *host) filesPeers(measure func(name string, p place, tree string) error, chosen *regexp.Regexp) error {
+	var devices []string
+	devices = append(devices, "-object", fmt.Sprintf("memory-backend-memfd,id=mem,size=%dM,share=on", memoryMiB), "-machine", "memory-backend=mem",
+		"-global", "virtio-mmio.force-legacy=false") // virtiofsd knows no other
+	for i, cache := range []string{"auto", "none"} {
+		d, stop, err := startVirtiofsd(fmt.Sprintf("virtiofsd%d", i), cache)
+		if err != nil {
+			return err
+		}
+		defer stop()
+		devices = append(devices, d...)
+	}
+	devices = append(devices, "-fsdev", "local,id=local,security_model=none,path="+sharedDir, "-device", "virtio-9p-device,fsdev=local,mount_tag=local")
+	server, err := startDiod()
+	if err != nil {
+		return err
+	}
+	defer server()
+	if out, err := exec.Command(busyboxPath, "ifconfig", "lo", "127.0.0.1", "up").CombinedOutput(); err != nil {
+		return fmt.Errorf("ifconfig lo: %w: %s", err, out)
+	}
+	net := slirpNet()
+	net.args[1] += ",hostfwd=tcp:127.0.0.1:" + sshPort + "-:22"
+	q, err := startQEMU(h.disk, net, devices...)
+	if err != nil {
+		return err
+	}
+	defer q.kill()
+	inPeer := func(argv ...string) (string, error) { return q.outputFor(filesHang(), argv...) }
+	const options9P = "version=9p2000.L,access=any,cache=none"
+	for _, p := range []struct{ name, kind, source, dir, options string }{
+		{peerVirtiofsd, "virtiofs", "virtiofsd0", "/mnt/virtiofsd", ""},
+		{peerNoCache, "virtiofs", "virtiofsd1", "/mnt/no-cache", ""},
+		{peerQEMU9P, "9p", "local", "/mnt/qemu-9p", options9P + ",trans=virtio,msize=512000"},
+		{peerDiod, "9p", fmt.Sprint("vsock:", diodPort), "/mnt/diod", options9P + ",uname=root,msize=1048576,aname=" + sharedDir},
+	} {
+		if !chosen.MatchString(p.name) {
+			continue
+		}
+		if p.name == peerQEMU9P {
+			if _, err := inPeer("sh", "-c", "cd /sys/bus/virtio/drivers/9pnet_virtio"); err != nil {
+				fmt.Fprintln(os.Stderr, "bench: the guest's kernel has no 9P over virtio (CONFIG_NET_9P_VIRTIO): QEMU's virtio-9p is not measured")
+				continue
+			}
+		}
+		if _, err := inPeer(guestTool, "mount", p.kind, p.source, p.dir, p.options); err != nil {
+			return err
+		}
+		if err := measure(p.name, place{filepath.Join(p.dir, filepath.Base(p.dir)), inPeer}, p.dir+"/tree"); err != nil {
+			return err
+		}
+	}
+	if !chosen.MatchString(peerSSHFS) {
+		return nil
+	}
+	dir, stop, err := h.mountSSHFS(q)
+	if err != nil {
+		return err
+	}
+	defer stop()
+	return measure(peerSSHFS, place{dir, onHost}, "")
 }
 
 // onHost runs guestTool on the host itself.
