@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -27,7 +26,7 @@ const lockWait = time.Second
 // serveDevice serves a virtio-fs device until the guest unmounts it or the VM ends.
 func serveDevice(ctx context.Context, s share.Spec, logf func(format string, args ...any)) error {
 	// The device first: it is kept for its server until that has been there.
-	conn, err := net.Dial("unix", s.Socket)
+	conn, err := fs.Dial(s.Socket)
 	if err != nil {
 		return err
 	}
@@ -65,7 +64,7 @@ func serveDevice(ctx context.Context, s share.Spec, logf func(format string, arg
 		mounted.Stop()
 		return handle(request, room)
 	})
-	if errors.Is(err, unix.ECONNRESET) || errors.Is(err, net.ErrClosed) { // the VM's end
+	if errors.Is(err, unix.ECONNRESET) { // the VM's end
 		return nil
 	}
 	return err
