@@ -133,6 +133,7 @@ func (r *replayer) do(c *wire.ShareChange) error {
 	case replay.Attributes:
 		return touch(dir, c.Name, 0)
 	case replay.Written:
+		ask(dir, c.Name) // of what was written to a mapping nothing else tells
 		return closeWritten(dir, c.Name)
 	}
 	return unix.EINVAL
@@ -165,8 +166,8 @@ func below(root int, path string) (int, error) {
 		Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_XDEV})
 }
 
-// ask has the kernel ask for a name that it may have looked up since the change: to the server, it is not there yet
-// (fusefs).
+// ask has the kernel ask for a name that it may have looked up: what the change has made is not there yet to
+// the server (fusefs).
 func ask(dir int, name string) {
 	var st unix.Statx_t
 	unix.Statx(dir, name, unix.AT_SYMLINK_NOFOLLOW|unix.AT_STATX_FORCE_SYNC, unix.STATX_BASIC_STATS, &st) //nolint:errcheck // ENOENT, if all is well

@@ -39,6 +39,8 @@ type Config struct {
 	// Timeout is how long the kernel may keep names and attributes without asking again. What is opened is
 	// up to date nevertheless.
 	Timeout time.Duration
+	// Lease, if set, is the same for one node, where that is longer: its changes are told (Replay).
+	Lease func(p9.Node) time.Duration
 	// Root, if set, is where the tree is mounted: links with absolute targets point there.
 	Root string
 	// Owner, if set, maps owners for the kernel.
@@ -166,6 +168,7 @@ func (fs *FS) get(id uint64) (p9.Node, error) {
 
 // entry gives a node, which it takes, to the kernel: as name of dir.
 func (fs *FS) entry(cancel <-chan struct{}, n p9.Node, dir uint64, name string, out *fuse.EntryOut) fuse.Status {
+	timeout := fs.timeout(n)
 	with, end := until(cancel, n)
 	a, err := with.GetAttr(p9.AttrBasic)
 	end()
@@ -196,8 +199,8 @@ func (fs *FS) entry(cancel <-chan struct{}, n p9.Node, dir uint64, name string, 
 		n.Close()
 	}
 	out.NodeId, out.Generation = id, 1
-	out.SetEntryTimeout(fs.cfg.Timeout)
-	out.SetAttrTimeout(fs.cfg.Timeout)
+	out.SetEntryTimeout(timeout)
+	out.SetAttrTimeout(timeout)
 	fs.attr(&a, &out.Attr)
 	return fuse.OK
 }
@@ -266,13 +269,22 @@ func (fs *FS) lookup(cancel <-chan struct{}, dir uint64, name string, out *fuse.
 
 // attrOf tells the kernel a node's attributes.
 func (fs *FS) attrOf(id uint64, n p9.Node, out *fuse.AttrOut) error {
+	timeout := fs.timeout(n)
 	a, err := n.GetAttr(p9.AttrBasic)
 	if err == nil {
 		fs.tell(id, &a)
 		fs.attr(&a, &out.Attr)
-		out.SetTimeout(fs.cfg.Timeout)
+		out.SetTimeout(timeout)
 	}
 	return err
+}
+
+// timeout is how long the kernel may keep what it is told of a node thereafter.
+func (fs *FS) timeout(n p9.Node) time.Duration {
+	if fs.cfg.Lease == nil {
+		return fs.cfg.Timeout
+	}
+	return max(fs.cfg.Timeout, fs.cfg.Lease(n))
 }
 
 // tell notes what the kernel takes a node for, and returns what it did before.
