@@ -460,16 +460,29 @@ func (h *host) mountSSHFS(q *qemu) (dir string, stop func(), err error) {
 	if out, err := exec.Command("/rig/bin/ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key).CombinedOutput(); err != nil {
 		return "", nil, fmt.Errorf("ssh-keygen: %w: %s", err, out)
 	}
+	// Not made by dropbear when it is first asked for, which the connection would wait for.
+	hostKey := filepath.Join(keys, "host")
+	if out, err := exec.Command("/rig/bin/dropbearkey", "-t", "ed25519", "-f", hostKey).CombinedOutput(); err != nil {
+		return "", nil, fmt.Errorf("dropbearkey: %w: %s", err, out)
+	}
 	public, err := os.ReadFile(key + ".pub")
 	if err != nil {
 		return "", nil, err
 	}
-	const setUp = `set -e; mkdir -p /root/.ssh /usr/lib/openssh; echo "$0" >/root/.ssh/authorized_keys; chmod 700 /root /root/.ssh; echo /bin/sh >/etc/shells
-ln -s /bin/sftp-server /usr/lib/sftp-server; ln -s /bin/sftp-server /usr/lib/openssh/sftp-server; mkdir -p /etc/dropbear`
-	if _, err := q.output("sh", "-c", setUp, strings.TrimSpace(string(public))); err != nil {
+	private, err := os.ReadFile(hostKey)
+	if err != nil {
 		return "", nil, err
 	}
-	s, err := startSession(q.dial, false, "sh", "-c", "exec dropbear -F -E -R -s -p 22 2>&1")
+	const setUp = `set -e; mkdir -p /root/.ssh /usr/lib/openssh; echo "$0" >/root/.ssh/authorized_keys; chmod 700 /root /root/.ssh; echo /bin/sh >/etc/shells
+ln -s /bin/sftp-server /usr/lib/sftp-server; ln -s /bin/sftp-server /usr/lib/openssh/sftp-server; mkdir -p /etc/dropbear; printf "$1" >/etc/dropbear/host`
+	var octal strings.Builder
+	for _, c := range private {
+		fmt.Fprintf(&octal, "\\%03o", c)
+	}
+	if _, err := q.output("sh", "-c", setUp, strings.TrimSpace(string(public)), octal.String()); err != nil {
+		return "", nil, err
+	}
+	s, err := startSession(q.dial, false, "sh", "-c", "exec dropbear -F -E -r /etc/dropbear/host -s -p 22 2>&1")
 	if err != nil {
 		return "", nil, err
 	}
@@ -488,10 +501,16 @@ ln -s /bin/sftp-server /usr/lib/sftp-server; ln -s /bin/sftp-server /usr/lib/ope
 	c := exec.Command(sshfsPath, "root@127.0.0.1:/root/sshfs", dir, "-p", sshPort, "-o", "ssh_command=/rig/bin/ssh -F /dev/null -i "+key,
 		"-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null")
 	c.Env = h.env
-	var errs bytes.Buffer
-	c.Stderr = &errs
+	// A file, not a pipe: its ssh, which stays, has it as well, and a pipe would be waited for.
+	log, err := os.Create(filepath.Join(keys, "log"))
+	if err != nil {
+		return "", nil, err
+	}
+	defer log.Close()
+	c.Stderr = log
 	if err := superviseFor(filesHang(), c); err != nil {
-		return "", nil, fmt.Errorf("sshfs: %w: %s", err, errs.Bytes())
+		text, _ := os.ReadFile(log.Name()) //nolint:errcheck // what there is of it
+		return "", nil, fmt.Errorf("sshfs: %w: %s", err, text)
 	}
 	return dir, func() { unix.Unmount(dir, unix.MNT_DETACH); s.close() }, nil
 }
