@@ -318,15 +318,26 @@ func prepareShared() (archive []byte, err error) {
 		content := fmt.Sprintf("the content of file %d\n", i)
 		fmt.Fprintf(&commit, "M 644 inline d%03d/f%05d\ndata %d\n%s", i/100, i, len(content), content)
 	}
-	for _, argv := range [][]string{{"init", "-q", "-b", "master"}, {"fast-import", "--quiet"}, {"reset", "-q", "--hard"}} {
+	git := func(stdin io.Reader, argv ...string) error {
 		c := exec.Command(gitPath, append([]string{"-C", tree}, argv...)...)
-		c.Stdin, c.Env = nil, []string{"HOME=/"}
-		if argv[0] == "fast-import" {
-			c.Stdin = &commit
-		}
+		c.Stdin, c.Env = stdin, []string{"HOME=/"}
 		if out, err := c.CombinedOutput(); err != nil {
-			return nil, fmt.Errorf("git %s: %w: %s", argv[0], err, out)
+			return fmt.Errorf("git %s: %w: %s", argv[0], err, out)
 		}
+		return nil
+	}
+	if err := errors.Join(git(nil, "init", "-q", "-b", "master"), git(&commit, "fast-import", "--quiet"), git(nil, "reset", "-q", "--hard")); err != nil {
+		return nil, err
+	}
+	// Older than the index, as in most trees: of what is as old git reads the content each time.
+	old := time.Unix(1e9, 0)
+	for i := range gitFiles() {
+		if err := os.Chtimes(fmt.Sprintf("%s/d%03d/f%05d", tree, i/100, i), old, old); err != nil {
+			return nil, err
+		}
+	}
+	if err := git(nil, "update-index", "-q", "--refresh"); err != nil {
+		return nil, err
 	}
 	return exec.Command(busyboxPath, "tar", "cf", "-", "-C", sharedDir, "tree").Output()
 }
