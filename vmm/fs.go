@@ -18,7 +18,7 @@ type FS struct {
 	// Device is what the guest has to register first (Config.LateSlots), as
 	// virtio_mmio.device= takes it; empty if it knows the device.
 	Device string
-	// Socket is where the server connects (fs.Serve), once, within serverWait.
+	// Socket is where the server connects (fs.Dial, fs.Serve), once, within serverWait.
 	Socket string
 }
 
@@ -56,7 +56,7 @@ func (m *Machine) AttachFS(ctx context.Context) (FS, error) {
 		}
 		path := fmt.Sprintf("%s_fs%d", m.cfg.VsockPath, i)
 		os.Remove(path) // left by a VM that was killed
-		l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+		l, err := net.ListenUnix("unixpacket", &net.UnixAddr{Name: path, Net: "unixpacket"})
 		if err != nil {
 			return FS{}, fmt.Errorf("vmm: %w", err)
 		}
@@ -78,7 +78,7 @@ func (m *Machine) awaitServer(s *fsSlot, l *net.UnixListener) {
 		}
 	}()
 	l.SetDeadline(time.Now().Add(serverWait)) //nolint:errcheck // it cannot fail on a listener
-	conn, err := l.Accept()
+	conn, err := l.AcceptUnix()
 	close(stop)
 	l.Close()
 	m.mu.Lock()

@@ -112,6 +112,7 @@ func (r *replayer) do(c *wire.ShareChange) error {
 	defer unix.Close(dir)
 	switch replay.Kind(c.Kind) {
 	case replay.Created:
+		ask(dir, c.Name)
 		return create(dir, c.Name, c.Mode)
 	case replay.Removed:
 		flags := 0
@@ -125,12 +126,14 @@ func (r *replayer) do(c *wire.ShareChange) error {
 			return err
 		}
 		defer unix.Close(to)
+		ask(to, c.NewName)
 		return unix.Renameat(dir, c.Name, to, c.NewName)
 	case replay.Modified: // of the modification time alone the kernel says that the file was modified
 		return touch(dir, c.Name, unix.UTIME_OMIT)
 	case replay.Attributes:
 		return touch(dir, c.Name, 0)
 	case replay.Written:
+		ask(dir, c.Name) // of what was written to a mapping nothing else tells
 		return closeWritten(dir, c.Name)
 	}
 	return unix.EINVAL
@@ -161,6 +164,13 @@ func (r *replayer) root() (int, error) {
 func below(root int, path string) (int, error) {
 	return unix.Openat2(root, path, &unix.OpenHow{Flags: unix.O_PATH | unix.O_DIRECTORY | unix.O_CLOEXEC,
 		Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_XDEV})
+}
+
+// ask has the kernel ask for a name that it may have looked up: what the change has made is not there yet to
+// the server (fusefs).
+func ask(dir int, name string) {
+	var st unix.Statx_t
+	unix.Statx(dir, name, unix.AT_SYMLINK_NOFOLLOW|unix.AT_STATX_FORCE_SYNC, unix.STATX_BASIC_STATS, &st) //nolint:errcheck // ENOENT, if all is well
 }
 
 func create(dir int, name string, mode uint32) error {

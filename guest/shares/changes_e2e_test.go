@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"testing"
+	"time"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
@@ -30,6 +31,13 @@ func check(t *testing.T, err error) {
 // TestReplay: what is replayed in a mount, this machine's kernel tells a watch there as it would have
 // told of the change, also of a mount that is read-only at its place; and the tree stays what it is.
 func TestReplay(t *testing.T) {
+	for _, timeout := range []time.Duration{0, time.Hour} {
+		t.Run(timeout.String(), func(t *testing.T) { testReplay(t, timeout) })
+	}
+}
+
+// testReplay is TestReplay of a mount that keeps names and attributes, which it then has seen before they are replayed.
+func testReplay(t *testing.T, timeout time.Duration) {
 	tree, dir := t.TempDir(), t.TempDir()
 	check(t, os.MkdirAll(tree+"/d/sub", 0o755))
 	local, err := localfs.New(tree, localfs.Config{Untrusted: true})
@@ -38,7 +46,7 @@ func TestReplay(t *testing.T) {
 	root, err := local.Attach("", "", 0)
 	check(t, err)
 	stage := new(replay.Stage)
-	served := fusefs.New(root, fusefs.Config{Replay: stage})
+	served := fusefs.New(root, fusefs.Config{Timeout: timeout, Replay: stage})
 	o := fusefs.Options()
 	o.DirectMount, o.FsName, o.Name, o.AllowOther, o.Options = true, "test", "wsl2", true, []string{"default_permissions"}
 	server, err := fuse.NewServer(served.Raw(), dir, o)
@@ -84,6 +92,10 @@ func TestReplay(t *testing.T) {
 		os.ReadFile(dir + "/d/" + c.change.Name) //nolint:errcheck // it may be a directory, or not be there yet
 		if c.before != nil {
 			c.before()
+		}
+		if timeout > 0 {
+			os.Stat(dir + "/d/" + c.change.Name)    //nolint:errcheck // it may be gone
+			os.Stat(dir + "/d/" + c.change.NewName) //nolint:errcheck // likewise
 		}
 		c.change.Dir = id("d")
 		m := &wire.ShareChange{Kind: uint8(c.change.Kind), Mode: c.change.Mode, Dir: "d", Name: c.change.Name, NewName: c.change.NewName}

@@ -210,7 +210,10 @@ func (m *Mounter) mount(t *trap) error {
 	came, err := m.ask(t, ask)
 	if err == nil && came.tag != "" {
 		if err = attach("virtiofs", came.tag, nil, t.share.Guest, t.share.ReadOnly); err == nil {
-			return t.mounted(ask.Session)
+			if err = t.mounted(ask.Session); err == nil {
+				readAhead(t.dev)
+			}
+			return err
 		}
 		m.cfg.Logf("share %s: mount %s as virtiofs: %v; it will be 9P", t.share.Guest, came.tag, err)
 		ask = &wire.MountShare{Guest: t.share.Guest, UID: uid, GID: gid, Stream: true}
@@ -270,6 +273,12 @@ func attach(kind, source string, options []string, target string, readOnly bool)
 		return fmt.Errorf("move_mount to %s: %w", target, err)
 	}
 	return nil
+}
+
+// readAhead has the kernel read 512 KiB ahead of who reads a file of the device from its start to its end, instead of 128:
+// a request costs more than what it brings. Where it cannot be set, /sys being the distro's, reading is slower.
+func readAhead(dev uint64) {
+	os.WriteFile(fmt.Sprintf("/sys/class/bdi/%d:%d/read_ahead_kb", unix.Major(dev), unix.Minor(dev)), []byte("512"), 0) //nolint:errcheck // see above
 }
 
 // mounted ends a mount. Preconditions: mu is held.

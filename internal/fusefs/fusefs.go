@@ -36,8 +36,11 @@ const MaxIO = 1 << 20
 
 // Config of a FS.
 type Config struct {
-	// Timeout is how long the kernel may keep names and attributes without asking again.
+	// Timeout is how long the kernel may keep names and attributes without asking again. What is opened is
+	// up to date nevertheless.
 	Timeout time.Duration
+	// Lease, if set, is the same for one node, where that is longer: its changes are told (Replay).
+	Lease func(p9.Node) time.Duration
 	// Root, if set, is where the tree is mounted: links with absolute targets point there.
 	Root string
 	// Owner, if set, maps owners for the kernel.
@@ -89,7 +92,16 @@ type node struct {
 	lookups uint64 // guarded by FS.mu
 	dir     uint64 // where it was looked up last, by name; guarded by FS.mu
 	name    string // guarded by FS.mu
+	told    state  // what the kernel may take it for; guarded by FS.mu
 }
+
+// state tells whether a file has changed.
+type state struct {
+	size, links  uint64
+	mtime, ctime p9.Time
+}
+
+func stateOf(a *p9.Attr) state { return state{a.Size, a.Nlink, a.Mtime, a.Ctime} }
 
 type handle struct {
 	p9.Handle
@@ -156,6 +168,7 @@ func (fs *FS) get(id uint64) (p9.Node, error) {
 
 // entry gives a node, which it takes, to the kernel: as name of dir.
 func (fs *FS) entry(cancel <-chan struct{}, n p9.Node, dir uint64, name string, out *fuse.EntryOut) fuse.Status {
+	timeout := fs.timeout(n)
 	with, end := until(cancel, n)
 	a, err := with.GetAttr(p9.AttrBasic)
 	end()
@@ -170,7 +183,7 @@ func (fs *FS) entry(cancel <-chan struct{}, n p9.Node, dir uint64, name string, 
 	switch {
 	case known != nil:
 		known.lookups++
-		known.dir, known.name = dir, name
+		known.dir, known.name, known.told = dir, name, stateOf(&a)
 	case fs.cfg.MaxNodes > 0 && len(fs.nodes) >= fs.cfg.MaxNodes:
 		fs.mu.Unlock()
 		n.Close()
@@ -178,7 +191,7 @@ func (fs *FS) entry(cancel <-chan struct{}, n p9.Node, dir uint64, name string, 
 	default:
 		fs.lastNode++
 		id = fs.lastNode
-		fs.nodes[id], fs.ids[path] = &node{Node: n, lookups: 1, dir: dir, name: name}, id
+		fs.nodes[id], fs.ids[path] = &node{Node: n, lookups: 1, dir: dir, name: name, told: stateOf(&a)}, id
 	}
 	fs.isFull()
 	fs.mu.Unlock()
@@ -186,8 +199,8 @@ func (fs *FS) entry(cancel <-chan struct{}, n p9.Node, dir uint64, name string, 
 		n.Close()
 	}
 	out.NodeId, out.Generation = id, 1
-	out.SetEntryTimeout(fs.cfg.Timeout)
-	out.SetAttrTimeout(fs.cfg.Timeout)
+	out.SetEntryTimeout(timeout)
+	out.SetAttrTimeout(timeout)
 	fs.attr(&a, &out.Attr)
 	return fuse.OK
 }
@@ -254,17 +267,51 @@ func (fs *FS) lookup(cancel <-chan struct{}, dir uint64, name string, out *fuse.
 	return fs.entry(cancel, child, dir, name, out)
 }
 
-func (fs *FS) attrOf(n p9.Node, out *fuse.AttrOut) error {
+// attrOf tells the kernel a node's attributes.
+func (fs *FS) attrOf(id uint64, n p9.Node, out *fuse.AttrOut) error {
+	timeout := fs.timeout(n)
 	a, err := n.GetAttr(p9.AttrBasic)
 	if err == nil {
+		fs.tell(id, &a)
 		fs.attr(&a, &out.Attr)
-		out.SetTimeout(fs.cfg.Timeout)
+		out.SetTimeout(timeout)
+	}
+	return err
+}
+
+// timeout is how long the kernel may keep what it is told of a node thereafter.
+func (fs *FS) timeout(n p9.Node) time.Duration {
+	if fs.cfg.Lease == nil {
+		return fs.cfg.Timeout
+	}
+	return max(fs.cfg.Timeout, fs.cfg.Lease(n))
+}
+
+// tell notes what the kernel takes a node for, and returns what it did before.
+func (fs *FS) tell(id uint64, a *p9.Attr) (before state) {
+	fs.mu.Lock()
+	defer fs.mu.Unlock()
+	if n := fs.nodes[id]; n != nil {
+		before, n.told = n.told, stateOf(a)
+	}
+	return before
+}
+
+// current fails with ESTALE, once, if a file is no longer what the kernel takes it for: open(2) then looks all names up
+// again, as it does for NFS.
+func (fs *FS) current(id uint64, n p9.Node) error {
+	if fs.cfg.Timeout == 0 || n.QID().Type != p9.QTFile {
+		return nil
+	}
+	a, err := n.GetAttr(p9.AttrBasic)
+	if err == nil && fs.tell(id, &a) != stateOf(&a) {
+		err = unix.ESTALE
 	}
 	return err
 }
 
 func (fs *FS) GetAttr(cancel <-chan struct{}, in *fuse.GetAttrIn, out *fuse.AttrOut) fuse.Status {
-	return fs.with(cancel, in.NodeId, func(n p9.Node) error { return fs.attrOf(n, out) })
+	return fs.with(cancel, in.NodeId, func(n p9.Node) error { return fs.attrOf(in.NodeId, n, out) })
 }
 
 func (fs *FS) SetAttr(cancel <-chan struct{}, in *fuse.SetAttrIn, out *fuse.AttrOut) fuse.Status {
@@ -303,7 +350,7 @@ func (fs *FS) SetAttr(cancel <-chan struct{}, in *fuse.SetAttrIn, out *fuse.Attr
 				return err
 			}
 		}
-		return fs.attrOf(n, out)
+		return fs.attrOf(in.NodeId, n, out)
 	})
 }
 

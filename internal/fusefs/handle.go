@@ -73,6 +73,9 @@ func (fs *FS) release(fh uint64) {
 }
 
 func (fs *FS) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
+	if s := fs.with(cancel, in.NodeId, func(n p9.Node) error { return fs.current(in.NodeId, n) }); s != fuse.OK { // before O_TRUNC changes it
+		return s
+	}
 	return fs.openNode(cancel, in.NodeId, in.Flags, out)
 }
 

@@ -9,6 +9,7 @@ import (
 	"runtime"
 	"sync"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -178,6 +179,59 @@ func TestNodes(t *testing.T) {
 		t.Errorf("a handle that was released: %v", errno)
 	}
 	k.open(t, k.lookup(t, "c"), unix.O_RDONLY)
+}
+
+// TestChangedWhileKept: a file that has changed while the kernel keeps its attributes is looked up again by whoever opens it.
+func TestChangedWhileKept(t *testing.T) {
+	for _, timeout := range []time.Duration{0, time.Hour} {
+		k, dir := serve(t, Config{Timeout: timeout})
+		k.init(t)
+		write := func(text string) {
+			t.Helper()
+			if err := os.WriteFile(dir+"/f", []byte(text), 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+		write("text")
+		f := k.lookup(t, "f")
+		open := func() unix.Errno {
+			errno, _ := k.do(t, opOpen, f, u32(unix.O_RDONLY, 0))
+			return errno
+		}
+		stale := unix.ESTALE
+		if timeout == 0 { // it asks anyway
+			stale = 0
+		}
+		for what, change := range map[string]func(){
+			"nothing": nil,
+			"content": func() { write("another") },
+			"its name": func() {
+				if err := os.Rename(dir+"/f", dir+"/g"); err != nil {
+					t.Fatal(err)
+				}
+				if err := os.Chtimes(dir+"/g", time.Time{}, time.Unix(1, 0)); err != nil { // its ctime may be within a tick
+					t.Fatal(err)
+				}
+				write("new")
+			},
+		} {
+			want := unix.Errno(0)
+			if change != nil {
+				change()
+				want = stale
+			}
+			if errno := open(); errno != want {
+				t.Errorf("timeout %v, %s has changed: %v, want %v", timeout, what, errno, want)
+			}
+			if errno := open(); errno != 0 {
+				t.Errorf("timeout %v, %s has changed, once more: %v", timeout, what, errno)
+			}
+			f = k.lookup(t, "f")
+			if errno := open(); errno != 0 {
+				t.Errorf("timeout %v, looked up after %s has changed: %v", timeout, what, errno)
+			}
+		}
+	}
 }
 
 // TestLocks: fcntl(2)'s locks are an owner's through all handles, and end with his close(2).

@@ -33,19 +33,23 @@ func check(t *testing.T, err error) {
 }
 
 // TestPosix holds a directory of this machine, mounted by this machine's kernel, to what the
-// directory itself does: directly, and over 9P.
+// directory itself does: directly, also where the kernel keeps names and attributes, and over 9P.
 func TestPosix(t *testing.T) {
 	suite := t.TempDir() + "/posix"
 	if out, err := exec.Command("go", "test", "-c", "-o", suite, "../posixtest").CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
 	unix.Umask(0)
-	for name, how := range map[string]func(*testing.T, *localfs.FS) p9.Node{"direct": direct, "9P": over9P} {
+	for name, how := range map[string]func(*testing.T, *localfs.FS) p9.Node{"direct": direct, "kept": direct, "9P": over9P} {
+		var cfg fusefs.Config
+		if name == "kept" {
+			cfg.Timeout = time.Hour
+		}
 		t.Run(name, func(t *testing.T) {
 			fs, err := localfs.New(t.TempDir(), localfs.Config{})
 			check(t, err)
 			defer fs.Close()
-			dir := mount(t, how(t, fs))
+			dir := mount(t, how(t, fs), cfg)
 			ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
 			defer cancel()
 			cmd := exec.CommandContext(ctx, suite, "-test.v")
@@ -62,10 +66,10 @@ func TestPosix(t *testing.T) {
 }
 
 // mount mounts a tree until the test ends.
-func mount(t *testing.T, root p9.Node) (dir string) {
+func mount(t *testing.T, root p9.Node, cfg fusefs.Config) (dir string) {
 	t.Helper()
 	dir = t.TempDir()
-	served := fusefs.New(root, fusefs.Config{})
+	served := fusefs.New(root, cfg)
 	o := fusefs.Options()
 	o.DirectMount, o.FsName, o.Name, o.Options = true, "test", "wsl2", []string{"default_permissions"}
 	server, err := fuse.NewServer(served, dir, o)
@@ -156,7 +160,7 @@ func TestInterrupt(t *testing.T) {
 	check(t, err)
 	defer fs.Close()
 	var g gate
-	dir := mount(t, overGate(t, fs, &g))
+	dir := mount(t, overGate(t, fs, &g), fusefs.Config{})
 	f, err := os.OpenFile(tree+"/f", os.O_RDWR, 0)
 	check(t, err)
 	defer f.Close()

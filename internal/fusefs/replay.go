@@ -2,6 +2,7 @@ package fusefs
 
 import (
 	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
 
 	"github.com/wsl2/wsl2/internal/p9"
 	"github.com/wsl2/wsl2/internal/p9/replay"
@@ -33,7 +34,29 @@ func (r replayed) Lookup(cancel <-chan struct{}, in *fuse.InHeader, name string,
 	if s != fuse.OK {
 		return s
 	}
-	return r.entry(cancel, child, in.NodeId, name, out)
+	s = r.entry(cancel, child, in.NodeId, name, out)
+	out.SetEntryTimeout(0) // it may be there for this change alone
+	out.SetAttrTimeout(0)
+	return s
+}
+
+// GetAttr fails for what the change on the stage has made, which the kernel knows if somebody has looked for it since: it
+// has to look it up again.
+func (r replayed) GetAttr(cancel <-chan struct{}, in *fuse.GetAttrIn, out *fuse.AttrOut) fuse.Status {
+	if in.Uid == replay.UID && r.hidden(in.NodeId) {
+		return fuse.Status(unix.ESTALE)
+	}
+	return r.FS.GetAttr(cancel, in, out)
+}
+
+func (r replayed) hidden(id uint64) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	n := r.nodes[id]
+	if n == nil || r.nodes[n.dir] == nil {
+		return false
+	}
+	return r.stage.Hides(r.nodes[n.dir].QID().Path, n.name)
 }
 
 // done is called in place of a change of an entry of dir.
@@ -101,7 +124,8 @@ func (r replayed) SetAttr(cancel <-chan struct{}, in *fuse.SetAttrIn, out *fuse.
 	if in.Caller.Uid != replay.UID { // in.Uid is the file's new owner
 		return r.FS.SetAttr(cancel, in, out)
 	}
-	s := r.with(cancel, in.NodeId, func(n p9.Node) error { return r.attrOf(n, out) })
+	s := r.with(cancel, in.NodeId, func(n p9.Node) error { return r.attrOf(in.NodeId, n, out) })
+	out.SetTimeout(0)
 	// Never the file's real time: the kernel takes the answer for its own change, which its pages
 	// have, and would not drop those of before the host's.
 	out.Mtimensec ^= 1
@@ -139,8 +163,8 @@ func (r replayed) RemoveXAttr(cancel <-chan struct{}, in *fuse.InHeader, name st
 }
 
 func (r replayed) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
-	if in.Uid == replay.UID {
-		in.Flags = replay.ReadOnly(in.Flags)
+	if in.Uid == replay.UID { // whatever it is by now: the others have not been told
+		return r.openNode(cancel, in.NodeId, replay.ReadOnly(in.Flags), out)
 	}
 	return r.FS.Open(cancel, in, out)
 }

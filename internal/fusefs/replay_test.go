@@ -6,6 +6,7 @@ import (
 	"os"
 	"reflect"
 	"testing"
+	"time"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
@@ -38,6 +39,46 @@ func TestReplayedTime(t *testing.T) {
 	}
 	if after := times(opGetattr, make([]byte, 16)); !bytes.Equal(after, before) {
 		t.Errorf("%x, was %x", after, before)
+	}
+}
+
+// TestFoundBeforeReplay: what somebody has looked up before its making is replayed is looked up again by who does that,
+// and is nothing to him.
+func TestFoundBeforeReplay(t *testing.T) {
+	stage := new(replay.Stage)
+	k, dir := serve(t, Config{Timeout: time.Hour, Replay: stage})
+	k.init(t)
+	if err := os.WriteFile(dir+"/f", []byte("text"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	var st unix.Stat_t
+	if err := unix.Stat(dir, &st); err != nil {
+		t.Fatal(err)
+	}
+	root, file := st.Ino, k.lookup(t, "f")
+	getattr := func(uid uint32, node uint64) unix.Errno {
+		k.uid = uid
+		errno, _ := k.do(t, opGetattr, node, make([]byte, 16))
+		return errno
+	}
+	for i, c := range []replay.Change{{Kind: replay.Created, Dir: root, Name: "f"}, {Kind: replay.Renamed, Dir: root, Name: "e", NewDir: root, NewName: "f"}} {
+		stage.Set(&c)
+		for node, want := range map[uint64]unix.Errno{file: unix.ESTALE, 1: 0} {
+			if errno := getattr(replay.UID, node); errno != want {
+				t.Errorf("change %d: node %d: %v, want %v", i, node, errno, want)
+			}
+			if errno := getattr(0, node); errno != 0 {
+				t.Errorf("change %d: node %d, for another: %v", i, node, errno)
+			}
+		}
+		k.uid = replay.UID
+		if errno, _ := k.do(t, opLookup, 1, []byte("f\x00")); errno != unix.ENOENT {
+			t.Errorf("change %d: looked up: %v", i, errno)
+		}
+	}
+	stage.Set(nil)
+	if errno := getattr(replay.UID, file); errno != 0 {
+		t.Errorf("afterwards: %v", errno)
 	}
 }
 

@@ -26,12 +26,13 @@ var (
 	verbose = flag.Bool("v", false, "show what is under way, and traces")
 	from    = flag.String("from", "out", "directory of what make build and scripts/kernel --bzimage make")
 	full    = flag.Bool("full", false, "whole sizes where a tenth is the rule: a root of 500 MB, 100 MB on a terminal (takes an hour)")
+	only    = flag.String("only", "", "of topic files, measure only the file systems whose names match (REGEXP)")
 	limit   = flag.String("timeout", "30m", "how long one topic may take")
 )
 
 func main() {
 	flag.Usage = func() {
-		fmt.Fprintf(os.Stderr, "usage: scripts/bench/run [-v] [-full] [-timeout TIME] [-from DIR] [TOPIC...]\ntopics: %s\n", strings.Join(topics, " "))
+		fmt.Fprintf(os.Stderr, "usage: scripts/bench/run [-v] [-full] [-only REGEXP] [-timeout TIME] [-from DIR] [TOPIC...]\ntopics: %s\n", strings.Join(topics, " "))
 	}
 	flag.Parse()
 	if err := run(flag.Args()); err != nil {
@@ -132,6 +133,9 @@ func measure(tmp, topic string) ([]report.Row, error) {
 	}
 	if *full {
 		args = append(args, "-full")
+	}
+	if *only != "" {
+		args = append(args, "-only", *only)
 	}
 	args = append(args, resultDir, topic)
 	rig := exec.Command("scripts/rig", args...)

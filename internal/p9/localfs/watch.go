@@ -156,6 +156,24 @@ func identify(fd int) (string, error) {
 	return string(append(b, h.Bytes()...)), nil
 }
 
+// Covers tells whether changes of a node are told, of a directory also those of its entries. Those of the
+// root's own attributes are not.
+func (w *Watch) Covers(n p9.Node) bool {
+	i, ok := n.(*inode)
+	if !ok {
+		return false
+	}
+	i.mu.Lock()
+	parent := i.parent
+	i.mu.Unlock()
+	if parent == nil {
+		return false
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.dirs[parent.qid.Path] != nil && (i.mode&unix.S_IFMT != unix.S_IFDIR || w.dirs[i.qid.Path] != nil)
+}
+
 // lookup returns a watched directory with a reference, or nil.
 func (w *Watch) lookup(id string) *inode {
 	w.mu.Lock()

@@ -131,6 +131,34 @@ func TestForgotten(t *testing.T) {
 	}
 }
 
+// TestCovers: a node is covered where its directory is watched, and a directory where it is itself.
+func TestCovers(t *testing.T) {
+	dir := t.TempDir()
+	check(t, os.MkdirAll(dir+"/a/b", 0o755))
+	check(t, os.WriteFile(dir+"/a/f", nil, 0o644))
+	fs := must(New(dir, Config{}))(t)
+	defer fs.Close()
+	w := must(fs.Watch(2, func() {}))(t)
+	a := must(fs.root.Walk("a"))(t)
+	defer a.Close()
+	f := must(a.Walk("f"))(t)
+	defer f.Close()
+	covered := func(what string, want map[p9.Node]bool) {
+		t.Helper()
+		for n, want := range want {
+			if w.Covers(n) != want {
+				t.Errorf("%s: %v is covered: %v", what, n.QID(), !want)
+			}
+		}
+	}
+	covered("with the root and a", map[p9.Node]bool{fs.root: false, a: true, f: true})
+	b := must(a.Walk("b"))(t) // in place of a
+	defer b.Close()
+	covered("with the root and b", map[p9.Node]bool{fs.root: false, a: false, b: false, f: false})
+	w.close()
+	covered("closed", map[p9.Node]bool{fs.root: false, a: false, b: false, f: false})
+}
+
 // TestMerged: what the kernel has merged before it was read ends with what is there.
 func TestMerged(t *testing.T) {
 	dir := t.TempDir()

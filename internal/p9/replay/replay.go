@@ -91,6 +91,17 @@ func (s *Stage) Done(made Change) error {
 	return nil
 }
 
+// Hides tells whether the change has made an entry, which was not there before.
+func (s *Stage) Hides(dir uint64, name string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	c := s.current
+	if c == nil || s.done {
+		return false
+	}
+	return c.Kind == Created && dir == c.Dir && name == c.Name || c.Kind == Renamed && dir == c.NewDir && name == c.NewName
+}
+
 // Walk returns the child of dir that was there before the change.
 func (s *Stage) Walk(dir p9.Node, name string) (p9.Node, error) {
 	n, err := s.before(dir, name)

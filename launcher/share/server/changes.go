@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/wsl2/wsl2/internal/p9"
 	"github.com/wsl2/wsl2/internal/p9/localfs"
 	"github.com/wsl2/wsl2/internal/p9/replay"
 	"github.com/wsl2/wsl2/internal/wire"
@@ -21,6 +22,10 @@ const (
 	maxWatched = 4096
 	// maxPending is how many changes wait for the guest at most.
 	maxPending = 1 << 14
+	// leaseTime is how long a guest keeps names and attributes in directories that are watched, where the host has not
+	// changed anything for quietTime. What it is not told of is seen thereafter.
+	leaseTime = 10 * time.Second
+	quietTime = time.Second
 	// raiseWait bounds the guest's answer to a change.
 	raiseWait = time.Minute
 )
@@ -32,12 +37,14 @@ type changes struct {
 	again   map[replay.Change]bool // those of pending that need not be told twice; guarded by mu
 	lost    bool                   // guarded by mu
 	some    chan struct{}          // holds a token while there are pending
+	last    time.Time              // when the last one came; guarded by mu
 	logf    func(format string, args ...any)
 }
 
 // tellChanges tells the distro what others than we change in directories that it knows, until stop is
 // called. Where that does not work, a share is one without it.
-func tellChanges(ctx context.Context, s share.Spec, fs *localfs.FS, logf func(format string, args ...any)) (stage *replay.Stage, stop func()) {
+// lease is what the guest may keep of a node beyond that for being told of its changes (fusefs.Config).
+func tellChanges(ctx context.Context, s share.Spec, fs *localfs.FS, logf func(format string, args ...any)) (stage *replay.Stage, lease func(p9.Node) time.Duration, stop func()) {
 	stage = new(replay.Stage)
 	limit := watchLimit()
 	watch, err := fs.Watch(limit, func() {
@@ -45,7 +52,7 @@ func tellChanges(ctx context.Context, s share.Spec, fs *localfs.FS, logf func(fo
 	})
 	if err != nil {
 		logf("%s: inotify in the distro will not see what the host changes: %v", s.Dir, err)
-		return stage, func() {}
+		return stage, nil, func() {}
 	}
 	c := &changes{again: map[replay.Change]bool{}, some: make(chan struct{}, 1), logf: logf}
 	ctx, cancel := context.WithCancel(ctx)
@@ -60,10 +67,23 @@ func tellChanges(ctx context.Context, s share.Spec, fs *localfs.FS, logf func(fo
 		defer cancel()
 		c.tell(ctx, s, watch, stage)
 	})
-	return stage, func() {
+	lease = func(n p9.Node) time.Duration {
+		if !c.quiet() || !watch.Covers(n) {
+			return 0
+		}
+		return leaseTime
+	}
+	return stage, lease, func() {
 		cancel()
 		running.Wait()
 	}
+}
+
+// quiet tells whether the guest has been told of all changes for a while: while the host is at it, more will come.
+func (c *changes) quiet() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return !c.lost && len(c.pending) == 0 && time.Since(c.last) > quietTime
 }
 
 // watchLimit is our part of what the user may watch, and of our descriptors.
@@ -81,6 +101,7 @@ func watchLimit() int {
 func (c *changes) add(change *replay.Change) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.last = time.Now()
 	if len(c.pending) == maxPending {
 		c.loseLocked()
 		return
@@ -113,6 +134,7 @@ func (c *changes) add(change *replay.Change) {
 func (c *changes) lose() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.last = time.Now()
 	c.loseLocked()
 }
 
@@ -163,6 +185,9 @@ func (c *changes) tell(ctx context.Context, s share.Spec, watch *localfs.Watch, 
 				stage.Set(nil)
 				if err != nil && ctx.Err() == nil && !failed {
 					failed = true // said once: each change may
+					c.mu.Lock()
+					c.lost = true // the guest cannot rely on being told
+					c.mu.Unlock()
 					c.logf("%s: tell the distro of changes: %v; inotify there misses some", s.Dir, err)
 				}
 			}

@@ -26,7 +26,7 @@ func TestChanges(t *testing.T) {
 	}
 	defer fs.Close()
 	guest := accept(t, s.VsockPath)
-	_, stop := tellChanges(t.Context(), s, fs, t.Logf)
+	_, _, stop := tellChanges(t.Context(), s, fs, t.Logf)
 	others := func(script string) {
 		t.Helper()
 		cmd := exec.Command("sh", "-c", script)
@@ -88,6 +88,30 @@ func greet(t *testing.T, s share.Spec, g net.Conn) (net.Conn, *bufio.Reader) {
 		t.Fatalf("%+v, %v", hello, err)
 	}
 	return g, r
+}
+
+// TestQuiet: a guest may rely on being told of changes while there are none, and no longer once one was lost.
+func TestQuiet(t *testing.T) {
+	c := &changes{again: map[replay.Change]bool{}, some: make(chan struct{}, 1), logf: func(string, ...any) {}}
+	want := func(what string, quiet bool) {
+		t.Helper()
+		if c.quiet() != quiet {
+			t.Errorf("%s: quiet is %v", what, !quiet)
+		}
+	}
+	want("before any change", true)
+	c.add(&replay.Change{Kind: replay.Modified, Name: "f"})
+	want("with a change pending", false)
+	c.last = c.last.Add(-quietTime)
+	want("long after one that is pending", false)
+	c.next()
+	want("long after a change", true)
+	c.last = time.Now().Add(time.Hour)
+	want("after a change", false)
+	c.last = time.Time{}
+	c.lose()
+	c.last = time.Time{}
+	want("after one was lost", false)
 }
 
 // TestPending: what was said and not told yet is not said again, and of too many the last are lost, once.

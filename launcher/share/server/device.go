@@ -4,7 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
+	"runtime"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -24,10 +24,17 @@ const mountWait = time.Minute
 // signals: a program that waits cannot be ended before it has an answer.
 const lockWait = time.Second
 
+// keep is how long a guest keeps names and attributes: a tick of its kernel's, 4 ms. One stat(2) asks for both, and for
+// those of its directory.
+const keep = time.Millisecond
+
+// workers is how many threads wait for requests at a time where there are no more than one after the other.
+const workers = 4
+
 // serveDevice serves a virtio-fs device until the guest unmounts it or the VM ends.
 func serveDevice(ctx context.Context, s share.Spec, logf func(format string, args ...any)) error {
 	// The device first: it is kept for its server until that has been there.
-	conn, err := net.Dial("unix", s.Socket)
+	conn, err := fs.Dial(s.Socket)
 	if err != nil {
 		return err
 	}
@@ -42,9 +49,9 @@ func serveDevice(ctx context.Context, s share.Spec, logf func(format string, arg
 		conn.Close()
 		return err
 	}
-	stage, stopChanges := tellChanges(ctx, s, dir, logf)
+	stage, lease, stopChanges := tellChanges(ctx, s, dir, logf)
 	defer stopChanges()
-	files := fusefs.New(root, fusefs.Config{LockWait: lockWait, Replay: stage, MaxNodes: maxFIDs(), MaxHandles: maxFIDs() / 2})
+	files := fusefs.New(root, fusefs.Config{Timeout: keep, Lease: lease, LockWait: lockWait, Replay: stage, MaxNodes: maxFIDs(), MaxHandles: maxFIDs() / 2})
 	defer files.Close()
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
 	defer stop()
@@ -61,11 +68,13 @@ func serveDevice(ctx context.Context, s share.Spec, logf func(format string, arg
 		return err
 	}
 	handle := files.Handler(logf)
+	// A thread that waits in the kernel takes one of the runtime's processors with it, which another has to win back otherwise.
+	runtime.GOMAXPROCS(runtime.GOMAXPROCS(0) + workers)
 	err = fs.Serve(conn, func(request, room []byte) int {
 		mounted.Stop()
 		return handle(request, room)
 	})
-	if errors.Is(err, unix.ECONNRESET) || errors.Is(err, net.ErrClosed) { // the VM's end
+	if errors.Is(err, unix.ECONNRESET) { // the VM's end
 		return nil
 	}
 	return err

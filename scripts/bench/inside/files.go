@@ -8,6 +8,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -117,8 +119,15 @@ func files(h *host) ([]report.Row, error) {
 	if err != nil {
 		return nil, err
 	}
+	chosen, err := regexp.Compile(*only)
+	if err != nil {
+		return nil, err
+	}
 	rates, status := map[string][]float64{}, map[string]float64{}
 	measure := func(name string, p place, tree string) (err error) {
+		if !chosen.MatchString(name) {
+			return nil
+		}
 		logf("%s", name)
 		if rates[name], err = p.measure(); err == nil && tree != "" {
 			status[name], err = p.gitStatus(tree)
@@ -156,66 +165,17 @@ func files(h *host) ([]report.Row, error) {
 	if err := h.stop(); err != nil {
 		return nil, err
 	}
-
-	var devices []string
-	devices = append(devices, "-object", fmt.Sprintf("memory-backend-memfd,id=mem,size=%dM,share=on", memoryMiB), "-machine", "memory-backend=mem",
-		"-global", "virtio-mmio.force-legacy=false") // virtiofsd knows no other
-	for i, cache := range []string{"auto", "none"} {
-		d, stop, err := startVirtiofsd(fmt.Sprintf("virtiofsd%d", i), cache)
-		if err != nil {
+	if peers := []string{peerVirtiofsd, peerNoCache, peerQEMU9P, peerDiod, peerSSHFS}; slices.ContainsFunc(peers, chosen.MatchString) {
+		if err := h.filesPeers(measure, chosen); err != nil {
 			return nil, err
 		}
-		defer stop()
-		devices = append(devices, d...)
-	}
-	devices = append(devices, "-fsdev", "local,id=local,security_model=none,path="+sharedDir, "-device", "virtio-9p-device,fsdev=local,mount_tag=local")
-	server, err := startDiod()
-	if err != nil {
-		return nil, err
-	}
-	defer server()
-	if out, err := exec.Command(busyboxPath, "ifconfig", "lo", "127.0.0.1", "up").CombinedOutput(); err != nil {
-		return nil, fmt.Errorf("ifconfig lo: %w: %s", err, out)
-	}
-	net := slirpNet()
-	net.args[1] += ",hostfwd=tcp:127.0.0.1:" + sshPort + "-:22"
-	q, err := startQEMU(h.disk, net, devices...)
-	if err != nil {
-		return nil, err
-	}
-	defer q.kill()
-	inPeer := func(argv ...string) (string, error) { return q.outputFor(filesHang(), argv...) }
-	const options9P = "version=9p2000.L,access=any,cache=none"
-	for _, p := range []struct{ name, kind, source, dir, options string }{
-		{peerVirtiofsd, "virtiofs", "virtiofsd0", "/mnt/virtiofsd", ""},
-		{peerNoCache, "virtiofs", "virtiofsd1", "/mnt/no-cache", ""},
-		{peerQEMU9P, "9p", "local", "/mnt/qemu-9p", options9P + ",trans=virtio,msize=512000"},
-		{peerDiod, "9p", fmt.Sprint("vsock:", diodPort), "/mnt/diod", options9P + ",uname=root,msize=1048576,aname=" + sharedDir},
-	} {
-		if p.name == peerQEMU9P {
-			if _, err := inPeer("sh", "-c", "cd /sys/bus/virtio/drivers/9pnet_virtio"); err != nil {
-				fmt.Fprintln(os.Stderr, "bench: the guest's kernel has no 9P over virtio (CONFIG_NET_9P_VIRTIO): QEMU's virtio-9p is not measured")
-				continue
-			}
-		}
-		if _, err := inPeer(guestTool, "mount", p.kind, p.source, p.dir, p.options); err != nil {
-			return nil, err
-		}
-		if err := measure(p.name, place{filepath.Join(p.dir, filepath.Base(p.dir)), inPeer}, p.dir+"/tree"); err != nil {
-			return nil, err
-		}
-	}
-	dir, stop, err := h.mountSSHFS(q)
-	if err != nil {
-		return nil, err
-	}
-	defer stop()
-	if err := measure(peerSSHFS, place{dir, onHost}, ""); err != nil {
-		return nil, err
 	}
 
 	var rows []report.Row
 	row := func(name string, peers []string, bar func(j filesJob) *report.Bar) {
+		if rates[name] == nil {
+			return
+		}
 		for i, j := range filesJobs() {
 			r := report.Row{Row: name + ": " + j.name, Unit: j.unit, Ours: rates[name][i], Peers: map[string]float64{}, Bar: bar(j)}
 			for _, p := range peers {
@@ -240,14 +200,83 @@ func files(h *host) ([]report.Row, error) {
 		return nil
 	})
 	row(mounted, []string{peerSSHFS}, func(filesJob) *report.Bar { return atLeast(0.6, peerSSHFS) })
-	others := map[string]float64{}
+	if status[ours] == 0 {
+		return rows, nil
+	}
+	git := report.Row{Row: fmt.Sprintf("git status, %d files", gitFiles()), Unit: "ms", Ours: status[ours], Peers: map[string]float64{}}
 	for name, ms := range status {
 		if name != ours {
-			others[name] = ms
+			git.Peers[name] = ms
 		}
 	}
-	return append(rows, report.Row{Row: fmt.Sprintf("git status, %d files", gitFiles()), Unit: "ms", Ours: status[ours], Peers: others,
-		Bar: &report.Bar{Peer: peerExt4, Factor: 3}}), nil
+	if status[peerExt4] != 0 {
+		git.Bar = &report.Bar{Peer: peerExt4, Factor: 3}
+	}
+	return append(rows, git), nil
+}
+
+// filesPeers measures the others, all in one VM of QEMU's.
+func (h *host) filesPeers(measure func(name string, p place, tree string) error, chosen *regexp.Regexp) error {
+	var devices []string
+	devices = append(devices, "-object", fmt.Sprintf("memory-backend-memfd,id=mem,size=%dM,share=on", memoryMiB), "-machine", "memory-backend=mem",
+		"-global", "virtio-mmio.force-legacy=false") // virtiofsd knows no other
+	for i, cache := range []string{"auto", "none"} {
+		d, stop, err := startVirtiofsd(fmt.Sprintf("virtiofsd%d", i), cache)
+		if err != nil {
+			return err
+		}
+		defer stop()
+		devices = append(devices, d...)
+	}
+	devices = append(devices, "-fsdev", "local,id=local,security_model=none,path="+sharedDir, "-device", "virtio-9p-device,fsdev=local,mount_tag=local")
+	server, err := startDiod()
+	if err != nil {
+		return err
+	}
+	defer server()
+	if out, err := exec.Command(busyboxPath, "ifconfig", "lo", "127.0.0.1", "up").CombinedOutput(); err != nil {
+		return fmt.Errorf("ifconfig lo: %w: %s", err, out)
+	}
+	net := slirpNet()
+	net.args[1] += ",hostfwd=tcp:127.0.0.1:" + sshPort + "-:22"
+	q, err := startQEMU(h.disk, net, devices...)
+	if err != nil {
+		return err
+	}
+	defer q.kill()
+	inPeer := func(argv ...string) (string, error) { return q.outputFor(filesHang(), argv...) }
+	const options9P = "version=9p2000.L,access=any,cache=none"
+	for _, p := range []struct{ name, kind, source, dir, options string }{
+		{peerVirtiofsd, "virtiofs", "virtiofsd0", "/mnt/virtiofsd", ""},
+		{peerNoCache, "virtiofs", "virtiofsd1", "/mnt/no-cache", ""},
+		{peerQEMU9P, "9p", "local", "/mnt/qemu-9p", options9P + ",trans=virtio,msize=512000"},
+		{peerDiod, "9p", fmt.Sprint("vsock:", diodPort), "/mnt/diod", options9P + ",uname=root,msize=1048576,aname=" + sharedDir},
+	} {
+		if !chosen.MatchString(p.name) {
+			continue
+		}
+		if p.name == peerQEMU9P {
+			if _, err := inPeer("sh", "-c", "cd /sys/bus/virtio/drivers/9pnet_virtio"); err != nil {
+				fmt.Fprintln(os.Stderr, "bench: the guest's kernel has no 9P over virtio (CONFIG_NET_9P_VIRTIO): QEMU's virtio-9p is not measured")
+				continue
+			}
+		}
+		if _, err := inPeer(guestTool, "mount", p.kind, p.source, p.dir, p.options); err != nil {
+			return err
+		}
+		if err := measure(p.name, place{filepath.Join(p.dir, filepath.Base(p.dir)), inPeer}, p.dir+"/tree"); err != nil {
+			return err
+		}
+	}
+	if !chosen.MatchString(peerSSHFS) {
+		return nil
+	}
+	dir, stop, err := h.mountSSHFS(q)
+	if err != nil {
+		return err
+	}
+	defer stop()
+	return measure(peerSSHFS, place{dir, onHost}, "")
 }
 
 // onHost runs guestTool on the host itself.
@@ -289,15 +318,26 @@ func prepareShared() (archive []byte, err error) {
 		content := fmt.Sprintf("the content of file %d\n", i)
 		fmt.Fprintf(&commit, "M 644 inline d%03d/f%05d\ndata %d\n%s", i/100, i, len(content), content)
 	}
-	for _, argv := range [][]string{{"init", "-q", "-b", "master"}, {"fast-import", "--quiet"}, {"reset", "-q", "--hard"}} {
+	git := func(stdin io.Reader, argv ...string) error {
 		c := exec.Command(gitPath, append([]string{"-C", tree}, argv...)...)
-		c.Stdin, c.Env = nil, []string{"HOME=/"}
-		if argv[0] == "fast-import" {
-			c.Stdin = &commit
-		}
+		c.Stdin, c.Env = stdin, []string{"HOME=/"}
 		if out, err := c.CombinedOutput(); err != nil {
-			return nil, fmt.Errorf("git %s: %w: %s", argv[0], err, out)
+			return fmt.Errorf("git %s: %w: %s", argv[0], err, out)
 		}
+		return nil
+	}
+	if err := errors.Join(git(nil, "init", "-q", "-b", "master"), git(&commit, "fast-import", "--quiet"), git(nil, "reset", "-q", "--hard")); err != nil {
+		return nil, err
+	}
+	// Older than the index, as in most trees: of what is as old git reads the content each time.
+	old := time.Unix(1e9, 0)
+	for i := range gitFiles() {
+		if err := os.Chtimes(fmt.Sprintf("%s/d%03d/f%05d", tree, i/100, i), old, old); err != nil {
+			return nil, err
+		}
+	}
+	if err := git(nil, "update-index", "-q", "--refresh"); err != nil {
+		return nil, err
 	}
 	return exec.Command(busyboxPath, "tar", "cf", "-", "-C", sharedDir, "tree").Output()
 }
@@ -431,16 +471,29 @@ func (h *host) mountSSHFS(q *qemu) (dir string, stop func(), err error) {
 	if out, err := exec.Command("/rig/bin/ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key).CombinedOutput(); err != nil {
 		return "", nil, fmt.Errorf("ssh-keygen: %w: %s", err, out)
 	}
+	// Not made by dropbear when it is first asked for, which the connection would wait for.
+	hostKey := filepath.Join(keys, "host")
+	if out, err := exec.Command("/rig/bin/dropbearkey", "-t", "ed25519", "-f", hostKey).CombinedOutput(); err != nil {
+		return "", nil, fmt.Errorf("dropbearkey: %w: %s", err, out)
+	}
 	public, err := os.ReadFile(key + ".pub")
 	if err != nil {
 		return "", nil, err
 	}
-	const setUp = `set -e; mkdir -p /root/.ssh /usr/lib/openssh; echo "$0" >/root/.ssh/authorized_keys; chmod 700 /root /root/.ssh; echo /bin/sh >/etc/shells
-ln -s /bin/sftp-server /usr/lib/sftp-server; ln -s /bin/sftp-server /usr/lib/openssh/sftp-server; mkdir -p /etc/dropbear`
-	if _, err := q.output("sh", "-c", setUp, strings.TrimSpace(string(public))); err != nil {
+	private, err := os.ReadFile(hostKey)
+	if err != nil {
 		return "", nil, err
 	}
-	s, err := startSession(q.dial, false, "sh", "-c", "exec dropbear -F -E -R -s -p 22 2>&1")
+	const setUp = `set -e; mkdir -p /root/.ssh /usr/lib/openssh; echo "$0" >/root/.ssh/authorized_keys; chmod 700 /root /root/.ssh; echo /bin/sh >/etc/shells
+ln -s /bin/sftp-server /usr/lib/sftp-server; ln -s /bin/sftp-server /usr/lib/openssh/sftp-server; mkdir -p /etc/dropbear; printf "$1" >/etc/dropbear/host`
+	var octal strings.Builder
+	for _, c := range private {
+		fmt.Fprintf(&octal, "\\%03o", c)
+	}
+	if _, err := q.output("sh", "-c", setUp, strings.TrimSpace(string(public)), octal.String()); err != nil {
+		return "", nil, err
+	}
+	s, err := startSession(q.dial, false, "sh", "-c", "exec dropbear -F -E -r /etc/dropbear/host -s -p 22 2>&1")
 	if err != nil {
 		return "", nil, err
 	}
@@ -459,10 +512,16 @@ ln -s /bin/sftp-server /usr/lib/sftp-server; ln -s /bin/sftp-server /usr/lib/ope
 	c := exec.Command(sshfsPath, "root@127.0.0.1:/root/sshfs", dir, "-p", sshPort, "-o", "ssh_command=/rig/bin/ssh -F /dev/null -i "+key,
 		"-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null")
 	c.Env = h.env
-	var errs bytes.Buffer
-	c.Stderr = &errs
+	// A file, not a pipe: its ssh, which stays, has it as well, and a pipe would be waited for.
+	log, err := os.Create(filepath.Join(keys, "log"))
+	if err != nil {
+		return "", nil, err
+	}
+	defer log.Close()
+	c.Stderr = log
 	if err := superviseFor(filesHang(), c); err != nil {
-		return "", nil, fmt.Errorf("sshfs: %w: %s", err, errs.Bytes())
+		text, _ := os.ReadFile(log.Name()) //nolint:errcheck // what there is of it
+		return "", nil, fmt.Errorf("sshfs: %w: %s", err, text)
 	}
 	return dir, func() { unix.Unmount(dir, unix.MNT_DETACH); s.close() }, nil
 }

@@ -2,7 +2,7 @@
 // beside it QEMU's microvm on the same KVM with the same kernel, initramfs and
 // disk, driven by the same messages.
 //
-//	inside [-v] [-full] DIR TOPIC      writes DIR/TOPIC.json
+//	inside [-v] [-full] [-only REGEXP] DIR TOPIC      writes DIR/TOPIC.json
 package main
 
 import (
@@ -40,6 +40,7 @@ const peerQEMU = "qemu-microvm"
 var (
 	verbose = flag.Bool("v", false, "show what is under way, and traces")
 	full    = flag.Bool("full", false, "measure with files of the whole size, not a tenth")
+	only    = flag.String("only", "", "of topic files, the file systems whose names match")
 )
 
 // scaled is n with -full.
@@ -64,7 +65,7 @@ func main() {
 	}
 	topic := topics[flag.Arg(1)]
 	if topic == nil {
-		fmt.Fprintln(os.Stderr, "usage: inside [-v] [-full] DIR TOPIC")
+		fmt.Fprintln(os.Stderr, "usage: inside [-v] [-full] [-only REGEXP] DIR TOPIC")
 		os.Exit(2)
 	}
 	err := func() error {

@@ -11,25 +11,23 @@
 //
 // # Connection
 //
-// The device sends one byte, attached, when it will hand requests on: only then may the guest be told
-// to mount. From then on there are frames, little-endian, either way: length[4] of what follows, tag[4], and a FUSE message. The request's
-// has room[4] before the message: how many bytes the answer may have. The server
-// answers each tag once, in any order; requests without room (FORGET) get no answer.
+// It is a socket of packets (SOCK_SEQPACKET). The device's first is one byte, attached, with a descriptor of memory: only
+// then may the guest be told to mount. From then on a packet is a request or an answer, little-endian. A request's is tag[4],
+// how many bytes the answer may have[4], slot[4], length[4], and the FUSE message; an answer's is tag[4], length[4] and the message. What is
+// larger than inlineSize, or may be answered so, is not in packets but in a slot of the memory, which request and answer name by its number.
+//
+// The server answers each tag once, in any order; requests without room (FORGET) get no answer, but for those in a slot.
 //
 // # Limits
 //
-// A server has no more than the queues' sizes of requests at a time, and no more than maxBytes of
-// memory for them, with which it can always serve one.
+// A server has no more than the queues' sizes of requests at a time, and no more of large ones than there are slots.
 package fs
 
 import (
-	"bufio"
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"io"
 	"net"
-	"slices"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -45,18 +43,19 @@ const (
 	tagSize = 36
 	// MaxMessage is the largest request, and the largest answer: 1 MiB of data and headers.
 	MaxMessage = 1<<20 + 64<<10
-	// frameHeader is that of a request's frame: length[4] tag[4] room[4].
-	frameHeader = 12
-	// maxBytes bounds a server's buffers for requests in flight and for their answers.
-	maxBytes = 64 << 20
+	// requestHeader is tag[4] room[4] slot[4] length[4], answerHeader tag[4] length[4].
+	requestHeader, answerHeader = 16, 8
+	// noSlot is in a request's header if the message is in the packet.
+	noSlot = ^uint32(0)
 )
 
-// Of FUSE's protocol (include/uapi/linux/fuse.h): the headers, and the requests that begin and
-// end a mount.
+// Of FUSE's protocol (include/uapi/linux/fuse.h): the headers, the requests that begin and
+// end a mount, and the one that waits for others.
 const (
 	inHeader  = 40 // length[4] opcode[4] unique[8] ...
 	outHeader = 16 // length[4] error[4] unique[8]
 	opInit    = 26
+	opSetlkw  = 33
 	opDestroy = 38
 )
 
@@ -71,24 +70,33 @@ type Device struct {
 	tag string
 
 	mu      sync.Mutex
-	room    *sync.Cond // signalled when bytes, server or stopped change
+	room    *sync.Cond // signalled when slots, server or stopped change
 	queues  [2]*virtio.Queue
 	stopped bool
 	loops   sync.WaitGroup
-	server  *server // nil: there is none; guarded by mu
+	server  *client // nil: there is none; guarded by mu
 	mounted bool    // the guest has sent INIT and not DESTROY; guarded by mu
 }
 
-// server is one connection.
-type server struct {
-	conn net.Conn
-
-	sendMu sync.Mutex // serialises frames
+// client is our end of a server's connection.
+type client struct {
+	conn *Conn
 
 	// Guarded by Device.mu.
 	calls map[uint32]*call
 	next  uint32
-	bytes int
+	taken [slots]bool
+}
+
+// slot takes the first that is free. Preconditions: Device.mu is held.
+func (s *client) slot() (uint32, bool) {
+	for i, taken := range s.taken {
+		if !taken {
+			s.taken[i] = true
+			return uint32(i), true
+		}
+	}
+	return noSlot, false
 }
 
 // call is a request that the server has.
@@ -96,7 +104,7 @@ type call struct {
 	queue  *virtio.Queue
 	chain  virtio.Chain
 	unique uint64
-	bytes  int
+	slot   uint32
 	first  bool // the FUSE_INIT of a mount
 	last   bool // FUSE_DESTROY
 }
@@ -137,23 +145,24 @@ func (d *Device) ReadConfig(off uint32, p []byte) {
 func (d *Device) WriteConfig(uint32, []byte) {}
 
 // Attach gives a free device its server. The device owns conn, unless it is ErrBusy.
-func (d *Device) Attach(conn net.Conn) error {
+func (d *Device) Attach(conn *net.UnixConn) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.server != nil || d.mounted {
 		return ErrBusy
 	}
-	s := &server{conn: conn, calls: map[uint32]*call{}}
+	c, err := blocking(conn)
+	if err != nil {
+		return fmt.Errorf("the connection of the file system's server: %w", err)
+	}
+	if err := c.share(); err != nil {
+		c.Close()
+		c.unmap()
+		return fmt.Errorf("memory for the file system's server: %w", err)
+	}
+	s := &client{conn: c, calls: map[uint32]*call{}}
 	d.server = s
-	s.sendMu.Lock()
-	go func() {
-		_, err := s.conn.Write([]byte{attached})
-		s.sendMu.Unlock()
-		if err != nil {
-			s.conn.Close() // receive gives it up
-		}
-		d.receive(s)
-	}()
+	go d.receive(s)
 	return nil
 }
 
@@ -221,7 +230,7 @@ func (d *Device) Stop() {
 
 // serve hands requests on until the queue is closed.
 func (d *Device) serve(q *virtio.Queue) error {
-	var frame []byte // of one request after the other
+	packet := make([]byte, requestHeader+inlineSize) // of one request after the other
 	for {
 		if err := q.Wait(); err != nil {
 			return nil // closed
@@ -235,15 +244,15 @@ func (d *Device) serve(q *virtio.Queue) error {
 			if !ok {
 				break
 			}
-			if err := d.submit(c, &frame); err != nil {
+			if err := d.submit(c, packet); err != nil {
 				return err
 			}
 		}
 	}
 }
 
-// submit hands a request to the server, or fails it. buf is for the frame, and grows with it.
-func (d *Device) submit(c *call, buf *[]byte) error {
+// submit hands a request to the server, or fails it. packet is for it.
+func (d *Device) submit(c *call, packet []byte) error {
 	var head [16]byte
 	n, room := virtio.Len(c.chain.Readable), virtio.Len(c.chain.Writable)
 	if virtio.Gather(head[:], c.chain.Readable) < len(head) || n < inHeader || n > MaxMessage {
@@ -254,14 +263,17 @@ func (d *Device) submit(c *call, buf *[]byte) error {
 	}
 	room = min(room, MaxMessage)
 	opcode := binary.LittleEndian.Uint32(head[4:])
-	c.unique, c.last = binary.LittleEndian.Uint64(head[8:]), opcode == opDestroy
-	c.bytes = sizes[class(n)] + sizes[class(8+room)] // what the server takes for it
+	c.unique, c.slot, c.last = binary.LittleEndian.Uint64(head[8:]), noSlot, opcode == opDestroy
+	large := n > inlineSize || room > inlineSize
 
 	d.mu.Lock()
 	s := d.server
-	for s != nil && s.bytes > 0 && s.bytes+c.bytes > maxBytes && !d.stopped {
+	for ; large && s != nil && !d.stopped; s = d.server {
+		if slot, ok := s.slot(); ok {
+			c.slot = slot
+			break
+		}
 		d.room.Wait()
-		s = d.server
 	}
 	if d.stopped {
 		d.mu.Unlock()
@@ -277,26 +289,31 @@ func (d *Device) submit(c *call, buf *[]byte) error {
 	}
 	s.next++
 	tag := s.next
-	if room > 0 {
+	waits := room > 0 || large
+	if waits {
 		s.calls[tag] = c
-		s.bytes += c.bytes
 	}
 	d.mu.Unlock()
 
 	// One copy of what the guest may go on changing: what the server gets is what it parses.
-	*buf = slices.Grow((*buf)[:0], frameHeader+n)
-	frame := (*buf)[:frameHeader+n]
-	binary.LittleEndian.PutUint32(frame, uint32(8+n))
-	binary.LittleEndian.PutUint32(frame[4:], tag)
-	binary.LittleEndian.PutUint32(frame[8:], uint32(room))
-	virtio.Gather(frame[frameHeader:], c.chain.Readable)
-	s.sendMu.Lock()
-	_, err := s.conn.Write(frame)
-	s.sendMu.Unlock()
-	if err != nil {
+	binary.LittleEndian.PutUint32(packet, tag)
+	binary.LittleEndian.PutUint32(packet[4:], uint32(room))
+	binary.LittleEndian.PutUint32(packet[8:], c.slot)
+	binary.LittleEndian.PutUint32(packet[12:], uint32(n))
+	size := requestHeader
+	if large {
+		s.conn.mu.RLock()
+		if s.conn.memory != nil { // else the server was given up, and the request has failed
+			virtio.Gather(s.conn.request(int(c.slot), n), c.chain.Readable)
+		}
+		s.conn.mu.RUnlock()
+	} else {
+		size += virtio.Gather(packet[requestHeader:][:n], c.chain.Readable)
+	}
+	if err := s.conn.write(packet[:size]); err != nil {
 		s.conn.Close() // receive fails what is in flight
 	}
-	if room == 0 { // the driver wants its buffers back, no answer
+	if !waits { // the driver wants its buffers back, no answer
 		d.mu.Lock()
 		if !d.stopped {
 			c.queue.Push(c.chain.Head, 0)
@@ -308,25 +325,11 @@ func (d *Device) submit(c *call, buf *[]byte) error {
 }
 
 // receive hands the server's answers to the guest until the connection ends.
-func (d *Device) receive(s *server) {
-	r := bufio.NewReaderSize(s.conn, 256<<10)
-	buf := make([]byte, 4<<10)
+func (d *Device) receive(s *client) {
+	packet := make([]byte, answerHeader+inlineSize)
 	for {
-		var head [8]byte
-		if _, err := io.ReadFull(r, head[:]); err != nil {
-			break
-		}
-		n := binary.LittleEndian.Uint32(head[:])
-		if n < 4+outHeader || n > 4+MaxMessage {
-			break
-		}
-		if int(n) > len(buf) {
-			buf = make([]byte, 4+MaxMessage)
-		}
-		if _, err := io.ReadFull(r, buf[:n-4]); err != nil {
-			break
-		}
-		if !d.answer(s, binary.LittleEndian.Uint32(head[4:]), buf[:n-4]) {
+		n, err := s.conn.read(packet)
+		if err != nil || n < answerHeader || !d.answer(s, packet[:n]) {
 			break
 		}
 	}
@@ -336,24 +339,32 @@ func (d *Device) receive(s *server) {
 }
 
 // answer gives the guest an answer; false if it is none.
-func (d *Device) answer(s *server, tag uint32, message []byte) bool {
+func (d *Device) answer(s *client, packet []byte) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	tag := binary.LittleEndian.Uint32(packet)
 	c := s.calls[tag]
 	if c == nil || d.server != s {
 		return false
 	}
 	delete(s.calls, tag)
-	s.bytes -= c.bytes
-	d.room.Broadcast()
-	if len(message) > virtio.Len(c.chain.Writable) {
+	n, message := int(binary.LittleEndian.Uint32(packet[4:])), packet[answerHeader:]
+	room := min(virtio.Len(c.chain.Writable), MaxMessage)
+	if n > room || n < outHeader && room > 0 || c.slot == noSlot && n != len(message) {
 		d.fail(c)
 		return false
 	}
-	n := virtio.Scatter(c.chain.Writable, message)
+	// The server may change what is in the slot: nothing depends on it here but what a mount's end says.
+	if c.slot != noSlot {
+		message = s.conn.answer(int(c.slot), n)
+		s.taken[c.slot] = false
+		d.room.Broadcast()
+	}
+	refused := c.first && binary.LittleEndian.Uint32(message[4:]) != 0 // such a mount sends nothing more
+	n = virtio.Scatter(c.chain.Writable, message)
 	c.queue.Push(c.chain.Head, uint32(n))
 	c.queue.Notify()
-	if c.last || c.first && binary.LittleEndian.Uint32(message[4:]) != 0 { // a mount that was refused sends nothing more
+	if c.last || refused {
 		d.mounted = false
 		d.drop(s)
 	}
@@ -361,8 +372,9 @@ func (d *Device) answer(s *server, tag uint32, message []byte) bool {
 }
 
 // drop gives a server up. Preconditions: mu is held.
-func (d *Device) drop(s *server) {
+func (d *Device) drop(s *client) {
 	s.conn.Close()
+	s.conn.unmap()
 	if d.server != s {
 		return
 	}

@@ -4,8 +4,9 @@ import (
 	"bytes"
 	"encoding/binary"
 	"errors"
-	"io"
+	"fmt"
 	"net"
+	"os"
 	"sync"
 	"testing"
 
@@ -42,19 +43,36 @@ func echo(request, room []byte) int {
 	return n
 }
 
-// attach gives d a server.
-func attach(t *testing.T, d *Device, handle Handler) (end func()) {
+// pair is a connection: what a device is attached to, and its server's end.
+func pair(t testing.TB) (device *net.UnixConn, server *Conn) {
 	t.Helper()
-	ours, theirs := net.Pipe()
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := os.NewFile(uintptr(fds[0]), "socket")
+	defer f.Close()
+	c, err := net.FileConn(f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c.(*net.UnixConn), newConn(fds[1])
+}
+
+// attach gives d a server.
+func attach(t testing.TB, d *Device, handle Handler) (end func()) {
+	t.Helper()
+	ours, theirs := pair(t)
 	if err := d.Attach(ours); err != nil {
 		t.Fatal(err)
 	}
 	var wg sync.WaitGroup
 	wg.Go(func() {
 		if Accept(theirs) != nil {
-			return // the device was closed at once
+			theirs.Close() // the device was closed at once
+			return
 		}
-		if err := Serve(theirs, handle); err != nil && !errors.Is(err, io.ErrClosedPipe) {
+		if err := Serve(theirs, handle); err != nil && !errors.Is(err, unix.ECONNRESET) {
 			t.Error(err)
 		}
 	})
@@ -148,10 +166,11 @@ func TestServerDies(t *testing.T) {
 	if d.Free() {
 		t.Error("a device that is mounted is free")
 	}
-	a, b := net.Pipe()
+	a, b := pair(t)
 	if err := d.Attach(a); err != ErrBusy {
 		t.Error(err)
 	}
+	a.Close()
 	do(t, g, message(opDestroy, 4, ""), answered)
 	if !d.Free() {
 		t.Error("after an unmount it is not free")
@@ -250,54 +269,93 @@ func TestBounds(t *testing.T) {
 
 // TestBadServer: a server that answers what it was not asked is given up.
 func TestBadServer(t *testing.T) {
-	for name, frame := range map[string][]byte{
-		"a tag that is not in flight": append([]byte{20, 0, 0, 0, 9, 0, 0, 0}, make([]byte, outHeader)...),
-		"too short":                   {4, 0, 0, 0, 1, 0, 0, 0},
-		"too long":                    {0xff, 0xff, 0xff, 0xff, 1, 0, 0, 0},
-		"longer than its room":        append([]byte{204, 0, 0, 0, 1, 0, 0, 0}, make([]byte, 200)...),
+	answer := func(tag, length uint32, message int) []byte {
+		b := binary.LittleEndian.AppendUint32(nil, tag)
+		return append(binary.LittleEndian.AppendUint32(b, length), make([]byte, message)...)
+	}
+	for name, packet := range map[string][]byte{
+		"a tag that is not in flight": answer(9, outHeader, outHeader),
+		"no header":                   {1, 0, 0, 0},
+		"too short":                   answer(1, outHeader-1, outHeader-1),
+		"empty":                       answer(1, 0, 0),
+		"shorter than it says":        answer(1, answered, outHeader),
+		"longer than it says":         answer(1, outHeader, answered),
+		"longer than its room":        answer(1, 200, 200),
+		"longer than all":             answer(1, ^uint32(0), outHeader),
 	} {
-		t.Run(name, func(t *testing.T) {
-			d := New("tag")
-			g := virtiotest.Start(t, d, virtiotest.Options{})
-			ours, theirs := net.Pipe()
-			if err := d.Attach(ours); err != nil {
-				t.Fatal(err)
+		for _, room := range []int{answered, MaxMessage} { // in the packet, and in a slot
+			if room == MaxMessage && (len(packet) > answerHeader || name == "empty") && name != "too short" && name != "longer than all" && name != "a tag that is not in flight" {
+				continue // what is in the packet does not matter then
 			}
-			if err := Accept(theirs); err != nil {
-				t.Fatal(err)
-			}
-			first := g.Ring(requests).Send(t, [][]byte{message(opLookup, 7, "a")}, answered)
-			if _, err := io.ReadFull(theirs, make([]byte, 12+inHeader+1)); err != nil {
-				t.Fatal(err)
-			}
-			go theirs.Write(frame) //nolint:errcheck // it may be cut off
-			if n, b := first.Wait(t); n != outHeader || int32(binary.LittleEndian.Uint32(b[4:])) != -int32(unix.ENOTCONN) {
-				t.Errorf("%x", b[:n])
-			}
-			theirs.Close()
-		})
+			t.Run(fmt.Sprint(name, " ", room), func(t *testing.T) {
+				d := New("tag")
+				g := virtiotest.Start(t, d, virtiotest.Options{})
+				ours, theirs := pair(t)
+				if err := d.Attach(ours); err != nil {
+					t.Fatal(err)
+				}
+				if err := Accept(theirs); err != nil {
+					t.Fatal(err)
+				}
+				defer theirs.unmap()
+				defer theirs.Close()
+				first := g.Ring(requests).Send(t, [][]byte{message(opLookup, 7, "a")}, room)
+				if _, err := theirs.read(make([]byte, 1<<10)); err != nil {
+					t.Fatal(err)
+				}
+				if err := theirs.write(packet); err != nil {
+					t.Fatal(err)
+				}
+				if n, b := first.Wait(t); n != outHeader || int32(binary.LittleEndian.Uint32(b[4:])) != -int32(unix.ENOTCONN) {
+					t.Errorf("%x", b[:n])
+				}
+			})
+		}
 	}
 }
 
-// FuzzServe: frames of any bytes end the server or are answered.
+// FuzzServe: packets of any bytes end the server or are answered.
 func FuzzServe(f *testing.F) {
-	frame := func(m []byte, room uint32) []byte {
-		b := binary.LittleEndian.AppendUint32(nil, uint32(8+len(m)))
-		return append(binary.LittleEndian.AppendUint32(append(b, 1, 0, 0, 0), room), m...)
+	packet := func(m []byte, room, slot uint32) []byte {
+		b := binary.LittleEndian.AppendUint32([]byte{1, 0, 0, 0}, room)
+		b = binary.LittleEndian.AppendUint32(binary.LittleEndian.AppendUint32(b, slot), uint32(len(m)))
+		if slot != noSlot {
+			return b
+		}
+		return append(b, m...)
 	}
-	f.Add(append(frame(message(opLookup, 1, "name\x00"), answered), frame(message(opForget, 2, "x"), 0)...))
-	f.Add(frame(message(opInit, 1, ""), MaxMessage+1))
-	f.Add([]byte{1, 0, 0, 0})
-	f.Fuzz(func(t *testing.T, b []byte) {
-		ours, theirs := net.Pipe()
+	f.Add(packet(message(opLookup, 1, "name\x00"), answered, noSlot), packet(message(opForget, 2, "x"), 0, noSlot))
+	f.Add(packet(message(opSetlkw, 1, ""), answered, noSlot), packet(message(opSetlkw, 1, ""), answered, slots-1))
+	f.Add(packet(message(opInit, 1, ""), MaxMessage+1, 1), packet(message(opInit, 1, ""), MaxMessage, slots))
+	f.Add([]byte{1, 0, 0, 0}, []byte{})
+	f.Fuzz(func(t *testing.T, first, second []byte) {
+		ours, theirs := pair(t)
+		device, err := blocking(ours)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := device.share(); err != nil {
+			t.Fatal(err)
+		}
+		defer device.unmap()
+		if err := Accept(theirs); err != nil {
+			t.Fatal(err)
+		}
 		done := make(chan struct{})
 		go func() {
-			io.Copy(io.Discard, ours) //nolint:errcheck // until Serve closes
-			close(done)
+			defer close(done)
+			b := make([]byte, answerHeader+inlineSize)
+			for {
+				if _, err := device.read(b); err != nil { // until Serve closes
+					return
+				}
+			}
 		}()
 		go func() {
-			ours.Write(b) //nolint:errcheck // Serve may have closed
-			ours.Close()
+			for _, b := range [][]byte{first, second} {
+				device.write(b) //nolint:errcheck // Serve may have closed
+			}
+			device.control(func(fd int) error { return unix.Shutdown(fd, unix.SHUT_WR) }) //nolint:errcheck // likewise
 		}()
 		Serve(theirs, func(request, room []byte) int { //nolint:errcheck // any error is one
 			if len(request) < inHeader {
@@ -306,6 +364,7 @@ func FuzzServe(f *testing.F) {
 			return echo(request, room)
 		})
 		<-done
+		device.Close()
 	})
 }
 
@@ -345,20 +404,12 @@ func FuzzRequest(f *testing.F) {
 	})
 }
 
-// TestMemory: what a server has to keep for requests is bounded by the size of its buffers, and requests that
-// wait for others' are served.
-func TestMemory(t *testing.T) {
-	var p pool
-	for _, n := range []int{1, sizes[0], sizes[0] + 1, sizes[1], sizes[1] + 1, frameHeader + MaxMessage} {
-		if b := p.get(n); len(*b) != n || cap(*b) != sizes[class(n)] {
-			t.Errorf("a buffer for %d bytes: length %d, capacity %d", n, len(*b), cap(*b))
-		}
-	}
+// TestSlots: what a server has of large requests is bounded by the slots, and requests that wait for others' are
+// served, as they are when a reset or the server's end takes the slots away.
+func TestSlots(t *testing.T) {
 	d := New("tag")
 	g := virtiotest.Start(t, d, virtiotest.Options{MemoryBytes: 64 << 20})
-	room := sizes[1] // and a frame's header: the largest buffer, as little used as can be
-	most := maxBytes / (sizes[0] + sizes[2])
-	started, release := make(chan int), make(chan struct{})
+	started, release := make(chan int, 5*slots), make(chan struct{})
 	end := attach(t, d, func(request, room []byte) int {
 		d.mu.Lock()
 		n := len(d.server.calls)
@@ -369,18 +420,29 @@ func TestMemory(t *testing.T) {
 	})
 	defer end()
 	var sent []*virtiotest.Request
-	for i := range most + 10 {
-		sent = append(sent, g.Ring(requests).Send(t, [][]byte{message(opLookup, uint64(i), "")}, room))
+	data := func(i int) []byte { return bytes.Repeat([]byte{byte(i)}, inlineSize+i) }
+	for i := range slots + 10 {
+		sent = append(sent, g.Ring(requests).Send(t, [][]byte{message(opLookup, uint64(i), string(data(i)))}, 2*inlineSize))
 	}
 	for i := range sent {
-		if n := <-started; n > most {
-			t.Errorf("%d requests at once, want %d at most", n, most)
+		if n := <-started; n > slots {
+			t.Errorf("%d requests at once, want %d at most", n, slots)
 		}
-		if i == most-1 {
+		if i == slots-1 {
 			close(release)
 		}
 	}
-	for _, r := range sent {
-		r.Wait(t)
+	for i, r := range sent {
+		if n, b := r.Wait(t); n < outHeader || !bytes.Equal(b[outHeader:n], data(i)) {
+			t.Errorf("request %d: %d bytes", i, n)
+		}
+	}
+	if n, _ := g.Ring(0).Do(t, [][]byte{message(opForget, 1, string(data(1)))}); n != 0 { // large, and without room
+		t.Errorf("an answer of %d bytes to FORGET", n)
+	}
+	for i := range 2 * slots { // no slot is lost
+		if errno, got := do(t, g, message(opLookup, 1, string(data(i))), 2*inlineSize); errno != 0 || !bytes.Equal(got, data(i)) {
+			t.Fatalf("%v, %d bytes", errno, len(got))
+		}
 	}
 }
