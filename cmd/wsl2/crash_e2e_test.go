@@ -20,9 +20,9 @@ func TestKilled(t *testing.T) {
 		victim string // testsys.Process.Role, or "client"
 		moment string
 	}{
-		{"vm", "booting"}, {"vm", "idle"}, {"vm", "writing"}, {"vm", "importing"},
-		{"service", "booting"}, {"service", "idle"}, {"service", "writing"}, {"service", "importing"},
-		{"client", "booting"}, {"client", "writing"}, {"client", "importing"},
+		{"vm", "booting"}, {"vm", "idle"}, {"vm", "writing"}, {"vm", "importing"}, {"vm", "installing"},
+		{"service", "booting"}, {"service", "idle"}, {"service", "writing"}, {"service", "importing"}, {"service", "installing"},
+		{"client", "booting"}, {"client", "writing"}, {"client", "importing"}, {"client", "installing"},
 	} {
 		t.Run(c.victim+" "+c.moment, func(t *testing.T) {
 			killed(newHost(t), c.victim, c.moment)

@@ -158,10 +158,14 @@ func enter(h *testsys.Host, moment string, promised *int) *testsys.Live {
 		*promised = 60
 		live.Expect(fmt.Sprintf("synced %d\n", *promised))
 		return live
-	case "importing":
+	case "importing", "installing":
 		fifo := h.Path("fifo.tar")
 		testsys.Must(h.TB, unix.Mkfifo(fifo, 0o600))
-		live := h.Start("--import", "never", fifo)
+		args := []string{"--import", "never", fifo}
+		if moment == "installing" {
+			args = []string{"--install", "--from-file", fifo, "--name", "never"}
+		}
+		live := h.Start(args...)
 		w, err := os.OpenFile(fifo, os.O_WRONLY, 0)
 		testsys.Must(h.TB, err)
 		h.TB.Cleanup(func() { w.Close() })
