@@ -10,10 +10,12 @@ import (
 	"fmt"
 	"io"
 	"log"
+	"net/http"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -32,7 +34,13 @@ import (
 // push makes an image of layers in a registry of the test's own and returns its name.
 func push(t *testing.T, layers ...[]byte) string {
 	t.Helper()
-	server := httptest.NewServer(registry.New(registry.Logger(log.New(io.Discard, "", 0))))
+	return pushTo(t, registry.New(registry.Logger(log.New(io.Discard, "", 0))), layers...)
+}
+
+// pushTo makes it in the registry that handler is.
+func pushTo(t *testing.T, handler http.Handler, layers ...[]byte) string {
+	t.Helper()
+	server := httptest.NewServer(handler)
 	t.Cleanup(server.Close)
 	img, err := mutate.ConfigFile(empty.Image, &v1.ConfigFile{OS: "linux", Architecture: "amd64"})
 	testsys.Must(t, err)
@@ -115,6 +123,13 @@ func TestInstall(t *testing.T) {
 	if got := strings.TrimSpace(h.OK("-d", "own-1.0", "-e", "id", "-un")); got != "root" {
 		t.Errorf("before its first run it is %q", got)
 	}
+	// One that fails: no shell, and the next one asks again.
+	if status, seen := typed(t, h, "Own-1.0", "a question: ", "\x04"); status == 0 || !strings.Contains(seen, "set-up of Own-1.0 ended with status 1") || !strings.Contains(seen, "tries again") {
+		t.Errorf("a set-up that fails: status %d, %q", status, seen)
+	}
+	if got := strings.TrimSpace(h.OK("-d", "own-1.0", "-e", "id", "-un")); got != "root" {
+		t.Errorf("after a set-up that failed it is %q", got)
+	}
 	shell(t, h, "Own-1.0", "a question: ", "forty-two\r", "$ ", "id -un; cat /etc/answer; exit\r", "alice", "", "it was forty-two")
 	if got := strings.TrimSpace(h.OK("-d", "own-1.0", "-e", "id", "-un")); got != "alice" {
 		t.Errorf("after its first run it is %q", got)
@@ -138,9 +153,73 @@ func TestInstall(t *testing.T) {
 	}
 }
 
+// TestInstallKilled: the client is killed while a layer comes. What fetches it ends as
+// well, nothing of the distro is there, and the next --install makes it.
+func TestInstallKilled(t *testing.T) {
+	h := testsys.New(t)
+	h.Setenv("DOCKER_CONFIG", h.Path("home"))
+	h.Config("[wsl2]", "defaultVhdSize=2GB")
+	images := registry.New(registry.Logger(log.New(io.Discard, "", 0)))
+	var stuck atomic.Bool
+	asked, left := make(chan struct{}, 1), make(chan struct{}, 1)
+	image := pushTo(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if !stuck.Load() || r.Method != http.MethodGet || !strings.Contains(r.URL.Path, "/blobs/") {
+			images.ServeHTTP(w, r)
+			return
+		}
+		w.Header().Set("Content-Length", "1000000")
+		w.Write([]byte("the first bytes"))
+		http.NewResponseController(w).Flush()
+		select {
+		case asked <- struct{}{}:
+		default:
+		}
+		<-r.Context().Done()
+		select {
+		case left <- struct{}{}:
+		default:
+		}
+	}), testsys.Tar(t, testsys.Busybox(t)...))
+
+	stuck.Store(true)
+	l := h.Start("--install", image)
+	await := func(what string, event <-chan struct{}) {
+		t.Helper()
+		select {
+		case <-event:
+		case <-time.After(testsys.Deadline):
+			t.Fatalf("%s: not after %v", what, testsys.Deadline)
+		}
+	}
+	await("the registry is asked for a blob", asked)
+	l.Kill()
+	await("the blob's connection ends", left)
+	if got := disks(h); len(got) != 0 {
+		t.Errorf("distros %v", got)
+	}
+	for _, f := range h.Files() {
+		if f != "registry.json" {
+			t.Errorf("left %s", f)
+		}
+	}
+	stuck.Store(false)
+	h.OK("--install", image)
+	h.OK("-d", "small", "-e", "true")
+	h.OK("--shutdown")
+	h.Fsck(false)
+}
+
 // shell opens a distro's login shell on a terminal, and types each second word when
 // the first one has been printed.
 func shell(t *testing.T, h *testsys.Host, distro string, dialogue ...string) {
+	t.Helper()
+	if status, seen := typed(t, h, distro, dialogue...); status != 0 {
+		t.Errorf("%s: status %d: %s", distro, status, seen)
+	}
+}
+
+// typed is shell for one that may fail: its status, and all that was printed.
+func typed(t *testing.T, h *testsys.Host, distro string, dialogue ...string) (status int, printed string) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
@@ -163,8 +242,7 @@ func shell(t *testing.T, h *testsys.Host, distro string, dialogue ...string) {
 			testsys.Must(t, err)
 		}
 	}
-	io.Copy(io.Discard, f) // EIO at its end
-	if err := cmd.Wait(); err != nil {
-		t.Errorf("%s: %v: %s", distro, err, seen)
-	}
+	rest, _ := io.ReadAll(f) // EIO at its end
+	cmd.Wait()
+	return cmd.ProcessState.ExitCode(), string(append(seen, rest...))
 }
