@@ -135,7 +135,7 @@ func manyAtOnce(t *testing.T, h *testsys.Host, guest, host string) {
 	}()
 	r := h.Start("-d", "small", "-e", "sh", "-c", fmt.Sprintf(`for i in 1 2 3 4 5 6 7 8; do
 		(WSL2_POSIX_DIR=%s WSL2_POSIX_STEPS=%d /mnt/host/posix -test.run='^TestModel$' >/tmp/model$i 2>&1 && echo $i is done || cat /tmp/model$i) &
-	done; wait`, guest, count(1000))).Wait()
+	done; wait`, guest, count(500))).Wait()
 	close(ended)
 	if strings.Count(r.Stdout, "is done\n") != 8 {
 		t.Errorf("in the guest: %s", r.Stdout)

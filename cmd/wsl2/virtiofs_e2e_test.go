@@ -61,7 +61,7 @@ func TestShareTransports(t *testing.T) {
 	lockWaits(t, h, "/mnt/host", home)
 	lockWaits(t, h, "/mnt/data", data)
 	for dir, mount := range map[string]string{"/mnt/host": "virtio-fs", "/mnt/data": "9P"} {
-		r := in(h, home, "-e", "sh", "-c", fmt.Sprintf("WSL2_POSIX_DIR=%s WSL2_POSIX_EVERY=%d WSL2_POSIX_STEPS=%d ./posix -test.v", dir, every(), count(5000)))
+		r := in(h, home, "-e", "sh", "-c", fmt.Sprintf("WSL2_POSIX_DIR=%s WSL2_POSIX_EVERY=%d WSL2_POSIX_STEPS=%d ./posix -test.v", dir, every(), count(2000)))
 		testsys.Differences(t, mount, r.Stdout)
 	}
 	manyAtOnce(t, h, "/mnt/host", home)

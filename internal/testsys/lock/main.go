@@ -31,7 +31,8 @@ func main() {
 	io.Copy(io.Discard, os.Stdin) //nolint:errcheck // its end is all that is expected
 }
 
-// lock asks again after EINTR: the runtime's own signals, with which it preempts, are the reason at times.
+// lock asks again after EINTR: the runtime's own signals, with which it preempts, are the reason at times. v9fs calls
+// a wait that a signal has ended EAGAIN.
 func lock(f *os.File, kind string, wait bool) error {
 	flock, fcntl := unix.LOCK_EX|unix.LOCK_NB, unix.F_SETLK
 	if wait {
@@ -47,7 +48,7 @@ func lock(f *os.File, kind string, wait bool) error {
 		default:
 			err = fmt.Errorf("no lock is called %q", kind)
 		}
-		if err != unix.EINTR {
+		if err != unix.EINTR && !(wait && err == unix.EAGAIN) {
 			return err
 		}
 	}
