@@ -89,11 +89,15 @@ type FS struct {
 
 type node struct {
 	p9.Node
-	lookups uint64 // guarded by FS.mu
-	dir     uint64 // where it was looked up last, by name; guarded by FS.mu
-	name    string // guarded by FS.mu
-	told    state  // what the kernel may take it for; guarded by FS.mu
+	lookups uint64          // guarded by FS.mu
+	dir     uint64          // where it was looked up last, by name; guarded by FS.mu
+	name    string          // guarded by FS.mu
+	told    state           // what the kernel may take it for, or nothing for whatever it is; guarded by FS.mu
+	refused map[uint32]bool // threads that are to look up anew what they open; guarded by FS.mu
 }
+
+// maxRefused bounds how many threads that do not come back are remembered for a node.
+const maxRefused = 64
 
 // state tells whether a file has changed.
 type state struct {
@@ -200,7 +204,7 @@ func (fs *FS) entry(cancel <-chan struct{}, n p9.Node, dir uint64, name string, 
 	}
 	out.NodeId, out.Generation = id, 1
 	out.SetEntryTimeout(timeout)
-	out.SetAttrTimeout(timeout)
+	out.SetAttrTimeout(fs.timeoutOf(&a, timeout))
 	fs.attr(&a, &out.Attr)
 	return fuse.OK
 }
@@ -272,14 +276,14 @@ func (fs *FS) attrOf(id uint64, n p9.Node, out *fuse.AttrOut) error {
 	timeout := fs.timeout(n)
 	a, err := n.GetAttr(p9.AttrBasic)
 	if err == nil {
-		fs.tell(id, &a)
+		fs.tell(id, stateOf(&a))
 		fs.attr(&a, &out.Attr)
-		out.SetTimeout(timeout)
+		out.SetTimeout(fs.timeoutOf(&a, timeout))
 	}
 	return err
 }
 
-// timeout is how long the kernel may keep what it is told of a node thereafter.
+// timeout is how long the kernel may keep what it is told of a node thereafter. It is asked for before that is looked at.
 func (fs *FS) timeout(n p9.Node) time.Duration {
 	if fs.cfg.Lease == nil {
 		return fs.cfg.Timeout
@@ -287,27 +291,50 @@ func (fs *FS) timeout(n p9.Node) time.Duration {
 	return max(fs.cfg.Timeout, fs.cfg.Lease(n))
 }
 
-// tell notes what the kernel takes a node for, and returns what it did before.
-func (fs *FS) tell(id uint64, a *p9.Attr) (before state) {
+// timeoutOf is timeout for a node with these attributes: what has several names may change by one that nobody watches.
+func (fs *FS) timeoutOf(a *p9.Attr, timeout time.Duration) time.Duration {
+	if a.Nlink > 1 && a.QID.Type == p9.QTFile {
+		return fs.cfg.Timeout
+	}
+	return timeout
+}
+
+// tell notes what the kernel takes a node for.
+func (fs *FS) tell(id uint64, told state) {
 	fs.mu.Lock()
 	defer fs.mu.Unlock()
 	if n := fs.nodes[id]; n != nil {
-		before, n.told = n.told, stateOf(a)
+		n.told = told
 	}
-	return before
 }
 
-// current fails with ESTALE, once, if a file is no longer what the kernel takes it for: open(2) then looks all names up
-// again, as it does for NFS.
-func (fs *FS) current(id uint64, n p9.Node) error {
+// changed notes that the kernel has changed a file, and dropped what it took it for.
+func (fs *FS) changed(id uint64) { fs.tell(id, state{}) }
+
+// current fails with ESTALE if a file is no longer what the kernel takes it for: open(2) then looks all names up
+// again, as it does for NFS, but only once. So a thread is refused once, even if the file has changed again.
+func (fs *FS) current(id uint64, thread uint32, n p9.Node) error {
 	if fs.cfg.Timeout == 0 || n.QID().Type != p9.QTFile {
 		return nil
 	}
 	a, err := n.GetAttr(p9.AttrBasic)
-	if err == nil && fs.tell(id, &a) != stateOf(&a) {
-		err = unix.ESTALE
+	if err != nil {
+		return err
 	}
-	return err
+	fs.mu.Lock()
+	defer fs.mu.Unlock()
+	known := fs.nodes[id]
+	if known == nil || known.told == (state{}) || known.told == stateOf(&a) || known.refused[thread] || len(known.refused) == maxRefused {
+		if known != nil {
+			delete(known.refused, thread)
+		}
+		return nil
+	}
+	if known.refused == nil {
+		known.refused = map[uint32]bool{}
+	}
+	known.refused[thread] = true
+	return unix.ESTALE
 }
 
 func (fs *FS) GetAttr(cancel <-chan struct{}, in *fuse.GetAttrIn, out *fuse.AttrOut) fuse.Status {

@@ -73,7 +73,7 @@ func (fs *FS) release(fh uint64) {
 }
 
 func (fs *FS) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
-	if s := fs.with(cancel, in.NodeId, func(n p9.Node) error { return fs.current(in.NodeId, n) }); s != fuse.OK { // before O_TRUNC changes it
+	if s := fs.with(cancel, in.NodeId, func(n p9.Node) error { return fs.current(in.NodeId, in.Pid, n) }); s != fuse.OK { // before O_TRUNC changes it
 		return s
 	}
 	return fs.openNode(cancel, in.NodeId, in.Flags, out)
@@ -167,6 +167,7 @@ func (fs *FS) Write(cancel <-chan struct{}, in *fuse.WriteIn, data []byte) (writ
 		}
 		return nil
 	})
+	fs.changed(in.NodeId)
 	return written, s
 }
 
@@ -186,6 +187,7 @@ func (fs *FS) Lseek(cancel <-chan struct{}, in *fuse.LseekIn, out *fuse.LseekOut
 }
 
 func (fs *FS) Fallocate(cancel <-chan struct{}, in *fuse.FallocateIn) fuse.Status {
+	defer fs.changed(in.NodeId)
 	return fs.withHandle(cancel, in.Fh, func(h p9.Handle) error {
 		a, ok := h.(allocator)
 		if !ok {

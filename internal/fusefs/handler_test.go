@@ -231,6 +231,27 @@ func TestChangedWhileKept(t *testing.T) {
 				t.Errorf("timeout %v, looked up after %s has changed: %v", timeout, what, errno)
 			}
 		}
+		// What somebody writes to all the time can be opened all the same.
+		for range 3 {
+			write("before it is looked up")
+			open()
+			f = k.lookup(t, "f")
+			write("and after it")
+			if errno := open(); errno != 0 {
+				t.Errorf("timeout %v, changed after it was looked up anew: %v", timeout, errno)
+			}
+			f = k.lookup(t, "f")
+		}
+		errno, out := k.do(t, opOpen, f, u32(unix.O_WRONLY, 0))
+		if errno != 0 {
+			t.Fatal(errno)
+		}
+		if errno, _ = k.do(t, opWrite, f, join(out[:8], make([]byte, 8), u32(4, 0), make([]byte, 16), []byte("ours"))); errno != 0 {
+			t.Fatal(errno)
+		}
+		if errno := open(); errno != 0 {
+			t.Errorf("timeout %v, changed by the kernel itself: %v", timeout, errno)
+		}
 	}
 }
 

@@ -37,6 +37,7 @@ type changes struct {
 	again   map[replay.Change]bool // those of pending that need not be told twice; guarded by mu
 	lost    bool                   // guarded by mu
 	some    chan struct{}          // holds a token while there are pending
+	raising bool                   // the guest is being told of one; guarded by mu
 	last    time.Time              // when the last one came; guarded by mu
 	logf    func(format string, args ...any)
 }
@@ -83,7 +84,7 @@ func tellChanges(ctx context.Context, s share.Spec, fs *localfs.FS, logf func(fo
 func (c *changes) quiet() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return !c.lost && len(c.pending) == 0 && time.Since(c.last) > quietTime
+	return !c.lost && !c.raising && len(c.pending) == 0 && time.Since(c.last) > quietTime
 }
 
 // watchLimit is our part of what the user may watch, and of our descriptors.
@@ -146,11 +147,12 @@ func (c *changes) loseLocked() {
 	}
 }
 
-// next returns a change, or nil. Preconditions: the token was taken.
+// next returns a change, after the one before it was raised, or nil. Preconditions: the token was taken.
 func (c *changes) next() *replay.Change {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if len(c.pending) == 0 {
+	c.raising = len(c.pending) > 0
+	if !c.raising {
 		return nil
 	}
 	one := c.pending[0]

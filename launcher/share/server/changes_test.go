@@ -105,6 +105,8 @@ func TestQuiet(t *testing.T) {
 	c.last = c.last.Add(-quietTime)
 	want("long after one that is pending", false)
 	c.next()
+	want("while the guest is told", false)
+	c.next()
 	want("long after a change", true)
 	c.last = time.Now().Add(time.Hour)
 	want("after a change", false)

@@ -258,11 +258,11 @@ func (d *Device) submit(c *call, packet []byte) error {
 	if virtio.Gather(head[:], c.chain.Readable) < len(head) || n < inHeader || n > MaxMessage {
 		return fmt.Errorf("%w: a request of %d bytes", virtio.ErrProtocol, n)
 	}
-	if room > 0 && room < outHeader {
+	opcode := binary.LittleEndian.Uint32(head[4:])
+	if (room > 0 || opcode == opInit || opcode == opDestroy) && room < outHeader {
 		return fmt.Errorf("%w: room for an answer of %d bytes", virtio.ErrProtocol, room)
 	}
 	room = min(room, MaxMessage)
-	opcode := binary.LittleEndian.Uint32(head[4:])
 	c.unique, c.slot, c.last = binary.LittleEndian.Uint64(head[8:]), noSlot, opcode == opDestroy
 	large := n > inlineSize || room > inlineSize
 
@@ -360,7 +360,7 @@ func (d *Device) answer(s *client, packet []byte) bool {
 		s.taken[c.slot] = false
 		d.room.Broadcast()
 	}
-	refused := c.first && binary.LittleEndian.Uint32(message[4:]) != 0 // such a mount sends nothing more
+	refused := c.first && n >= outHeader && binary.LittleEndian.Uint32(message[4:]) != 0 // such a mount sends nothing more
 	n = virtio.Scatter(c.chain.Writable, message)
 	c.queue.Push(c.chain.Head, uint32(n))
 	c.queue.Notify()

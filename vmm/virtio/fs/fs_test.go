@@ -249,6 +249,8 @@ func TestBounds(t *testing.T) {
 		{nil, []int{answered}},
 		{message(opLookup, 1, "a"), []int{outHeader - 1}},
 		{make([]byte, MaxMessage+1), []int{answered}},
+		{message(opInit, 1, string(make([]byte, inlineSize))), nil},
+		{message(opDestroy, 1, ""), nil},
 	} {
 		d := New("tag")
 		g := virtiotest.Start(t, d, virtiotest.Options{})
