@@ -17,7 +17,7 @@ import (
 	"github.com/wsl2/wsl2/scripts/bench/report"
 )
 
-var topics = []string{"boot", "monitors", "warm", "memory", "block", "vsock", "distros", "console", "network", "files"}
+var topics = []string{"boot", "monitors", "warm", "memory", "block", "vsock", "distros", "console", "network", "files", "version1"}
 
 // resultDir is where the program inside the rig leaves its figures.
 const resultDir = "/bench"
@@ -111,6 +111,12 @@ func measure(tmp, topic string) ([]report.Row, error) {
 	if topic == "network" {
 		args = append(args, "--module", "veth")
 		for _, p := range []string{"ip", "passt", "passt.avx2", "slirp4netns"} {
+			args = append(args, "--bin", p)
+		}
+	}
+	if topic == "version1" {
+		args = append(args, "--file", abs(filepath.Join(*from, "wsl2-init"))+":/rig/wsl2-init", "--bin", "/bin/sh", "--bin", "/usr/bin/true:/rig/bin/dynamic")
+		for _, p := range []string{"bash", "git", "unshare", "newuidmap", "newgidmap", "mount", "pivot_root", "mkdir", "rm"} {
 			args = append(args, "--bin", p)
 		}
 	}

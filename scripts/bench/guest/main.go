@@ -19,7 +19,7 @@ import (
 )
 
 func main() {
-	if os.Getpid() == 1 { // the only program there is: topic monitors
+	if os.Getpid() == 1 && os.Args[0] == "/init" { // the only program there is: topic monitors
 		if log, err := os.OpenFile("/dev/kmsg", os.O_WRONLY, 0); err == nil {
 			log.WriteString("<0>hi\n")
 		}

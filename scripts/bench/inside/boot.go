@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"time"
@@ -99,14 +100,16 @@ func (h *host) coldBoot(argv []string) (bootFigures, error) {
 
 // firstByte runs wsl2 and returns the milliseconds from before its exec to its
 // first byte of output.
-func (h *host) firstByte(argv []string) (float64, error) {
+func (h *host) firstByte(argv []string) (float64, error) { return h.firstByteOf(h.wsl2(argv...)) }
+
+// firstByteOf is firstByte for any command.
+func (h *host) firstByteOf(c *exec.Cmd) (float64, error) {
 	var p [2]int
 	if err := unix.Pipe2(p[:], unix.O_CLOEXEC); err != nil {
 		return 0, err
 	}
 	defer unix.Close(p[0])
 	out := os.NewFile(uintptr(p[1]), "stdout")
-	c := h.wsl2(argv...)
 	c.Stdout = out
 	errs, err := os.Create(filepath.Join(h.dir, "stderr"))
 	if err != nil {

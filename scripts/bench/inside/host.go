@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -20,6 +21,7 @@ type host struct {
 	dir  string
 	env  []string
 	disk string // the distro's
+	uid  uint32 // the user
 }
 
 const distroName = "bench"
@@ -61,13 +63,18 @@ func newHost(topic string) (*host, error) {
 		return h, nil
 	case "files":
 		programs = filesPrograms
+	case "version1":
+		programs = version1Programs
+		if err := h.ordinaryUser(); err != nil {
+			return nil, err
+		}
 	}
 	root, err := distroTar(programs...)
 	if err != nil {
 		return nil, err
 	}
 	archive := filepath.Join(h.dir, "root.tar")
-	if err := os.WriteFile(archive, root, 0o600); err != nil {
+	if err := os.WriteFile(archive, root, 0o644); err != nil {
 		return nil, err
 	}
 	logf("importing the distro")
@@ -111,7 +118,7 @@ func distroTar(programs ...string) ([]byte, error) {
 		content, err := os.ReadFile(from)
 		errs = append(errs, err, add(to, tar.TypeReg, "", 0o755, content))
 	}
-	for _, applet := range []string{"sh", "echo", "true", "cat", "dmesg", "rm", "tar", "sync", "mkdir", "yes", "head", "sleep"} {
+	for _, applet := range []string{"sh", "echo", "true", "cat", "dmesg", "rm", "tar", "sync", "mkdir", "yes", "head", "sleep", "umount"} {
 		errs = append(errs, add("bin/"+applet, tar.TypeSymlink, "busybox", 0o777, nil))
 	}
 	errs = append(errs,
@@ -143,6 +150,9 @@ func rigCmdline() string { return os.Getenv("WSL2_RIG_CMDLINE") }
 func (h *host) wsl2(args ...string) *exec.Cmd {
 	c := exec.Command(wsl2Path, args...)
 	c.Env, c.Dir = h.env, "/"
+	if h.uid != 0 {
+		c.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: h.uid, Gid: h.uid}}
+	}
 	return c
 }
 

@@ -61,7 +61,7 @@ func main() {
 	flag.Parse()
 	topics := map[string]func(*host) ([]report.Row, error){
 		"boot": boot, "warm": warm, "memory": memory, "block": block, "vsock": vsock, "monitors": monitors, "distros": distros,
-		"console": console, "network": network, "files": files,
+		"console": console, "network": network, "files": files, "version1": version1,
 	}
 	topic := topics[flag.Arg(1)]
 	if topic == nil {
