@@ -123,16 +123,20 @@ func (c *Conn) accept() error {
 	}
 	messages, err := unix.ParseSocketControlMessage(oob[:oobn])
 	if err != nil || len(messages) != 1 {
-		return fmt.Errorf("%d messages with its memory, %w", len(messages), err)
+		return fmt.Errorf("%d messages with its memory, %v", len(messages), err)
 	}
 	fds, err := unix.ParseUnixRights(&messages[0])
 	if err != nil || len(fds) != 1 {
-		return fmt.Errorf("%d descriptors for its memory, %w", len(fds), err)
+		return fmt.Errorf("%d descriptors for its memory, %v", len(fds), err)
 	}
 	defer unix.Close(fds[0])
 	var st unix.Stat_t
 	if err := unix.Fstat(fds[0], &st); err != nil || st.Size != memorySize {
-		return fmt.Errorf("its memory has %d bytes, %w", st.Size, err)
+		return fmt.Errorf("its memory has %d bytes, %v", st.Size, err)
+	}
+	const fixed = unix.F_SEAL_SHRINK | unix.F_SEAL_GROW
+	if seals, err := unix.FcntlInt(uintptr(fds[0]), unix.F_GET_SEALS, 0); err != nil || seals&fixed != fixed {
+		return fmt.Errorf("its memory may change its size: seals %#x, %v", seals, err)
 	}
 	return c.mapMemory(fds[0])
 }
