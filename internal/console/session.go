@@ -241,7 +241,9 @@ func (s *Session) copyStdin() {
 func (s *Session) copyTerminal() {
 	buf := make([]byte, 4096)
 	for {
-		s.tty.awaitForeground()
+		if !s.tty.await() {
+			return
+		}
 		n, err := s.tty.in.Read(buf)
 		if n > 0 {
 			if _, werr := s.pty.Write(buf[:n]); werr != nil {

@@ -59,16 +59,15 @@ type terminal struct {
 	// programs they are meant for as well (tar c . | wsl2 less).
 	keys bool
 
-	mu         sync.Mutex
-	saved      *term.State // what to restore; nil while the modes are the caller's; guarded by mu
-	over       bool        // restored for good; guarded by mu
-	foreground sync.Cond   // signalled when it may have become ours
+	mu        sync.Mutex
+	saved     *term.State // what to restore; nil while the modes are the caller's; guarded by mu
+	suspended bool        // the modes stay the caller's until resume; guarded by mu
+	over      bool        // restored for good; guarded by mu
 }
 
 // newTerminal returns the terminal among the streams, nil if there is none.
 func newTerminal(std Stdio, kinds [3]fileKind) *terminal {
 	t := &terminal{}
-	t.foreground.L = &t.mu
 	if kinds[0] == kindTerminal {
 		t.in, t.out = std.In, std.In
 	}
@@ -106,12 +105,19 @@ func (t *terminal) isForeground() bool {
 	return err != nil || pgrp == unix.Getpgrp()
 }
 
-// raw hands every key to the guest's pty. A job in the background leaves the
-// terminal alone: changing its modes would stop it (SIGTTOU).
+// raw hands every key to the guest's pty, if that is not so already.
 func (t *terminal) raw() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.in == nil || t.over || !t.isForeground() {
+	if t.saved == nil {
+		t.makeRaw()
+	}
+}
+
+// makeRaw is called with mu held. A job in the background leaves the terminal
+// alone: changing its modes would stop it (SIGTTOU).
+func (t *terminal) makeRaw() {
+	if t.in == nil || t.over || t.suspended || !t.isForeground() {
 		return
 	}
 	state, err := term.MakeRaw(t.fd)
@@ -132,7 +138,6 @@ func (t *terminal) raw() {
 			unix.IoctlSetTermios(t.fd, unix.TCSETS, modes)
 		}
 	}
-	t.foreground.Broadcast()
 }
 
 // cooked tells whether the terminal adds the \r to each \n itself.
@@ -141,14 +146,23 @@ func (t *terminal) cooked() bool {
 	return err == nil && modes.Oflag&unix.OPOST != 0 && modes.Oflag&unix.ONLCR != 0
 }
 
-// suspend puts the caller's modes back until raw is called again.
+// suspend puts the caller's modes back until resume is called.
 func (t *terminal) suspend() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	t.suspended = true
 	if t.saved != nil {
 		term.Restore(t.fd, t.saved)
 		t.saved = nil
 	}
+}
+
+// resume takes the terminal again: the shell that continued us has set modes of its own.
+func (t *terminal) resume() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.suspended = false
+	t.makeRaw()
 }
 
 // Write prints what comes from the guest's pty, which has put a \r before each
@@ -174,14 +188,42 @@ func (t *terminal) restore() {
 	}
 }
 
-// awaitForeground waits until the terminal may be read: a read from the
-// background would stop the whole command (SIGTTIN).
-func (t *terminal) awaitForeground() {
+// await waits until there is something to read that is ours: to read in the background, or
+// to be in a read when a shell puts us there, stops the whole command (SIGTTIN). It returns
+// false when the session is over.
+//
+// bash tells nobody that it brings a running job to the foreground. The first line that is
+// typed there shows it, and makes the terminal raw.
+func (t *terminal) await() bool {
+	edges := -1 // an epoll instance, made when it is needed
+	defer func() {
+		if edges >= 0 {
+			unix.Close(edges)
+		}
+	}()
+	for {
+		if _, err := unix.Poll([]unix.PollFd{{Fd: int32(t.fd), Events: unix.POLLIN}}, -1); err == unix.EINTR {
+			continue
+		}
+		if t.isForeground() {
+			break
+		}
+		// What has been typed is somebody else's. Wait until more is.
+		if edges < 0 {
+			var err error
+			if edges, err = unix.EpollCreate1(unix.EPOLL_CLOEXEC); err != nil {
+				break // the read stops us, as it does any program
+			}
+			if err := unix.EpollCtl(edges, unix.EPOLL_CTL_ADD, t.fd, &unix.EpollEvent{Events: unix.EPOLLIN | unix.EPOLLET}); err != nil {
+				break
+			}
+		}
+		unix.EpollWait(edges, make([]unix.EpollEvent, 1), -1)
+	}
+	t.raw()
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	for t.saved == nil && !t.over && !t.isForeground() {
-		t.foreground.Wait()
-	}
+	return !t.over
 }
 
 func (t *terminal) size() wire.WindowSize {
@@ -255,12 +297,13 @@ func (s *Session) onSignal(sig unix.Signal) {
 	switch sig {
 	case unix.SIGPIPE:
 	case unix.SIGWINCH:
+		s.tty.raw() // a shell may have brought us to the foreground
 		s.send(&wire.Resize{Size: s.tty.size()})
 	case unix.SIGTSTP:
 		s.stop()
 	case unix.SIGCONT:
 		if s.tty != nil {
-			s.tty.raw() // the shell that continued us has set its own modes
+			s.tty.resume()
 			s.send(&wire.Resize{Size: s.tty.size()})
 		}
 		s.send(&wire.Signal{Number: uint8(sig)})

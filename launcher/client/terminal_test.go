@@ -48,6 +48,31 @@ var programs = map[string]fakevm.Program{
 			s.Write(wire.RolePTY, fmt.Appendf(nil, "key %q\r\n", b[0]))
 		}
 	},
+	// job prints keys and signals.
+	"job": func(s *fakevm.Session, _ []string) (uint8, uint8) {
+		s.Write(wire.RolePTY, []byte("ready\r\n"))
+		keys := make(chan byte)
+		go func() {
+			defer close(keys)
+			for b := make([]byte, 1); ; {
+				if _, err := s.Terminal().Read(b); err != nil || b[0] == 'q' {
+					return
+				}
+				keys <- b[0]
+			}
+		}()
+		for {
+			select {
+			case key, ok := <-keys:
+				if !ok {
+					return 0, 0
+				}
+				s.Write(wire.RolePTY, fmt.Appendf(nil, "key %q\r\n", key))
+			case sig := <-s.Signals():
+				s.Write(wire.RolePTY, fmt.Appendf(nil, "signal %d\r\n", sig))
+			}
+		}
+	},
 	"lines": func(s *fakevm.Session, _ []string) (uint8, uint8) {
 		s.Write(wire.RolePTY, []byte("one\r\ntwo\r\n"))
 		return 0, 0
@@ -163,6 +188,117 @@ func TestSuspend(t *testing.T) {
 	}
 	master.Close() // hangs up
 	cmd.Wait()
+}
+
+// shellJob runs script with a shell, on the terminal that is returned; "$0" "$@" is the client
+// with its program.
+func shellJob(t *testing.T, h *host, shell, script, program string) (cmd *exec.Cmd, master, tty *os.File) {
+	t.Helper()
+	master, tty = openPTY(t)
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := h.process(program)
+	cmd = onTerminal(exec.Command(shell, append([]string{"-c", script, self}, c.Args[1:]...)...), 0)
+	cmd.Env = c.Env
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = tty, tty, tty
+	start(t, cmd)
+	return cmd, master, tty
+}
+
+// typeLine types a line again and again until it has been answered: nothing tells when a shell
+// has handed over the terminal.
+func typeLine(t *testing.T, master *os.File, line, answer string) {
+	t.Helper()
+	answered, tick, late := make(chan struct{}), time.NewTicker(20*time.Millisecond), time.After(time.Minute)
+	defer tick.Stop()
+	go func() {
+		defer close(answered)
+		expect(t, master, answer)
+	}()
+	for {
+		select {
+		case <-answered:
+			return
+		case <-tick.C:
+			io.WriteString(master, line)
+		case <-late:
+			t.Fatalf("%q was typed for a minute and never answered by %q", line, answer)
+		}
+	}
+}
+
+// TestForeground: a client in the background leaves the terminal to the shell, and has it when
+// the shell brings it to the foreground: dash continues it then (SIGCONT), bash does not.
+func TestForeground(t *testing.T) {
+	for _, shell := range []string{"dash", "bash"} {
+		t.Run(shell, func(t *testing.T) {
+			h := newHost(t, fakevm.Hooks{Programs: programs})
+			cmd, master, tty := shellJob(t, h, shell, `set -m; "$0" "$@" & read line; echo "line $line"; fg; echo "status $?"`, "keys")
+			before := modes(t, tty)
+			expect(t, master, "ready\r\n")
+			io.WriteString(master, "mine\r")
+			expect(t, master, "line mine\r\n")
+			typeLine(t, master, "j\r", "key 'j'")
+			if modes(t, tty) == before {
+				t.Error("the terminal is not raw")
+			}
+			io.WriteString(master, "q")
+			expect(t, master, "status 0\r\n")
+			if err := cmd.Wait(); err != nil {
+				t.Error(err)
+			}
+			if got := modes(t, tty); got != before {
+				t.Errorf("modes afterwards %s, before %s", got, before)
+			}
+		})
+	}
+}
+
+// TestShellJob: a shell's job that was stopped goes on in the background, where the terminal is
+// not its own but nothing stops it, and then in the foreground.
+func TestShellJob(t *testing.T) {
+	for _, shell := range []string{"dash", "bash"} {
+		t.Run(shell, func(t *testing.T) {
+			h := newHost(t, fakevm.Hooks{Programs: programs})
+			cmd, master, tty := shellJob(t, h, shell, `set -m; "$0" "$@"; echo "stopped $?"; read line; bg; read line; kill -USR1 %1; read line; fg; echo "status $?"`, "job")
+			before := modes(t, tty)
+			sameModes := func(when string) {
+				t.Helper()
+				if got := modes(t, tty); got != before {
+					t.Errorf("modes %s %s, before %s", when, got, before)
+				}
+			}
+			expect(t, master, "ready\r\n")
+			job, err := unix.IoctlGetInt(int(master.Fd()), unix.TIOCGPGRP)
+			if err != nil {
+				t.Fatal(err)
+			}
+			raw := modes(t, tty)
+			if err := unix.Kill(-job, unix.SIGTSTP); err != nil {
+				t.Fatal(err)
+			}
+			expect(t, master, fmt.Sprintf("stopped %d\r\n", 128+unix.SIGSTOP))
+			sameModes("of the stopped client's terminal")
+			io.WriteString(master, "background\r")
+			expect(t, master, fmt.Sprintf("signal %d\r\n", unix.SIGCONT))
+			io.WriteString(master, "signal\r")
+			expect(t, master, fmt.Sprintf("signal %d\r\n", unix.SIGUSR1))
+			sameModes("with the client in the background")
+			io.WriteString(master, "foreground\r")
+			typeLine(t, master, "j\r", "key 'j'")
+			if got := modes(t, tty); got != raw {
+				t.Errorf("modes in the foreground %s, want %s", got, raw)
+			}
+			io.WriteString(master, "q")
+			expect(t, master, "status 0\r\n")
+			if err := cmd.Wait(); err != nil {
+				t.Error(err)
+			}
+			sameModes("afterwards")
+		})
+	}
 }
 
 // TestKeysBesideAPipe: a pager whose stdin is a pipe gets the terminal's keys,
