@@ -17,6 +17,7 @@ package sshproxy
 
 import (
 	"bytes"
+	"context"
 	"crypto/ed25519"
 	"crypto/rand"
 	"encoding/pem"
@@ -122,6 +123,8 @@ func Serve(c net.Conn, cfg Config) error {
 	defer conn.Close()
 	p := &proxy{cfg: cfg, user: conn.User()}
 	go ssh.DiscardRequests(requests) // keep-alives are answered, forwarding to here refused
+	ctx, gone := context.WithCancel(context.Background())
+	defer gone()
 	var open sync.WaitGroup
 	for ch := range channels {
 		switch ch.ChannelType() {
@@ -130,11 +133,12 @@ func Serve(c net.Conn, cfg Config) error {
 				open.Go(func() { p.session(c, r) })
 			}
 		case "direct-tcpip":
-			open.Go(func() { p.forward(ch) })
+			open.Go(func() { p.forward(ctx, ch) })
 		default:
 			ch.Reject(ssh.UnknownChannelType, ch.ChannelType()+" is not served")
 		}
 	}
+	gone()
 	open.Wait()
 	return nil
 }
@@ -369,8 +373,9 @@ func (s *session) hangup() {
 	}
 }
 
-// forward serves a direct-tcpip channel (RFC 4254 §7.2): a port in the distro.
-func (p *proxy) forward(ch ssh.NewChannel) {
+// forward serves a direct-tcpip channel (RFC 4254 §7.2): a port in the distro. ctx ends with
+// the client.
+func (p *proxy) forward(ctx context.Context, ch ssh.NewChannel) {
 	var m struct {
 		Host       string
 		Port       uint32
@@ -393,24 +398,32 @@ func (p *proxy) forward(ch ssh.NewChannel) {
 		ch.Reject(ssh.ConnectionFailed, err.Error())
 		return
 	}
+	hangup := func() { cmd.Process.Signal(unix.SIGHUP) } // os.ErrProcessDone: nothing to end
+	stop := context.AfterFunc(ctx, hangup)
+	defer stop()
 	// One byte says that the connection stands.
 	if _, err := io.ReadFull(out, make([]byte, 1)); err != nil {
 		cmd.Wait()
-		ch.Reject(ssh.ConnectionFailed, fmt.Sprintf("%s port %d in the distro takes no connection", m.Host, m.Port))
+		ch.Reject(ssh.ConnectionFailed, fmt.Sprintf("%s port %d in the distro takes no connection; see that a server listens there", m.Host, m.Port))
 		return
 	}
 	c, requests, err := ch.Accept()
 	if err != nil {
-		in.Close()
+		hangup()
+		out.Close()
 		cmd.Wait()
 		return
 	}
-	go ssh.DiscardRequests(requests)
+	go func() {
+		ssh.DiscardRequests(requests) // until the channel is closed
+		hangup()
+	}()
 	go func() {
 		io.Copy(in, c)
 		in.Close()
 	}()
 	io.Copy(c, out)
+	out.Close() // what the client no longer takes must not keep wsl2
 	c.CloseWrite()
 	cmd.Wait()
 	c.Close()

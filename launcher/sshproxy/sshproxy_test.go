@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"golang.org/x/crypto/ssh"
+	"golang.org/x/sys/unix"
 )
 
 const limit = 60 * time.Second
@@ -156,6 +157,57 @@ func TestRefuses(t *testing.T) {
 		t.Error("a second program on one channel")
 	}
 	s.Wait()
+}
+
+// TestForwardEnds: what carries a port's connection ends when the client closes it, or goes,
+// whatever the server in the distro does.
+func TestForwardEnds(t *testing.T) {
+	for _, c := range []struct {
+		name, server string
+		established  bool // else the client goes while the connection is being made
+	}{
+		{"a server that sends for ever", "printf +; while :; do echo more || exit; done", true},
+		{"a server that is silent", "printf +; exec sleep 100000", true},
+		{"a server that does not answer", "exec sleep 100000", false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			fifo := filepath.Join(t.TempDir(), "alive") // is open for writing as long as wsl2 lives
+			if err := unix.Mkfifo(fifo, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			client := dial(t, DefaultUser, `case "$*" in *dial*) exec 9>`+fifo+`; echo >&9; `+c.server+`;; esac`)
+			dialled := make(chan net.Conn, 1)
+			go func() {
+				conn, err := client.Dial("tcp", "127.0.0.1:1")
+				if (err == nil) != c.established {
+					t.Errorf("the connection: %v", err)
+				}
+				dialled <- conn
+			}()
+			alive, err := os.Open(fifo)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer alive.Close()
+			if _, err := io.ReadFull(alive, make([]byte, 1)); err != nil {
+				t.Fatal(err)
+			}
+			if c.established {
+				if conn := <-dialled; conn != nil {
+					conn.Close()
+				}
+			} else {
+				client.Close()
+			}
+			alive.SetReadDeadline(time.Now().Add(limit))
+			if _, err := alive.Read(make([]byte, 1)); err != io.EOF {
+				t.Errorf("wsl2 still runs: %v", err)
+			}
+			if !c.established {
+				<-dialled
+			}
+		})
+	}
 }
 
 // TestHostKey: however many ask at once, there is one key, and ssh(1) knows it.
