@@ -146,9 +146,6 @@ func Serve(c net.Conn, cfg Config) error {
 type proxy struct {
 	cfg  Config
 	user string
-
-	helper sync.Once
-	noHelp error // why there is no helper; set by helper
 }
 
 // command is `wsl2 args...` in the distro, as the connection's user, in its home: where
@@ -165,23 +162,21 @@ func (p *proxy) command(args ...string) *exec.Cmd {
 	return exec.Command(p.cfg.Wsl2, append(line, args...)...)
 }
 
-// install puts a copy of this executable into the distro, once.
+// install puts a copy of this executable into the distro, unless there is one. Nothing here
+// remembers that: a distro that stops, as it does when it is idle, loses it.
 func (p *proxy) install() error {
-	p.helper.Do(func() {
-		self, err := os.Open(p.cfg.Self)
-		if err != nil {
-			p.noHelp = err
-			return
-		}
-		defer self.Close()
-		root := &proxy{cfg: p.cfg, user: "root"}
-		cmd := root.command("-e", "sh", "-c", `test -x "$0" || { cat >"$0.$$" && chmod 755 "$0.$$" && mv "$0.$$" "$0"; }`, Helper)
-		cmd.Stdin = self
-		if out, err := cmd.CombinedOutput(); err != nil {
-			p.noHelp = fmt.Errorf("put %s into the distro: %w: %s", Helper, err, out)
-		}
-	})
-	return p.noHelp
+	self, err := os.Open(p.cfg.Self)
+	if err != nil {
+		return err
+	}
+	defer self.Close()
+	root := &proxy{cfg: p.cfg, user: "root"}
+	cmd := root.command("-e", "sh", "-c", `test -x "$0" || { cat >"$0.$$" && chmod 755 "$0.$$" && mv "$0.$$" "$0"; }`, Helper)
+	cmd.Stdin = self
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("put %s into the distro: %w: %s", Helper, err, out)
+	}
+	return nil
 }
 
 // sftpServers are where distros keep OpenSSH's, which is preferred; ours stands in.
@@ -386,45 +381,69 @@ func (p *proxy) forward(ctx context.Context, ch ssh.NewChannel) {
 		ch.Reject(ssh.ConnectionFailed, err.Error())
 		return
 	}
-	if err := p.install(); err != nil {
-		p.cfg.Logf("%v", err)
+	r, err := p.dial(ctx, m.Host, m.Port)
+	if errors.Is(err, errNoHelper) {
+		if err = p.install(); err == nil {
+			r, err = p.dial(ctx, m.Host, m.Port)
+		}
+	}
+	if err != nil {
 		ch.Reject(ssh.ConnectionFailed, err.Error())
 		return
 	}
-	cmd := p.command("-e", Helper, "dial", m.Host, strconv.FormatUint(uint64(m.Port), 10))
-	in, ierr := cmd.StdinPipe()
-	out, oerr := cmd.StdoutPipe()
-	if err := errors.Join(ierr, oerr, cmd.Start()); err != nil {
-		ch.Reject(ssh.ConnectionFailed, err.Error())
-		return
-	}
-	hangup := func() { cmd.Process.Signal(unix.SIGHUP) } // os.ErrProcessDone: nothing to end
-	stop := context.AfterFunc(ctx, hangup)
+	stop := context.AfterFunc(ctx, r.hangup)
 	defer stop()
-	// One byte says that the connection stands.
-	if _, err := io.ReadFull(out, make([]byte, 1)); err != nil {
-		cmd.Wait()
-		ch.Reject(ssh.ConnectionFailed, fmt.Sprintf("%s port %d in the distro takes no connection; see that a server listens there", m.Host, m.Port))
-		return
-	}
 	c, requests, err := ch.Accept()
 	if err != nil {
-		hangup()
-		out.Close()
-		cmd.Wait()
+		r.hangup()
+		r.out.Close()
+		r.cmd.Wait()
 		return
 	}
 	go func() {
 		ssh.DiscardRequests(requests) // until the channel is closed
-		hangup()
+		r.hangup()
 	}()
 	go func() {
-		io.Copy(in, c)
-		in.Close()
+		io.Copy(r.in, c)
+		r.in.Close()
 	}()
-	io.Copy(c, out)
-	out.Close() // what the client no longer takes must not keep wsl2
+	io.Copy(c, r.out)
+	r.out.Close() // what the client no longer takes must not keep wsl2
 	c.CloseWrite()
-	cmd.Wait()
+	r.cmd.Wait()
 	c.Close()
+}
+
+// remote is a connection to a port of the distro: wsl2, whose streams it is.
+type remote struct {
+	cmd *exec.Cmd
+	in  io.WriteCloser
+	out io.ReadCloser
+}
+
+func (r *remote) hangup() { r.cmd.Process.Signal(unix.SIGHUP) } // os.ErrProcessDone: nothing to end
+
+var errNoHelper = errors.New("the distro has no " + Helper + "; see that its /run can be written")
+
+// dial has the helper connect to a port of the distro. When ctx ends it gives up.
+func (p *proxy) dial(ctx context.Context, host string, port uint32) (*remote, error) {
+	cmd := p.command("-e", Helper, "dial", host, strconv.FormatUint(uint64(port), 10))
+	in, ierr := cmd.StdinPipe()
+	out, oerr := cmd.StdoutPipe()
+	if err := errors.Join(ierr, oerr, cmd.Start()); err != nil {
+		return nil, fmt.Errorf("the connection is made by wsl2: %w; see that it can be run", err)
+	}
+	r := &remote{cmd, in, out}
+	stop := context.AfterFunc(ctx, r.hangup)
+	defer stop()
+	// One byte says that the connection stands.
+	if _, err := io.ReadFull(out, make([]byte, 1)); err == nil {
+		return r, nil
+	}
+	const notFound = 127
+	if cmd.Wait(); cmd.ProcessState.ExitCode() == notFound {
+		return nil, errNoHelper
+	}
+	return nil, fmt.Errorf("%s port %d in the distro takes no connection; see that a server listens there", host, port)
 }

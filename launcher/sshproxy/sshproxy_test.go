@@ -210,6 +210,39 @@ func TestForwardEnds(t *testing.T) {
 	}
 }
 
+// TestHelperAgain: a distro that has been started anew has lost the helper, and gets it again.
+// What failed once is tried again as well.
+func TestHelperAgain(t *testing.T) {
+	dir := t.TempDir()
+	helper, broken := dir+"/helper", dir+"/broken"
+	c := dial(t, DefaultUser, `case "$*" in
+*dial*) test -e `+helper+` || exit 127; printf +; cat;;
+*) cat >/dev/null; test -e `+broken+` && exit 1; touch `+helper+`;;
+esac`)
+	connect := func() error {
+		conn, err := c.Dial("tcp", "127.0.0.1:1")
+		if err == nil {
+			err = conn.Close()
+		}
+		return err
+	}
+	if err := os.WriteFile(broken, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := connect(); err == nil || !strings.Contains(err.Error(), Helper) {
+		t.Errorf("without a helper: %v", err)
+	}
+	os.Remove(broken)
+	for range 2 {
+		if err := connect(); err != nil {
+			t.Error(err)
+		}
+		if err := os.Remove(helper); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
 // TestHostKey: however many ask at once, there is one key, and ssh(1) knows it.
 func TestHostKey(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "a/host_key")
