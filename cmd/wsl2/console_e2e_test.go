@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -334,8 +335,19 @@ func TestPeerBugs(t *testing.T) {
 			}
 		}},
 		{"virtme-ng 49: the terminal after timeout(1)", func(t *testing.T) {
-			for _, option := range []string{"", "--foreground "} {
-				x := onTTY(t, `stty -g; timeout `+option+`1 "$0" "$@"; echo status $?; stty -g; read end`, "-d", "small", "-e", "tail", "-f", "/dev/null")
+			for _, option := range []string{"", "--foreground"} { // without it the program is in the background, and the modes stay
+				pid := h.Path("timeout.pid")
+				x := onTTY(t, `stty -g; sh -c 'echo $$ >`+pid+`; exec timeout `+option+` 100000 "$0" "$@"' "$0" "$@"; echo status $?; stty -g; read end`,
+					"-d", "small", "-e", "sh", "-c", "echo READY; exec tail -f /dev/null")
+				x.expect("READY\r\n")
+				if raw := x.raw(); raw != (option != "") {
+					t.Errorf("timeout %s: the terminal is raw: %t", option, raw)
+				}
+				text, err := os.ReadFile(pid)
+				testsys.Must(t, err)
+				n, err := strconv.Atoi(strings.TrimSpace(string(text)))
+				testsys.Must(t, err)
+				testsys.Must(t, unix.Kill(n, unix.SIGALRM)) // its time is over
 				x.expect("status 124\r\n")
 				x.send("\r")
 				x.wait()

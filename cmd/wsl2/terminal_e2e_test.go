@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"github.com/creack/pty"
+	"golang.org/x/sys/unix"
+
 	"github.com/wsl2/wsl2/internal/testsys"
 )
 
@@ -73,6 +75,14 @@ func (x *terminal) wait() int {
 	}
 	x.cmd.Wait()
 	return x.cmd.ProcessState.ExitCode()
+}
+
+// raw tells whether keys are handed on as they are typed.
+func (x *terminal) raw() bool {
+	x.t.Helper()
+	modes, err := unix.IoctlGetTermios(int(x.pty.Fd()), unix.TCGETS)
+	testsys.Must(x.t, err)
+	return modes.Lflag&unix.ICANON == 0
 }
 
 // sameModes fails the test unless `stty -g` printed the same twice.
