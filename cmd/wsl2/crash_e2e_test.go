@@ -3,9 +3,11 @@
 package main_test
 
 import (
+	"context"
 	"io"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"testing"
 
@@ -74,5 +76,24 @@ func TestStaleSocket(t *testing.T) {
 	h.Refused(h.Run("-d", "small", "-e", "true"), "service")
 }
 
-// TestPanic: a guest kernel that panics ends every session with its last words.
-func TestPanic(t *testing.T) { guestPanics(newHost(t)) }
+// TestPanic: a guest kernel that panics ends every session with its last words, and a terminal
+// is as it was.
+func TestPanic(t *testing.T) {
+	h := newHost(t)
+	ctx, cancel := context.WithTimeout(context.Background(), testsys.Deadline)
+	defer cancel()
+	wsl := h.Cmd(ctx, "-d", "small")
+	shell := exec.CommandContext(ctx, "sh", append([]string{"-c", `stty -g; "$0" "$@"; echo status $?; stty -g; read end`}, wsl.Args...)...)
+	shell.Env, shell.Dir = wsl.Env, wsl.Dir
+	x := openTerminal(t, shell)
+	x.expect("# ")
+	if !x.raw() {
+		t.Error("the terminal of a session is not raw")
+	}
+	guestPanics(h)
+	x.expect("panic")
+	x.expect("status 125\r\n")
+	x.send("\r")
+	x.wait()
+	x.sameModes()
+}
