@@ -193,13 +193,19 @@ func (e *refusal) Error() string {
 	return fmt.Sprintf("%s: not allowed by the host; [interop] hostPrograms in its wslconfig lists what is", e.name)
 }
 
+// ownFailure is one of ours: the program has no part in it.
+type ownFailure struct{ error }
+
+// lacking are the host's answers to who has too much already.
+var lacking = []error{unix.EAGAIN, unix.ENOMEM, unix.EMFILE, unix.ENFILE}
+
 // failed is the one place where an error becomes a code on the wire.
 func failed(err error) *wire.Failed {
 	f := &wire.Failed{Code: wire.CodeNotExecutable, Text: err.Error()}
-	var no *refusal
+	var own *ownFailure
 	switch {
-	case errors.As(err, &no):
-		f.Code = wire.CodeNotExecutable
+	case errors.As(err, &own), slices.ContainsFunc(lacking, func(e error) bool { return errors.Is(err, e) }):
+		f.Code = wire.CodeInternal
 	case errors.Is(err, exec.ErrNotFound), errors.Is(err, fs.ErrNotExist):
 		f.Code = wire.CodeNotFound
 	}
@@ -232,9 +238,14 @@ func (r *Runner) start(p *program, m *wire.Start) error {
 	}
 	// Later entries win.
 	cmd.Env = append(slices.Clone(r.Environ), policy.environment(m.Env)...)
-	cmd.Dir = r.Dir
+	cmd.Dir = "/"
+	dirs := []string{r.Dir}
 	if dir, ok := r.Shares.ToHost(m.Cwd); ok {
-		cmd.Dir = dir
+		dirs = []string{dir, r.Dir}
+	}
+	// A directory that cannot be entered would look like a program that is not there.
+	if i := slices.IndexFunc(dirs, func(dir string) bool { return unix.Access(dir+"/.", unix.X_OK) == nil }); i >= 0 {
+		cmd.Dir = dirs[i]
 	}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	var theirs []*os.File
@@ -247,7 +258,7 @@ func (r *Runner) start(p *program, m *wire.Start) error {
 	if m.Streams&wire.StreamPTY != 0 {
 		var err error
 		if p.master, tty, err = pty.Open(); err != nil {
-			return fmt.Errorf("make a terminal: %w", err)
+			return &ownFailure{fmt.Errorf("make a terminal: %w", err)}
 		}
 		theirs = append(theirs, tty)
 		p.size(m.Size)
@@ -264,7 +275,7 @@ func (r *Runner) start(p *program, m *wire.Start) error {
 		}
 		mine, fd, err := relay.Pipe(s.role != wire.RoleStdin, 0)
 		if err != nil {
-			return err
+			return &ownFailure{err}
 		}
 		files[i] = os.NewFile(uintptr(fd), "pipe")
 		theirs = append(theirs, files[i])

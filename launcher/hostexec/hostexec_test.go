@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"os"
 	"strings"
@@ -266,6 +267,26 @@ func TestRefused(t *testing.T) {
 	}
 }
 
+// TestFailed: what is the host's own want is not taken for the program's.
+func TestFailed(t *testing.T) {
+	for _, c := range []struct {
+		err  error
+		code wire.Code
+	}{
+		{&fs.PathError{Op: "fork/exec", Path: "/x", Err: syscall.EAGAIN}, wire.CodeInternal},
+		{&fs.PathError{Op: "fork/exec", Path: "/x", Err: syscall.ENOMEM}, wire.CodeInternal},
+		{&fs.PathError{Op: "open", Path: "/dev/null", Err: syscall.EMFILE}, wire.CodeInternal},
+		{&ownFailure{&fs.PathError{Op: "open", Path: "/dev/ptmx", Err: syscall.ENOENT}}, wire.CodeInternal},
+		{&fs.PathError{Op: "fork/exec", Path: "/x", Err: syscall.ENOENT}, wire.CodeNotFound},
+		{&fs.PathError{Op: "fork/exec", Path: "/x", Err: syscall.ENOEXEC}, wire.CodeNotExecutable},
+		{&refusal{"x"}, wire.CodeNotExecutable},
+	} {
+		if f := failed(c.err); f.Code != c.code || f.Text == "" {
+			t.Errorf("%v: %+v, want code %d", c.err, f, c.code)
+		}
+	}
+}
+
 // TestEnvironment: a guest that may run some programs cannot make them others.
 func TestEnvironment(t *testing.T) {
 	env := []string{"LD_PRELOAD=/x.so", "PATH=/tmp", "TERM=xterm", "LC_ALL=C", "BASH_ENV=/x"}
@@ -283,8 +304,11 @@ func TestDirectory(t *testing.T) {
 	if err := os.Mkdir(share+"/sub", 0o755); err != nil {
 		t.Fatal(err)
 	}
+	if err := os.WriteFile(share+"/file", nil, 0o755); err != nil {
+		t.Fatal(err)
+	}
 	r := &Runner{Environ: os.Environ(), Dir: other, Shares: hostpath.Table{{Host: share, Guest: "/mnt/host"}}}
-	for cwd, want := range map[string]string{"/mnt/host/sub": share + "/sub", "/mnt/host/../../etc": other, "/etc": other, "": other} {
+	for cwd, want := range map[string]string{"/mnt/host/sub": share + "/sub", "/mnt/host/gone": other, "/mnt/host/file": other, "/mnt/host/../../etc": other, "/etc": other, "": other} {
 		m := &wire.Start{Argv: []string{"pwd"}, Streams: wire.StreamStdout, Cwd: cwd}
 		g := run(t, r, m)
 		g.started()
