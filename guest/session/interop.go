@@ -74,6 +74,7 @@ type hostGuest struct {
 	c     *net.UnixConn
 	owner *session // whose client was asked; nil if that was the service
 	taken bool     // the launcher has come
+	asked bool     // the service has been asked
 	// agent takes the launcher's connection in place of the process; nil for a program.
 	agent func(conn)
 }
@@ -211,7 +212,8 @@ func (i *interop) request(c *net.UnixConn, s *askSocket) {
 			return
 		}
 		defer i.forget(id)
-		if x == nil || x.send(&wire.HostExec{Session: id}) != nil {
+		// An owner that is one no more has looked at those who wait before this one was known.
+		if x == nil || s.owner.Load() != x || x.send(&wire.HostExec{Session: id}) != nil {
 			i.orphan(id)
 		}
 		c.Read(first) //nolint:errcheck // its end is all that is expected
@@ -282,13 +284,18 @@ func (x *session) mayAsk(c *net.UnixConn) bool {
 	return cerr == nil && err == nil && (cred.Uid == 0 || cred.Uid == x.uid)
 }
 
-// orphan hands a request whose client is gone to the service.
+// orphan hands a request whose client is gone to the service, once.
 func (i *interop) orphan(id wire.SessionID) {
 	i.mu.Lock()
-	if w := i.waiting[id]; w != nil {
-		w.owner = nil
+	w := i.waiting[id]
+	wanted := w != nil && !w.asked
+	if wanted {
+		w.owner, w.asked = nil, true
 	}
 	i.mu.Unlock()
+	if !wanted {
+		return
+	}
 	if err := i.standIn(id); err != nil {
 		i.srv.cfg.Logf("interop: %v", err)
 	}
