@@ -72,6 +72,7 @@ type askSocket struct {
 // hostGuest is a process of the guest that asked for a program of the host.
 type hostGuest struct {
 	c     *net.UnixConn
+	mu    sync.Mutex // serialises writes to c: each has a deadline of its own
 	owner *session // whose client was asked; nil if that was the service
 	taken bool     // the launcher has come
 	asked bool     // the service has been asked
@@ -346,6 +347,8 @@ func (i *interop) deliver(c conn, hello *wire.Hello) (bool, error) {
 	if err != nil {
 		return true, err
 	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
 	w.c.SetWriteDeadline(time.Now().Add(controlTimeout)) //nolint:errcheck // the write tells
 	defer w.c.SetWriteDeadline(time.Time{})              //nolint:errcheck // see wire.Within
 	cerr := rc.Control(func(fd uintptr) {
