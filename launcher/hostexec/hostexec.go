@@ -33,11 +33,15 @@ import (
 )
 
 // startTimeout bounds the wait for the guest's Start, which it sends at once.
-const startTimeout = time.Minute
+const startTimeout = 10 * time.Second
 
 // maxPrograms is how many programs one Runner runs at a time: a guest that asks
 // for more gets errors, and the host keeps its processes.
 const maxPrograms = 64
+
+// maxRequests is how many requests one Runner serves at a time. One that waits for
+// its Start costs a goroutine and a descriptor already: what is beyond is dropped.
+const maxRequests = 4 * maxPrograms
 
 // Conn is a connection to the distro's session port.
 type Conn interface {
@@ -104,11 +108,17 @@ type Runner struct {
 	Logf func(format string, a ...any)
 
 	mu      sync.Mutex
-	running int // guarded by mu
+	running int  // programs and connections to the agent; guarded by mu
+	asked   int  // requests; guarded by mu
+	full    bool // one has been dropped since another one ended, and that logged; guarded by mu
 }
 
 // Run serves one HostExec to its end.
 func (r *Runner) Run(id wire.SessionID) {
+	if !r.begin() {
+		return
+	}
+	defer r.end()
 	control, err := r.Dial(wire.RoleHost, id)
 	if err != nil {
 		return // whoever asked is gone
@@ -142,6 +152,10 @@ func (r *Runner) Run(id wire.SessionID) {
 
 // Agent serves one connection to the SSH agent that listens on path.
 func (r *Runner) Agent(id wire.SessionID, path string) {
+	if !r.begin() {
+		return
+	}
+	defer r.end()
 	guest, err := r.Dial(wire.RoleHost, id)
 	if err != nil {
 		return
@@ -168,6 +182,28 @@ func (r *Runner) logf(format string, a ...any) {
 	if r.Logf != nil {
 		r.Logf(format, a...)
 	}
+}
+
+// begin counts a request; false if it is dropped.
+func (r *Runner) begin() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.asked == maxRequests {
+		if !r.full {
+			r.full = true
+			r.logf("the distro asks for more than %d programs of the host at a time: what is beyond is dropped", maxRequests)
+		}
+		return false
+	}
+	r.asked++
+	return true
+}
+
+func (r *Runner) end() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.asked--
+	r.full = false
 }
 
 func (r *Runner) enter() bool {

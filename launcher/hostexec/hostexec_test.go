@@ -9,6 +9,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -284,6 +285,41 @@ func TestFailed(t *testing.T) {
 		if f := failed(c.err); f.Code != c.code || f.Text == "" {
 			t.Errorf("%v: %+v, want code %d", c.err, f, c.code)
 		}
+	}
+}
+
+// TestFlood: requests whose guest says no more than that are dropped beyond a number, and are no burden once they end.
+func TestFlood(t *testing.T) {
+	dialled, gone := make(chan struct{}, 2*maxRequests), make(chan struct{})
+	var logged atomic.Int32
+	r := &Runner{
+		Dial: func(wire.Role, wire.SessionID) (Conn, error) {
+			dialled <- struct{}{}
+			<-gone
+			return nil, io.ErrClosedPipe
+		},
+		Logf: func(string, ...any) { logged.Add(1) },
+	}
+	var wg sync.WaitGroup
+	for range maxRequests / 2 {
+		wg.Go(func() { r.Run(wire.SessionID{}) })
+		wg.Go(func() { r.Agent(wire.SessionID{}, "") })
+	}
+	for range maxRequests {
+		<-dialled
+	}
+	for range 3 { // would wait for gone, too
+		r.Run(wire.SessionID{})
+		r.Agent(wire.SessionID{}, "")
+	}
+	if n := logged.Load(); n != 1 {
+		t.Errorf("dropped requests are told of %d times, want once", n)
+	}
+	close(gone)
+	wg.Wait()
+	r.Run(wire.SessionID{})
+	if n := len(dialled); n != 1 {
+		t.Errorf("%d connections after the flood, want 1", n)
 	}
 }
 
