@@ -73,11 +73,11 @@ type askSocket struct {
 type hostGuest struct {
 	c     *net.UnixConn
 	mu    sync.Mutex // serialises writes to c: each has a deadline of its own
-	owner *session // whose client was asked; nil if that was the service
-	taken bool     // the launcher has come
-	asked bool     // the service has been asked
-	// agent takes the launcher's connection in place of the process; nil for a program.
-	agent func(conn)
+	owner *session   // whose client was asked; nil if that was the service
+	taken bool       // the launcher has come
+	asked bool       // the service has been asked
+	// agent takes the launcher's connection, the first of them, in place of the process; nil for a program.
+	agent chan conn
 }
 
 // newInterop makes the directory and the socket that is of no session, and serves it.
@@ -245,12 +245,19 @@ func (i *interop) forget(id wire.SessionID) {
 // has been read of it.
 func (i *interop) agent(c *net.UnixConn, x *session, first []byte) {
 	came := make(chan conn, 1)
-	id, err := i.wait(&hostGuest{c: c, agent: func(host conn) { came <- host }})
+	id, err := i.wait(&hostGuest{c: c, agent: came})
 	if err != nil {
 		i.srv.cfg.Logf("interop: %v", err)
 		return
 	}
-	defer i.forget(id)
+	defer func() {
+		i.forget(id)
+		select {
+		case late := <-came:
+			late.Close()
+		default:
+		}
+	}()
 	if x.send(&wire.HostExec{Session: id, Kind: wire.HostAgent}) != nil {
 		return
 	}
@@ -326,17 +333,20 @@ func (i *interop) deliver(c conn, hello *wire.Hello) (bool, error) {
 	if w != nil {
 		again, w.taken = w.taken, true
 	}
-	i.mu.Unlock()
-	if w == nil {
-		return false, nil
+	agent := w != nil && w.agent != nil
+	first := agent && hello.Role == wire.RoleHost && !again
+	if first {
+		w.agent <- c // while it is not forgotten: who waits closes it
 	}
-	if w.agent != nil {
-		if hello.Role != wire.RoleHost || again {
-			c.Close()
-			return true, fmt.Errorf("a second connection for an SSH agent")
-		}
-		w.agent(c)
+	i.mu.Unlock()
+	switch {
+	case w == nil:
+		return false, nil
+	case first:
 		return true, nil
+	case agent:
+		c.Close()
+		return true, fmt.Errorf("a second connection for an SSH agent")
 	}
 	defer c.Close()
 	raw, ok := c.(syscall.Conn)
