@@ -1,9 +1,11 @@
 package console
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"testing"
+	"time"
 
 	"github.com/creack/pty"
 	"golang.org/x/sys/unix"
@@ -43,6 +45,33 @@ func TestPanicRestores(t *testing.T) {
 	}()
 	if got := modes(t, tty); got != before {
 		t.Errorf("modes after a panic %s, before %s", got, before)
+	}
+}
+
+// full is a connection whose peer does not read.
+type full struct {
+	Conn
+	limit  time.Time
+	closed bool
+}
+
+func (f *full) SetWriteDeadline(t time.Time) error { f.limit = t; return nil }
+func (f *full) Close() error                       { f.closed = true; return nil }
+
+func (f *full) Write([]byte) (int, error) {
+	if f.limit.IsZero() {
+		return 0, errors.New("would wait for ever")
+	}
+	return 0, os.ErrDeadlineExceeded
+}
+
+// TestSendToNobody: a peer that does not read holds no signal up for ever.
+func TestSendToNobody(t *testing.T) {
+	c := &full{}
+	s := &Session{control: c}
+	s.send(&wire.Signal{Number: uint8(unix.SIGTERM)})
+	if !c.closed || !c.limit.IsZero() {
+		t.Errorf("closed: %v; deadline left behind: %v", c.closed, c.limit)
 	}
 }
 

@@ -37,11 +37,15 @@ const (
 // overloaded guest takes.
 const answerWait = time.Minute
 
+// sendWait bounds the sending of a message to a peer that does not read.
+const sendWait = 10 * time.Second
+
 // Conn is one of a session's connections.
 type Conn interface {
 	io.ReadWriteCloser
 	CloseWrite() error
 	SetReadDeadline(time.Time) error
+	SetWriteDeadline(time.Time) error
 }
 
 // Peer is the side on which the program runs.
@@ -347,11 +351,16 @@ func (s *Session) close() {
 	}
 }
 
+// send sends a message, or ends the session of a peer that does not take it. A
+// connection that is lost otherwise is follow's to report: Exited may have come on it.
 func (s *Session) send(m wire.Message) {
 	s.writeMu.Lock()
 	defer s.writeMu.Unlock()
-	if s.control != nil {
-		wire.Write(s.control, m) // a lost connection is follow's to report
+	if s.control == nil {
+		return
+	}
+	if err := wire.Write(wire.Within(s.control, sendWait), m); errors.Is(err, os.ErrDeadlineExceeded) {
+		s.control.Close() // half a frame may be on its way
 	}
 }
 

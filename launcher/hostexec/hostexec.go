@@ -35,6 +35,9 @@ import (
 // startTimeout bounds the wait for the guest's Start, which it sends at once.
 const startTimeout = 10 * time.Second
 
+// sendTimeout bounds the sending of a message to a guest that does not read.
+const sendTimeout = 10 * time.Second
+
 // maxPrograms is how many programs one Runner runs at a time: a guest that asks
 // for more gets errors, and the host keeps its processes.
 const maxPrograms = 64
@@ -47,6 +50,7 @@ const maxRequests = 4 * maxPrograms
 type Conn interface {
 	relay.Conn
 	SetReadDeadline(time.Time) error
+	SetWriteDeadline(time.Time) error
 }
 
 // Policy says which programs of the host a distro may run.
@@ -387,7 +391,9 @@ func (p *program) close() {
 	}
 }
 
-func (p *program) send(m wire.Message) error { return wire.Write(p.control, m) }
+func (p *program) send(m wire.Message) error {
+	return wire.Write(wire.Within(p.control, sendTimeout), m)
+}
 
 func (p *program) size(s wire.WindowSize) {
 	pty.Setsize(p.master, &pty.Winsize{Rows: s.Rows, Cols: s.Cols})
