@@ -3,7 +3,10 @@ package console
 import (
 	"errors"
 	"fmt"
+	"io"
+	"io/fs"
 	"os"
+	"strings"
 	"testing"
 	"time"
 
@@ -72,6 +75,17 @@ func TestSendToNobody(t *testing.T) {
 	s.send(&wire.Signal{Number: uint8(unix.SIGTERM)})
 	if !c.closed || !c.limit.IsZero() {
 		t.Errorf("closed: %v; deadline left behind: %v", c.closed, c.limit)
+	}
+}
+
+// TestOutputFails: what is told of an output that fails, whatever it fails with.
+func TestOutputFails(t *testing.T) {
+	for _, want := range []error{io.ErrShortWrite, &fs.PathError{Op: "write", Path: "/dev/stdout", Err: unix.ENOSPC}} {
+		o := newOutput(&full{}, io.Discard, "stdout", wire.RoleStdout)
+		o.fail(want)
+		if _, err := o.await(1); !errors.Is(err, want) || strings.Contains(err.Error(), "%!") {
+			t.Errorf("%v", err)
+		}
 	}
 }
 

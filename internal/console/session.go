@@ -430,7 +430,7 @@ func (o *output) fail(err error) {
 	defer o.mu.Unlock()
 	o.done, o.closed = true, true
 	if !errors.Is(err, syscall.EPIPE) && !errors.Is(err, syscall.EIO) { // EIO: a terminal that is gone
-		o.err = fmt.Errorf("write to %s: %w", o.name, errors.Unwrap(err))
+		o.err = fmt.Errorf("write to %s: %w", o.name, err)
 	}
 	o.moved.Broadcast()
 }
