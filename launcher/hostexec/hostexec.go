@@ -359,6 +359,9 @@ type program struct {
 	stdin   *os.File // nil where it has no connection
 	master  *os.File // the pty's; nil without one
 	outputs [wire.RolePTY + 1]*relay.Output
+
+	mu     sync.Mutex
+	reaped bool // its pid may be another's; guarded by mu
 }
 
 func (p *program) connect(r *Runner, id wire.SessionID, streams wire.Streams) (err error) {
@@ -417,7 +420,7 @@ func (p *program) serve() {
 	gone, ended := make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(ended)
-		p.cmd.Wait()
+		p.reap()
 	}()
 	if started != nil {
 		close(gone)
@@ -476,7 +479,7 @@ func (p *program) requests(gone chan<- struct{}, ended <-chan struct{}) {
 			return
 		}
 		select {
-		case <-ended: // its pid may be another's
+		case <-ended: // and its terminal with it
 			continue
 		default:
 		}
@@ -493,6 +496,25 @@ func (p *program) requests(gone chan<- struct{}, ended <-chan struct{}) {
 	}
 }
 
+// reap waits for the program's end. It is reaped while nobody sends it a signal.
+func (p *program) reap() {
+	for unix.Waitid(unix.P_PID, p.cmd.Process.Pid, nil, unix.WEXITED|unix.WNOWAIT, nil) == unix.EINTR {
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.cmd.Wait()
+	p.reaped = true
+}
+
+// kill sends a signal to a process group while the program's pid is its own.
+func (p *program) kill(group int, sig syscall.Signal) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !p.reaped {
+		unix.Kill(-group, sig)
+	}
+}
+
 // signal delivers to the terminal's foreground group, or to the program's.
 func (p *program) signal(sig syscall.Signal) {
 	group := p.cmd.Process.Pid
@@ -505,7 +527,7 @@ func (p *program) signal(sig syscall.Signal) {
 			})
 		}
 	}
-	unix.Kill(-group, sig)
+	p.kill(group, sig)
 }
 
 // hangup is the end of the line, as for a program whose terminal is closed.
@@ -516,7 +538,7 @@ func (p *program) hangup() {
 		}
 	}
 	for _, sig := range []syscall.Signal{unix.SIGHUP, unix.SIGCONT} {
-		unix.Kill(-p.cmd.Process.Pid, sig)
+		p.kill(p.cmd.Process.Pid, sig)
 	}
 	p.close()
 }
