@@ -76,6 +76,9 @@ type Session struct {
 	// AnswerWait bounds the wait for the program's start, which is the only sign of
 	// a peer that hangs; 0 is a minute. A program may run for ever.
 	AnswerWait time.Duration
+	// Aside says that the program is none of the user's: signals are not for it, and end
+	// the caller as they would end any process.
+	Aside bool
 
 	streams wire.Streams
 
@@ -113,7 +116,7 @@ func (s *Session) Run(start wire.Start, environ func(terminal bool) []string) (i
 	if err := s.connect(&start); err != nil {
 		return StatusFailed, s.Peer.Broken(err)
 	}
-	if s.tty == nil {
+	if s.tty == nil && !s.Aside {
 		// Catching a signal takes the runtime two changes of threads: the guest is
 		// at work meanwhile. One that ends us before ends the session.
 		defer s.watchSignals()()
