@@ -5,6 +5,7 @@ package main_test
 import (
 	"context"
 	"fmt"
+	"strings"
 	"testing"
 
 	"github.com/wsl2/wsl2/internal/testsys"
@@ -23,7 +24,7 @@ func idleSession(ctx context.Context, t *testing.T, h *testsys.Host) {
 	processes := map[string]int{"client": x.cmd.Process.Pid, "service": h.Process("service").PID, engine: h.Process(engine).PID}
 	for name, pid := range processes {
 		looks := 0
-		quiet(ctx, t, name, func() []waits.Thread {
+		quiet(ctx, t, name, func() (before, after []waits.Thread) {
 			// A timer that was stopped is forgotten when there is something to do, or when it would
 			// have run: up to a minute later.
 			if looks++; looks%500 == 0 {
@@ -31,15 +32,18 @@ func idleSession(ctx context.Context, t *testing.T, h *testsys.Host) {
 				x.expect("a")
 				h.OK("--list")
 			}
-			threads, err := waits.Threads(pid)
+			before, err := waits.Threads(pid)
 			testsys.Must(t, err)
-			return threads
+			after, err = waits.Threads(pid)
+			testsys.Must(t, err)
+			return before, after
 		})
 	}
 	if !version1() {
-		quiet(ctx, t, "init", func() []waits.Thread {
-			// Once is too soon: init has just started what looks.
-			return waits.Parse(h.OK("-d", "small", "-e", "sh", "-c", "pid=1; for i in $(seq 3); do now=$("+waits.Script+"); done; echo \"$now\""))
+		quiet(ctx, t, "init", func() (before, after []waits.Thread) {
+			// The first is too soon: init has just started what looks.
+			first, second, _ := strings.Cut(h.OK("-d", "small", "-e", "sh", "-c", "pid=1; for i in 1 2 3; do before=$now; now=$("+waits.Script+"); done; echo \"$before\"; echo; echo \"$now\""), "\n\n")
+			return waits.Parse(first), waits.Parse(second)
 		})
 	}
 	x.send("\r\x04")
@@ -48,13 +52,14 @@ func idleSession(ctx context.Context, t *testing.T, h *testsys.Host) {
 	}
 }
 
-// quiet waits until none of the threads waits for time.
-func quiet(ctx context.Context, t *testing.T, name string, threads func() []waits.Thread) {
+// quiet waits for a moment, between two looks, at which no thread ran and none waited for time.
+func quiet(ctx context.Context, t *testing.T, name string, looks func() (before, after []waits.Thread)) {
 	t.Helper()
 	for {
 		var timed string
-		monitors, all := 0, threads()
-		for _, thread := range all {
+		before, after := looks()
+		monitors := 0
+		for _, thread := range after {
 			switch {
 			case thread.Monitor():
 				monitors++
@@ -62,11 +67,11 @@ func quiet(ctx context.Context, t *testing.T, name string, threads func() []wait
 				timed += fmt.Sprintf("\n%+v", thread)
 			}
 		}
-		if timed == "" && monitors == 1 {
+		if timed == "" && monitors == 1 && waits.Undisturbed(before, after) {
 			return
 		}
 		if ctx.Err() != nil {
-			t.Fatalf("%s: of %d threads, %d are the runtime's monitor, and these wait for time:%s", name, len(all), monitors, timed)
+			t.Fatalf("%s: of %d threads, %d are the runtime's monitor, and these wait for time:%s\nbefore: %+v\nafter: %+v", name, len(after), monitors, timed, before, after)
 		}
 	}
 }

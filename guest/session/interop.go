@@ -72,10 +72,12 @@ type askSocket struct {
 // hostGuest is a process of the guest that asked for a program of the host.
 type hostGuest struct {
 	c     *net.UnixConn
-	owner *session // whose client was asked; nil if that was the service
-	taken bool     // the launcher has come
-	// agent takes the launcher's connection in place of the process; nil for a program.
-	agent func(conn)
+	mu    sync.Mutex // serialises writes to c: each has a deadline of its own
+	owner *session   // whose client was asked; nil if that was the service
+	taken bool       // the launcher has come
+	asked bool       // the service has been asked
+	// agent takes the launcher's connection, the first of them, in place of the process; nil for a program.
+	agent chan conn
 }
 
 // newInterop makes the directory and the socket that is of no session, and serves it.
@@ -211,7 +213,8 @@ func (i *interop) request(c *net.UnixConn, s *askSocket) {
 			return
 		}
 		defer i.forget(id)
-		if x == nil || x.send(&wire.HostExec{Session: id}) != nil {
+		// An owner that is one no more has looked at those who wait before this one was known.
+		if x == nil || s.owner.Load() != x || x.send(&wire.HostExec{Session: id}) != nil {
 			i.orphan(id)
 		}
 		c.Read(first) //nolint:errcheck // its end is all that is expected
@@ -242,12 +245,19 @@ func (i *interop) forget(id wire.SessionID) {
 // has been read of it.
 func (i *interop) agent(c *net.UnixConn, x *session, first []byte) {
 	came := make(chan conn, 1)
-	id, err := i.wait(&hostGuest{c: c, agent: func(host conn) { came <- host }})
+	id, err := i.wait(&hostGuest{c: c, agent: came})
 	if err != nil {
 		i.srv.cfg.Logf("interop: %v", err)
 		return
 	}
-	defer i.forget(id)
+	defer func() {
+		i.forget(id)
+		select {
+		case late := <-came:
+			late.Close()
+		default:
+		}
+	}()
 	if x.send(&wire.HostExec{Session: id, Kind: wire.HostAgent}) != nil {
 		return
 	}
@@ -282,13 +292,18 @@ func (x *session) mayAsk(c *net.UnixConn) bool {
 	return cerr == nil && err == nil && (cred.Uid == 0 || cred.Uid == x.uid)
 }
 
-// orphan hands a request whose client is gone to the service.
+// orphan hands a request whose client is gone to the service, once.
 func (i *interop) orphan(id wire.SessionID) {
 	i.mu.Lock()
-	if w := i.waiting[id]; w != nil {
-		w.owner = nil
+	w := i.waiting[id]
+	wanted := w != nil && !w.asked
+	if wanted {
+		w.owner, w.asked = nil, true
 	}
 	i.mu.Unlock()
+	if !wanted {
+		return
+	}
 	if err := i.standIn(id); err != nil {
 		i.srv.cfg.Logf("interop: %v", err)
 	}
@@ -318,17 +333,20 @@ func (i *interop) deliver(c conn, hello *wire.Hello) (bool, error) {
 	if w != nil {
 		again, w.taken = w.taken, true
 	}
-	i.mu.Unlock()
-	if w == nil {
-		return false, nil
+	agent := w != nil && w.agent != nil
+	first := agent && hello.Role == wire.RoleHost && !again
+	if first {
+		w.agent <- c // while it is not forgotten: who waits closes it
 	}
-	if w.agent != nil {
-		if hello.Role != wire.RoleHost || again {
-			c.Close()
-			return true, fmt.Errorf("a second connection for an SSH agent")
-		}
-		w.agent(c)
+	i.mu.Unlock()
+	switch {
+	case w == nil:
+		return false, nil
+	case first:
 		return true, nil
+	case agent:
+		c.Close()
+		return true, fmt.Errorf("a second connection for an SSH agent")
 	}
 	defer c.Close()
 	raw, ok := c.(syscall.Conn)
@@ -339,6 +357,8 @@ func (i *interop) deliver(c conn, hello *wire.Hello) (bool, error) {
 	if err != nil {
 		return true, err
 	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
 	w.c.SetWriteDeadline(time.Now().Add(controlTimeout)) //nolint:errcheck // the write tells
 	defer w.c.SetWriteDeadline(time.Time{})              //nolint:errcheck // see wire.Within
 	cerr := rc.Control(func(fd uintptr) {

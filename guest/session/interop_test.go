@@ -140,6 +140,51 @@ func TestHostExecStandIn(t *testing.T) {
 	}
 }
 
+// TestHostExecLate: who asks while the session ends is answered by the service, and it is asked once.
+func TestHostExecLate(t *testing.T) {
+	r := newRig(t)
+	i := r.srv.interop
+	for range 100 {
+		fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+		must(t, err)
+		f := os.NewFile(uintptr(fds[0]), "control")
+		c, err := net.FileConn(f)
+		f.Close()
+		must(t, err)
+		x := &session{srv: r.srv, control: c.(*net.UnixConn)}
+		s, err := i.take()
+		must(t, err)
+		s.owner.Store(x)
+		late, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: s.path, Net: "unix"})
+		must(t, err)
+		// Init has come to know the first once it has cut off the second.
+		other, err := net.Dial("unix", s.path)
+		must(t, err)
+		other.SetDeadline(time.Now().Add(limit))
+		other.Write([]byte("?"))
+		other.Read(make([]byte, 1))
+		other.Close()
+		i.release(s, x) // which reads no more, though nobody has closed it yet
+		late.Write([]byte{AskProgram})
+		select {
+		case <-r.standIn:
+		case <-time.After(limit):
+			t.Fatal("a process that asked is lost")
+		}
+		late.Close()
+		c.Close()
+		unix.Close(fds[1])
+	}
+	id, err := i.wait(&hostGuest{})
+	must(t, err)
+	defer i.forget(id)
+	i.orphan(id)
+	i.orphan(id)
+	if n := len(r.standIn); n != 1 {
+		t.Errorf("the service is asked %d times", n)
+	}
+}
+
 // TestAgent: the session's socket is its SSH agent's too, for those who may use it.
 func TestAgent(t *testing.T) {
 	r := newRig(t)

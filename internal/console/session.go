@@ -37,11 +37,15 @@ const (
 // overloaded guest takes.
 const answerWait = time.Minute
 
+// sendWait bounds the sending of a message to a peer that does not read.
+const sendWait = 10 * time.Second
+
 // Conn is one of a session's connections.
 type Conn interface {
 	io.ReadWriteCloser
 	CloseWrite() error
 	SetReadDeadline(time.Time) error
+	SetWriteDeadline(time.Time) error
 }
 
 // Peer is the side on which the program runs.
@@ -72,6 +76,9 @@ type Session struct {
 	// AnswerWait bounds the wait for the program's start, which is the only sign of
 	// a peer that hangs; 0 is a minute. A program may run for ever.
 	AnswerWait time.Duration
+	// Aside says that the program is none of the user's: signals are not for it, and end
+	// the caller as they would end any process.
+	Aside bool
 
 	streams wire.Streams
 
@@ -109,7 +116,7 @@ func (s *Session) Run(start wire.Start, environ func(terminal bool) []string) (i
 	if err := s.connect(&start); err != nil {
 		return StatusFailed, s.Peer.Broken(err)
 	}
-	if s.tty == nil {
+	if s.tty == nil && !s.Aside {
 		// Catching a signal takes the runtime two changes of threads: the guest is
 		// at work meanwhile. One that ends us before ends the session.
 		defer s.watchSignals()()
@@ -349,11 +356,16 @@ func (s *Session) close() {
 	}
 }
 
+// send sends a message, or ends the session of a peer that does not take it. A
+// connection that is lost otherwise is follow's to report: Exited may have come on it.
 func (s *Session) send(m wire.Message) {
 	s.writeMu.Lock()
 	defer s.writeMu.Unlock()
-	if s.control != nil {
-		wire.Write(s.control, m) // a lost connection is follow's to report
+	if s.control == nil {
+		return
+	}
+	if err := wire.Write(wire.Within(s.control, sendWait), m); errors.Is(err, os.ErrDeadlineExceeded) {
+		s.control.Close() // half a frame may be on its way
 	}
 }
 
@@ -423,7 +435,7 @@ func (o *output) fail(err error) {
 	defer o.mu.Unlock()
 	o.done, o.closed = true, true
 	if !errors.Is(err, syscall.EPIPE) && !errors.Is(err, syscall.EIO) { // EIO: a terminal that is gone
-		o.err = fmt.Errorf("write to %s: %w", o.name, errors.Unwrap(err))
+		o.err = fmt.Errorf("write to %s: %w", o.name, err)
 	}
 	o.moved.Broadcast()
 }

@@ -69,5 +69,6 @@ func (c *Client) helper(spec RunSpec, in *os.File, argv ...string) (int, error) 
 		in = null
 	}
 	spec.Cwd, spec.HostCwd, spec.Shell, spec.Argv = "/", false, wire.ShellNone, argv
+	spec.aside = true
 	return c.run(spec, Stdio{In: in, Out: null, Err: null, Getenv: func(string) string { return "" }})
 }

@@ -35,7 +35,8 @@ func guestEnv(std Stdio, tty bool, o api.Opened) []string {
 }
 
 // callersDir is the distro's path of the caller's directory; "", the home, if it has
-// none. A shell at a terminal says so, for there it is seen that it is another.
+// none. A shell at a terminal says so, for there it is seen that it is another. A
+// command does not: its standard error is its own, for pipelines and CI as well.
 func (c *Client) callersDir(spec RunSpec, std Stdio, shares hostpath.Table) string {
 	dir, err := os.Getwd()
 	if err != nil {

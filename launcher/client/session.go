@@ -30,6 +30,8 @@ type RunSpec struct {
 	HostCwd bool
 	Shell   wire.Shell
 	Argv    []string
+
+	aside bool // no program of the user's: console.Session
 }
 
 // Stdio are the caller's standard streams and environment.
@@ -92,7 +94,7 @@ func (c *Client) run(spec RunSpec, std Stdio) (status int, err error) {
 	case spec.Cwd == "" && len(opened.Shares) > 0:
 		start.Cwd = c.callersDir(spec, std, opened.Shares)
 	}
-	run := console.Session{Peer: s, Stdio: console.Stdio{In: std.In, Out: std.Out, Err: std.Err}, AnswerWait: c.AnswerWait}
+	run := console.Session{Peer: s, Stdio: console.Stdio{In: std.In, Out: std.Out, Err: std.Err}, AnswerWait: c.AnswerWait, Aside: spec.aside}
 	return run.Run(start, func(terminal bool) []string { return guestEnv(std, terminal, opened) })
 }
 

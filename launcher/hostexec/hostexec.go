@@ -33,16 +33,24 @@ import (
 )
 
 // startTimeout bounds the wait for the guest's Start, which it sends at once.
-const startTimeout = time.Minute
+const startTimeout = 10 * time.Second
+
+// sendTimeout bounds the sending of a message to a guest that does not read.
+const sendTimeout = 10 * time.Second
 
 // maxPrograms is how many programs one Runner runs at a time: a guest that asks
 // for more gets errors, and the host keeps its processes.
 const maxPrograms = 64
 
+// maxRequests is how many requests one Runner serves at a time. One that waits for
+// its Start costs a goroutine and a descriptor already: what is beyond is dropped.
+const maxRequests = 4 * maxPrograms
+
 // Conn is a connection to the distro's session port.
 type Conn interface {
 	relay.Conn
 	SetReadDeadline(time.Time) error
+	SetWriteDeadline(time.Time) error
 }
 
 // Policy says which programs of the host a distro may run.
@@ -104,11 +112,17 @@ type Runner struct {
 	Logf func(format string, a ...any)
 
 	mu      sync.Mutex
-	running int // guarded by mu
+	running int  // programs and connections to the agent; guarded by mu
+	asked   int  // requests; guarded by mu
+	full    bool // one has been dropped since another one ended, and that logged; guarded by mu
 }
 
 // Run serves one HostExec to its end.
 func (r *Runner) Run(id wire.SessionID) {
+	if !r.begin() {
+		return
+	}
+	defer r.end()
 	control, err := r.Dial(wire.RoleHost, id)
 	if err != nil {
 		return // whoever asked is gone
@@ -142,6 +156,10 @@ func (r *Runner) Run(id wire.SessionID) {
 
 // Agent serves one connection to the SSH agent that listens on path.
 func (r *Runner) Agent(id wire.SessionID, path string) {
+	if !r.begin() {
+		return
+	}
+	defer r.end()
 	guest, err := r.Dial(wire.RoleHost, id)
 	if err != nil {
 		return
@@ -170,6 +188,28 @@ func (r *Runner) logf(format string, a ...any) {
 	}
 }
 
+// begin counts a request; false if it is dropped.
+func (r *Runner) begin() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.asked == maxRequests {
+		if !r.full {
+			r.full = true
+			r.logf("the distro asks for more than %d programs of the host at a time: what is beyond is dropped", maxRequests)
+		}
+		return false
+	}
+	r.asked++
+	return true
+}
+
+func (r *Runner) end() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.asked--
+	r.full = false
+}
+
 func (r *Runner) enter() bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -193,13 +233,19 @@ func (e *refusal) Error() string {
 	return fmt.Sprintf("%s: not allowed by the host; [interop] hostPrograms in its wslconfig lists what is", e.name)
 }
 
+// ownFailure is one of ours: the program has no part in it.
+type ownFailure struct{ error }
+
+// lacking are the host's answers to who has too much already.
+var lacking = []error{unix.EAGAIN, unix.ENOMEM, unix.EMFILE, unix.ENFILE}
+
 // failed is the one place where an error becomes a code on the wire.
 func failed(err error) *wire.Failed {
 	f := &wire.Failed{Code: wire.CodeNotExecutable, Text: err.Error()}
-	var no *refusal
+	var own *ownFailure
 	switch {
-	case errors.As(err, &no):
-		f.Code = wire.CodeNotExecutable
+	case errors.As(err, &own), slices.ContainsFunc(lacking, func(e error) bool { return errors.Is(err, e) }):
+		f.Code = wire.CodeInternal
 	case errors.Is(err, exec.ErrNotFound), errors.Is(err, fs.ErrNotExist):
 		f.Code = wire.CodeNotFound
 	}
@@ -232,9 +278,14 @@ func (r *Runner) start(p *program, m *wire.Start) error {
 	}
 	// Later entries win.
 	cmd.Env = append(slices.Clone(r.Environ), policy.environment(m.Env)...)
-	cmd.Dir = r.Dir
+	cmd.Dir = "/"
+	dirs := []string{r.Dir}
 	if dir, ok := r.Shares.ToHost(m.Cwd); ok {
-		cmd.Dir = dir
+		dirs = []string{dir, r.Dir}
+	}
+	// A directory that cannot be entered would look like a program that is not there.
+	if i := slices.IndexFunc(dirs, func(dir string) bool { return unix.Access(dir+"/.", unix.X_OK) == nil }); i >= 0 {
+		cmd.Dir = dirs[i]
 	}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	var theirs []*os.File
@@ -247,7 +298,7 @@ func (r *Runner) start(p *program, m *wire.Start) error {
 	if m.Streams&wire.StreamPTY != 0 {
 		var err error
 		if p.master, tty, err = pty.Open(); err != nil {
-			return fmt.Errorf("make a terminal: %w", err)
+			return &ownFailure{fmt.Errorf("make a terminal: %w", err)}
 		}
 		theirs = append(theirs, tty)
 		p.size(m.Size)
@@ -264,7 +315,7 @@ func (r *Runner) start(p *program, m *wire.Start) error {
 		}
 		mine, fd, err := relay.Pipe(s.role != wire.RoleStdin, 0)
 		if err != nil {
-			return err
+			return &ownFailure{err}
 		}
 		files[i] = os.NewFile(uintptr(fd), "pipe")
 		theirs = append(theirs, files[i])
@@ -308,6 +359,9 @@ type program struct {
 	stdin   *os.File // nil where it has no connection
 	master  *os.File // the pty's; nil without one
 	outputs [wire.RolePTY + 1]*relay.Output
+
+	mu     sync.Mutex
+	reaped bool // its pid may be another's; guarded by mu
 }
 
 func (p *program) connect(r *Runner, id wire.SessionID, streams wire.Streams) (err error) {
@@ -340,7 +394,9 @@ func (p *program) close() {
 	}
 }
 
-func (p *program) send(m wire.Message) error { return wire.Write(p.control, m) }
+func (p *program) send(m wire.Message) error {
+	return wire.Write(wire.Within(p.control, sendTimeout), m)
+}
 
 func (p *program) size(s wire.WindowSize) {
 	pty.Setsize(p.master, &pty.Winsize{Rows: s.Rows, Cols: s.Cols})
@@ -364,7 +420,7 @@ func (p *program) serve() {
 	gone, ended := make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(ended)
-		p.cmd.Wait()
+		p.reap()
 	}()
 	if started != nil {
 		close(gone)
@@ -423,7 +479,7 @@ func (p *program) requests(gone chan<- struct{}, ended <-chan struct{}) {
 			return
 		}
 		select {
-		case <-ended: // its pid may be another's
+		case <-ended: // and its terminal with it
 			continue
 		default:
 		}
@@ -440,6 +496,25 @@ func (p *program) requests(gone chan<- struct{}, ended <-chan struct{}) {
 	}
 }
 
+// reap waits for the program's end. It is reaped while nobody sends it a signal.
+func (p *program) reap() {
+	for unix.Waitid(unix.P_PID, p.cmd.Process.Pid, nil, unix.WEXITED|unix.WNOWAIT, nil) == unix.EINTR {
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.cmd.Wait()
+	p.reaped = true
+}
+
+// kill sends a signal to a process group while the program's pid is its own.
+func (p *program) kill(group int, sig syscall.Signal) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !p.reaped {
+		unix.Kill(-group, sig)
+	}
+}
+
 // signal delivers to the terminal's foreground group, or to the program's.
 func (p *program) signal(sig syscall.Signal) {
 	group := p.cmd.Process.Pid
@@ -452,7 +527,7 @@ func (p *program) signal(sig syscall.Signal) {
 			})
 		}
 	}
-	unix.Kill(-group, sig)
+	p.kill(group, sig)
 }
 
 // hangup is the end of the line, as for a program whose terminal is closed.
@@ -463,7 +538,7 @@ func (p *program) hangup() {
 		}
 	}
 	for _, sig := range []syscall.Signal{unix.SIGHUP, unix.SIGCONT} {
-		unix.Kill(-p.cmd.Process.Pid, sig)
+		p.kill(p.cmd.Process.Pid, sig)
 	}
 	p.close()
 }

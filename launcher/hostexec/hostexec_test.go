@@ -4,10 +4,12 @@ import (
 	"bytes"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -266,6 +268,61 @@ func TestRefused(t *testing.T) {
 	}
 }
 
+// TestFailed: what is the host's own want is not taken for the program's.
+func TestFailed(t *testing.T) {
+	for _, c := range []struct {
+		err  error
+		code wire.Code
+	}{
+		{&fs.PathError{Op: "fork/exec", Path: "/x", Err: syscall.EAGAIN}, wire.CodeInternal},
+		{&fs.PathError{Op: "fork/exec", Path: "/x", Err: syscall.ENOMEM}, wire.CodeInternal},
+		{&fs.PathError{Op: "open", Path: "/dev/null", Err: syscall.EMFILE}, wire.CodeInternal},
+		{&ownFailure{&fs.PathError{Op: "open", Path: "/dev/ptmx", Err: syscall.ENOENT}}, wire.CodeInternal},
+		{&fs.PathError{Op: "fork/exec", Path: "/x", Err: syscall.ENOENT}, wire.CodeNotFound},
+		{&fs.PathError{Op: "fork/exec", Path: "/x", Err: syscall.ENOEXEC}, wire.CodeNotExecutable},
+		{&refusal{"x"}, wire.CodeNotExecutable},
+	} {
+		if f := failed(c.err); f.Code != c.code || f.Text == "" {
+			t.Errorf("%v: %+v, want code %d", c.err, f, c.code)
+		}
+	}
+}
+
+// TestFlood: requests whose guest says no more than that are dropped beyond a number, and are no burden once they end.
+func TestFlood(t *testing.T) {
+	dialled, gone := make(chan struct{}, 2*maxRequests), make(chan struct{})
+	var logged atomic.Int32
+	r := &Runner{
+		Dial: func(wire.Role, wire.SessionID) (Conn, error) {
+			dialled <- struct{}{}
+			<-gone
+			return nil, io.ErrClosedPipe
+		},
+		Logf: func(string, ...any) { logged.Add(1) },
+	}
+	var wg sync.WaitGroup
+	for range maxRequests / 2 {
+		wg.Go(func() { r.Run(wire.SessionID{}) })
+		wg.Go(func() { r.Agent(wire.SessionID{}, "") })
+	}
+	for range maxRequests {
+		<-dialled
+	}
+	for range 3 { // would wait for gone, too
+		r.Run(wire.SessionID{})
+		r.Agent(wire.SessionID{}, "")
+	}
+	if n := logged.Load(); n != 1 {
+		t.Errorf("dropped requests are told of %d times, want once", n)
+	}
+	close(gone)
+	wg.Wait()
+	r.Run(wire.SessionID{})
+	if n := len(dialled); n != 1 {
+		t.Errorf("%d connections after the flood, want 1", n)
+	}
+}
+
 // TestEnvironment: a guest that may run some programs cannot make them others.
 func TestEnvironment(t *testing.T) {
 	env := []string{"LD_PRELOAD=/x.so", "PATH=/tmp", "TERM=xterm", "LC_ALL=C", "BASH_ENV=/x"}
@@ -283,8 +340,11 @@ func TestDirectory(t *testing.T) {
 	if err := os.Mkdir(share+"/sub", 0o755); err != nil {
 		t.Fatal(err)
 	}
+	if err := os.WriteFile(share+"/file", nil, 0o755); err != nil {
+		t.Fatal(err)
+	}
 	r := &Runner{Environ: os.Environ(), Dir: other, Shares: hostpath.Table{{Host: share, Guest: "/mnt/host"}}}
-	for cwd, want := range map[string]string{"/mnt/host/sub": share + "/sub", "/mnt/host/../../etc": other, "/etc": other, "": other} {
+	for cwd, want := range map[string]string{"/mnt/host/sub": share + "/sub", "/mnt/host/gone": other, "/mnt/host/file": other, "/mnt/host/../../etc": other, "/etc": other, "": other} {
 		m := &wire.Start{Argv: []string{"pwd"}, Streams: wire.StreamStdout, Cwd: cwd}
 		g := run(t, r, m)
 		g.started()

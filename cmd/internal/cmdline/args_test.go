@@ -311,7 +311,7 @@ func TestParseRefuses(t *testing.T) {
 	}
 }
 
-// FuzzParse: every line is a command, a verb or an error that quotes it.
+// FuzzParse: every line is a command, a verb or an error of usage, and the words behind -e stay what they are.
 func FuzzParse(f *testing.F) {
 	for _, line := range []string{"", "-d debian -- ls", "--import a b", "-lv", "--shell-type none x"} {
 		f.Add(line)
@@ -320,11 +320,19 @@ func FuzzParse(f *testing.F) {
 		args := strings.Split(line, " ")
 		before := slices.Clone(args)
 		inv, err := Parse(args)
+		var usage *UsageError
+		if err != nil && (!errors.As(err, &usage) || strings.TrimSpace(err.Error()) == "") {
+			t.Fatalf("%q: not an error of usage: %v", line, err)
+		}
 		if err == nil && (inv.Run == nil) == (inv.Verb == nil) {
 			t.Fatalf("%q is neither or both: %+v", line, inv)
 		}
 		if !slices.Equal(args, before) {
 			t.Fatalf("%q was changed to %q", before, args)
+		}
+		inv, err = Parse(append([]string{"-e"}, args...))
+		if err != nil || inv.Run == nil || !slices.Equal(inv.Run.Argv, args) {
+			t.Fatalf("behind -e: %q became %+v, %v", args, inv.Run, err)
 		}
 	})
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -13,7 +14,7 @@ import (
 )
 
 // Script prints, in a shell, what Parse reads of the process $pid.
-const Script = "for t in /proc/$pid/task/*; do cat $t/status $t/syscall; done"
+const Script = "for t in /proc/$pid/task/*; do cat $t/syscall $t/status; done"
 
 // Thread is a thread at one moment.
 type Thread struct {
@@ -27,8 +28,8 @@ func Threads(pid int) ([]Thread, error) {
 	tasks, err := filepath.Glob("/proc/" + strconv.Itoa(pid) + "/task/*")
 	var text strings.Builder
 	for _, task := range tasks {
-		status, serr := os.ReadFile(task + "/status")
 		call, cerr := os.ReadFile(task + "/syscall")
+		status, serr := os.ReadFile(task + "/status")
 		if serr != nil || cerr != nil {
 			err = errors.Join(serr, cerr)
 			if errors.Is(err, unix.ESRCH) || errors.Is(err, unix.ENOENT) { // it has ended
@@ -36,13 +37,19 @@ func Threads(pid int) ([]Thread, error) {
 			}
 			continue
 		}
-		text.Write(status)
 		text.Write(call)
+		text.Write(status)
 	}
 	return Parse(text.String()), err
 }
 
-// Parse reads, for each thread, /proc/PID/task/TID/status and then syscall.
+// Undisturbed tells whether no thread ran between two looks. Then after is of one moment: a thread whose
+// call was read behind before, and which has not been woken since, has waited in it all the time.
+func Undisturbed(before, after []Thread) bool {
+	return slices.EqualFunc(before, after, func(a, b Thread) bool { return a.TID == b.TID && a.Wakeups == b.Wakeups })
+}
+
+// Parse reads, for each thread, /proc/PID/task/TID/syscall and then status.
 func Parse(text string) (all []Thread) {
 	var t Thread
 	for line := range strings.Lines(text) {
@@ -53,10 +60,10 @@ func Parse(text string) (all []Thread) {
 			t.TID, _ = strconv.Atoi(strings.TrimSpace(value))
 		case name == "voluntary_ctxt_switches":
 			t.Wakeups, _ = strconv.Atoi(strings.TrimSpace(value))
-		case !isStatus:
-			t.Call = line
 			all = append(all, t)
 			t = Thread{}
+		case !isStatus:
+			t.Call = line
 		}
 	}
 	return all

@@ -2,7 +2,9 @@ package waits
 
 import (
 	"os"
+	"os/exec"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -52,6 +54,54 @@ func TestThreads(t *testing.T) {
 	}
 }
 
+// ticks, in the environment, makes this program one that wakes as often.
+const ticks = "WAITS_TEST_TICKS"
+
+func TestMain(m *testing.M) {
+	if every, err := time.ParseDuration(os.Getenv(ticks)); err == nil {
+		for range time.Tick(every) {
+		}
+	}
+	os.Exit(m.Run())
+}
+
+// TestUndisturbed: a program that wakes every now and then is never taken for one that waits for nothing.
+func TestUndisturbed(t *testing.T) {
+	for _, every := range []string{"1ms", "10ms", "100ms"} {
+		cmd := exec.Command(os.Args[0])
+		cmd.Env = append(os.Environ(), ticks+"="+every)
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		defer cmd.Wait()
+		defer cmd.Process.Kill()
+		look := func() []Thread {
+			threads, err := Threads(cmd.Process.Pid)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return threads
+		}
+		before := look()
+		for moments, deadline := 0, time.Now().Add(time.Minute); moments < 500; {
+			after := look()
+			if len(after) > 1 && Undisturbed(before, after) {
+				moments++
+				if !slices.ContainsFunc(after, func(x Thread) bool { return x.Timed() && !x.Monitor() }) {
+					t.Fatalf("%s: nothing waits for time: %+v", every, after)
+				}
+			}
+			if before = after; time.Now().After(deadline) {
+				t.Fatalf("%s: %d moments at which nothing ran in a minute", every, moments)
+			}
+		}
+	}
+	one, woken := []Thread{{1, 7, ""}}, []Thread{{1, 8, ""}}
+	if !Undisturbed(one, one) || Undisturbed(one, woken) || Undisturbed(one, nil) || Undisturbed(one, []Thread{{2, 7, ""}}) {
+		t.Error("a thread that was woken, ended or began is a disturbance")
+	}
+}
+
 // TestParse are lines of the kernel's.
 func TestParse(t *testing.T) {
 	for call, want := range map[string][2]bool{ // timed, monitor
@@ -65,7 +115,7 @@ func TestParse(t *testing.T) {
 		"35 0x3b58a8759ea0 0x0 0x0 0x0 0x0 0x0 0x3b58a8759e68 0x48c443":                  {true, false},
 		"0 0x0 0x3b58a8878000 0x1000 0x0 0x0 0x0 0x3b58a8768d68 0x40a88e":                {false, false},
 	} {
-		threads := Parse("Name:\tinit\nPid:\t12\nvoluntary_ctxt_switches:\t7\nnonvoluntary_ctxt_switches:\t4\n" + call + "\n")
+		threads := Parse(call + "\nName:\tinit\nPid:\t12\nvoluntary_ctxt_switches:\t7\nnonvoluntary_ctxt_switches:\t4\n")
 		if len(threads) != 1 || threads[0] != (Thread{12, 7, call}) {
 			t.Fatalf("%+v", threads)
 		}
