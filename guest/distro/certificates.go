@@ -25,6 +25,10 @@ var trustStores = []trustStore{
 // certificatePrefix begins the names of the files that are the host's.
 const certificatePrefix = "wsl2-host-"
 
+// pendingTrust is there from before the first change until the program has succeeded: what was interrupted is done
+// at the next start. It is no anchor, hence elsewhere.
+const pendingTrust = "etc/wsl2-certificates-pending"
+
 // trustTimeout bounds the program, which nobody waits for.
 const trustTimeout = 2 * time.Minute
 
@@ -54,18 +58,19 @@ func (d *distro) trust(root string, certificates []string) error {
 		}
 		return err
 	}
-	changed, err := s.place(root, certificates)
-	if err != nil || !changed {
+	pending, err := s.place(root, certificates)
+	if err != nil || !pending {
 		return err
 	}
 	if text, err := d.run(trustTimeout, s.program); err != nil {
 		return fmt.Errorf("%w: %s", err, text)
 	}
-	return nil
+	return os.Remove(filepath.Join(root, pendingTrust))
 }
 
-// place makes the certificates the only ones of the host's there.
-func (s trustStore) place(root string, certificates []string) (changed bool, err error) {
+// place makes the certificates the only ones of the host's there. pending tells whether the program has not yet
+// run since they became others.
+func (s trustStore) place(root string, certificates []string) (pending bool, err error) {
 	dir := filepath.Join(root, s.dir)
 	list, err := os.ReadDir(dir)
 	if err != nil {
@@ -75,6 +80,7 @@ func (s trustStore) place(root string, certificates []string) (changed bool, err
 	for i, c := range certificates {
 		wanted[fmt.Sprintf("%s%d.crt", certificatePrefix, i+1)] = c // one each: Debian takes no more of a file
 	}
+	var stale []string
 	for _, e := range list {
 		if !strings.HasPrefix(e.Name(), certificatePrefix) {
 			continue
@@ -87,16 +93,25 @@ func (s trustStore) place(root string, certificates []string) (changed bool, err
 				continue
 			}
 		}
+		stale = append(stale, path)
+	}
+	mark := filepath.Join(root, pendingTrust)
+	if len(stale) == 0 && len(wanted) == 0 {
+		_, err := os.Lstat(mark)
+		return err == nil, nil
+	}
+	if err := replaceFile(mark, ""); err != nil {
+		return false, err
+	}
+	for _, path := range stale {
 		if err := os.Remove(path); err != nil {
-			return changed, err
+			return true, err
 		}
-		changed = true
 	}
 	for name, c := range wanted {
-		changed = true
 		if err := replaceFile(filepath.Join(dir, name), c); err != nil {
-			return changed, err
+			return true, err
 		}
 	}
-	return changed, nil
+	return true, nil
 }

@@ -17,7 +17,7 @@ func TestCertificates(t *testing.T) {
 		}
 		dir := filepath.Join(root, s.dir)
 		for _, err := range []error{
-			os.MkdirAll(dir, 0o755), os.MkdirAll(filepath.Join(root, "usr/sbin"), 0o755), os.WriteFile(filepath.Join(dir, "own.crt"), []byte("own"), 0o644),
+			os.MkdirAll(dir, 0o755), os.MkdirAll(filepath.Join(root, "usr/sbin"), 0o755), os.MkdirAll(filepath.Join(root, "etc"), 0o755), os.WriteFile(filepath.Join(dir, "own.crt"), []byte("own"), 0o644),
 			os.WriteFile(filepath.Join(root, "usr/sbin", s.program), nil, 0o755), os.Symlink("/etc/passwd", filepath.Join(dir, certificatePrefix+"1.crt")),
 		} {
 			if err != nil {
@@ -30,11 +30,16 @@ func TestCertificates(t *testing.T) {
 		}
 		for _, step := range []struct {
 			certificates []string
-			changed      bool
+			pending      bool
 		}{{[]string{"A", "B"}, true}, {[]string{"A", "B"}, false}, {[]string{"A", "C"}, true}, {[]string{"C"}, true}, {nil, true}, {nil, false}} {
-			changed, err := s.place(root, step.certificates)
-			if err != nil || changed != step.changed {
-				t.Errorf("%s: %q: changed %v, %v", s.dir, step.certificates, changed, err)
+			for range 2 { // interrupted, and again
+				pending, err := s.place(root, step.certificates)
+				if err != nil || pending != step.pending {
+					t.Errorf("%s: %q: pending %v, %v", s.dir, step.certificates, pending, err)
+				}
+			}
+			if err := os.Remove(filepath.Join(root, pendingTrust)); err == nil != step.pending {
+				t.Errorf("%s: %q: the mark: %v", s.dir, step.certificates, err)
 			}
 			var there []string
 			list, _ := filepath.Glob(filepath.Join(dir, certificatePrefix+"*"))

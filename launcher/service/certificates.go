@@ -17,8 +17,10 @@ var anchorDirs = []string{
 
 // Bounds of what distros take over; an administrator adds a few.
 const (
-	maxCertificates    = 64
-	maxCertificateFile = 256 << 10
+	maxCertificates     = 64
+	maxCertificateFile  = 256 << 10
+	maxCertificate      = 32 << 10
+	maxCertificateBytes = 1 << 20 // of all, which go in one message
 )
 
 // hostCertificates are the certificates in these directories, as PEM. What cannot be read is not taken over.
@@ -31,7 +33,18 @@ func hostCertificates(dirs []string) (list []string) {
 			return nil
 		})
 	}
-	return list[:min(len(list), maxCertificates)]
+	return bounded(list)
+}
+
+// bounded are the first certificates that fit.
+func bounded(list []string) (fit []string) {
+	size := 0
+	for _, c := range list {
+		if len(c) <= maxCertificate && size+len(c) <= maxCertificateBytes && len(fit) < maxCertificates {
+			fit, size = append(fit, c), size+len(c)
+		}
+	}
+	return fit
 }
 
 // readCertificates reads a file or what a link leads to, which may be anything.

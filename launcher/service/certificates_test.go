@@ -39,6 +39,17 @@ func TestHostCertificates(t *testing.T) {
 	}
 }
 
+// TestCertificatesFit: what is too large is left out, alone and together.
+func TestCertificatesFit(t *testing.T) {
+	large := strings.Repeat("x", maxCertificate)
+	if got := bounded([]string{large + "x", "small"}); !slices.Equal(got, []string{"small"}) {
+		t.Errorf("%d certificates beside one that is too large", len(got))
+	}
+	if got := bounded(slices.Repeat([]string{large}, maxCertificates)); len(got) != maxCertificateBytes/maxCertificate {
+		t.Errorf("%d large certificates", len(got))
+	}
+}
+
 // TestCertificatesAreAWish: distros get them when wslconfig says so.
 func TestCertificatesAreAWish(t *testing.T) {
 	dir := t.TempDir()

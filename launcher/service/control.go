@@ -233,15 +233,15 @@ func (c *control) send(m wire.Message) error {
 	var err error
 	if c.first != nil {
 		b, err = wire.Append(b, c.first)
-		c.first = nil
 	}
 	if err == nil {
 		b, err = wire.Append(b, m)
 	}
-	if err == nil {
-		_, err = wire.Within(c.conn, sendTimeout).Write(b)
-	}
 	if err != nil {
+		return err // nothing has gone
+	}
+	c.first = nil
+	if _, err = wire.Within(c.conn, sendTimeout).Write(b); err != nil {
 		c.conn.Close() // part of a frame may have gone: read ends, and the guard looks after the VM
 		return fmt.Errorf("%w (%w)", errControlLost, err)
 	}

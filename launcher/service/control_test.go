@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"net"
+	"strings"
 	"testing"
 	"testing/synctest"
 
@@ -52,6 +53,29 @@ func TestControlReadyOnce(t *testing.T) {
 		}()
 		calls := make(chan uint32, 1) // a second would block
 		if _, err := c.Import(context.Background(), wire.Import{}, func(port uint32) { calls <- port }); err != nil || <-calls != 7 {
+			t.Error(err)
+		}
+	})
+}
+
+// A message that is too large is its sender's error, and not the end of the VM; what goes before it is still to be sent.
+func TestControlTooLarge(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c, guest := newControl(t)
+		first := &wire.Network{}
+		c.first = first
+		if _, _, err := c.StartDistro(context.Background(), wire.StartDistro{Certificates: []string{strings.Repeat("x", wire.MaxFrame)}}); !errors.Is(err, wire.ErrTooLarge) {
+			t.Error(err)
+		}
+		go func() {
+			if m, err := wire.Read(guest); err != nil || m.Type() != first.Type() {
+				t.Errorf("%v, %v before the request", m, err)
+			}
+			if m, err := wire.Read(guest); err == nil {
+				wire.Write(guest, &wire.Reply{ID: m.(*wire.StopDistro).ID})
+			}
+		}()
+		if err := c.StopDistro(context.Background(), wire.StopDistro{Name: "x"}); err != nil {
 			t.Error(err)
 		}
 	})

@@ -53,7 +53,8 @@ func (m *Manager) freeNumber(v *vm) int {
 
 // nameDistros writes down which distros there are. Preconditions: m.mu is held.
 func (m *Manager) nameDistros(v *vm) {
-	if v == nil || v.machine == nil || v.machine.Info().NamesPath == "" {
+	// The file of one that has ended is its successor's.
+	if v == nil || v.machine == nil || m.vm != v || v.machine.Info().NamesPath == "" {
 		return
 	}
 	var lines []string

@@ -4,6 +4,7 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"testing/synctest"
 
 	"github.com/wsl2/wsl2/launcher/api"
 	"github.com/wsl2/wsl2/launcher/config"
@@ -57,6 +58,35 @@ func TestDistroNetworks(t *testing.T) {
 		m.startFn = nil
 		s.open(t, DistroSpec{Name: "one"}, nil)
 		told("10.77.0.2\tdebian\n10.77.0.3\tone\n10.77.0.4\ttwo\n")
+	})
+}
+
+// TestNamesOfSuccessor: a distro that is still being stopped when its VM has ended takes no names from the next VM.
+func TestNamesOfSuccessor(t *testing.T) {
+	names := filepath.Join(t.TempDir(), "names")
+	inBubble(t, func(t *testing.T, s *setup) {
+		s.prepare = func(m *memMachine) { m.names = names }
+		told := func(want string) {
+			t.Helper()
+			if text, err := os.ReadFile(names); err != nil || string(text) != want {
+				t.Errorf("the names are %q, %v; want %q", text, err, want)
+			}
+		}
+		s.open(t, DistroSpec{Name: "one"}, nil)
+		told("10.77.0.2\tone\n")
+		release, stopped := make(chan struct{}), make(chan error, 1)
+		s.machine(0).onStop(func(string) error { <-release; return errControlLost })
+		go func() { stopped <- s.m.Terminate(t.Context(), "one") }()
+		synctest.Wait()
+		s.machine(0).end(nil)
+		synctest.Wait()
+		s.open(t, DistroSpec{Name: "two"}, nil)
+		told("10.77.0.2\ttwo\n")
+		close(release)
+		if err := <-stopped; err != nil {
+			t.Error(err)
+		}
+		told("10.77.0.2\ttwo\n")
 	})
 }
 

@@ -35,11 +35,14 @@ func packet4(to string, proto uint8, body []byte) []byte {
 func string2mac(m [6]byte) tcpip.LinkAddress { return tcpip.LinkAddress(m[:]) }
 
 // syn is a TCP segment that asks for a connection.
-func syn(from uint16, to string) []byte {
+func syn(from uint16, to string) []byte { return segment(from, to, header.TCPFlagSyn) }
+
+// segment is one with these flags, and nothing else of use.
+func segment(from uint16, to string, flags header.TCPFlags) []byte {
 	dst := netip.MustParseAddrPort(to)
 	b := make([]byte, header.TCPMinimumSize)
 	h := header.TCP(b)
-	h.Encode(&header.TCPFields{SrcPort: from, DstPort: dst.Port(), SeqNum: 1, DataOffset: header.TCPMinimumSize, Flags: header.TCPFlagSyn, WindowSize: 65535})
+	h.Encode(&header.TCPFields{SrcPort: from, DstPort: dst.Port(), SeqNum: 1, DataOffset: header.TCPMinimumSize, Flags: flags, WindowSize: 65535})
 	sum := header.PseudoHeaderChecksum(header.TCPProtocolNumber, address(testConfig().Guest4).addr(), address(dst.Addr()).addr(), uint16(len(b)))
 	h.SetChecksum(^h.CalculateChecksum(sum))
 	return packet4(dst.Addr().String(), uint8(header.TCPProtocolNumber), b)
@@ -155,6 +158,28 @@ func TestSYNFlood(t *testing.T) {
 	} else {
 		c.Close()
 	}
+}
+
+// TestSegmentsAtGivingUp: what the guest sends to a connection at the moment at which it is given up does no harm.
+func TestSegmentsAtGivingUp(t *testing.T) {
+	g := newGuest(t, func(c *Config) { c.patience = time.Second })
+	port := listen(t, "127.0.0.1:0", echo)
+	to := netip.AddrPortFrom(g.net.cfg.Gateway4, uint16(port)).String()
+	const connections = 100
+	send := func(flags header.TCPFlags) {
+		for i := range connections {
+			frame := segment(uint16(1024+i), to, flags)
+			h := header.IPv4(frame[header.EthernetMinimumSize:])
+			h.SetSourceAddress(address(netip.AddrFrom4([4]byte{10, 77, 0, 10})).addr())
+			g.frame(frame)
+		}
+	}
+	send(header.TCPFlagSyn)
+	eventually(t, "the connections are half open", func() bool { return len(g.net.limits.tcp) > 0 })
+	eventually(t, "the connections are given up", func() bool {
+		send(header.TCPFlagAck) // of nothing that was sent: it is reset, and the connection as before
+		return len(g.net.limits.tcp) == 0
+	})
 }
 
 // TestServeEndsHalfOpen: who waits for a guest that does not go on does not keep the network

@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 	"gvisor.dev/gvisor/pkg/tcpip"
+	"gvisor.dev/gvisor/pkg/tcpip/header"
 	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
 	"gvisor.dev/gvisor/pkg/waiter"
 )
@@ -113,8 +114,17 @@ func (n *Network) accept(r *tcp.ForwarderRequest) *guestConn {
 	g := &guestConn{link: n.link}
 	id := r.ID()
 	n.handshakes.reached(id)
-	// What wakes the stack before the guest has answered makes it give up.
-	patience := time.AfterFunc(n.cfg.patience, func() { g.queue.Notify(waiter.WritableEvents) })
+	// Aborted, which ends the handshake under the endpoint's lock. Whoever is only woken gives up too, but a segment
+	// that comes at that moment finds half of it.
+	patience := time.AfterFunc(n.cfg.patience, func() {
+		family := header.IPv4ProtocolNumber
+		if id.LocalAddress.Len() == header.IPv6AddressSize {
+			family = header.IPv6ProtocolNumber
+		}
+		if ep := n.stack.FindTransportEndpoint(family, tcp.ProtocolNumber, id, nic); ep != nil {
+			ep.Abort()
+		}
+	})
 	ep, err := r.CreateEndpoint(&g.queue)
 	patience.Stop()
 	r.Complete(err != nil)
