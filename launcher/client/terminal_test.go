@@ -191,10 +191,11 @@ func TestSuspend(t *testing.T) {
 }
 
 // shellJob runs script with a shell, on the terminal that is returned; "$0" "$@" is the client
-// with its program.
-func shellJob(t *testing.T, h *host, shell, script, program string) (cmd *exec.Cmd, master, tty *os.File) {
+// with its program. The terminal's modes are those before it started.
+func shellJob(t *testing.T, h *host, shell, script, program string) (cmd *exec.Cmd, master, tty *os.File, before string) {
 	t.Helper()
 	master, tty = openPTY(t)
+	before = modes(t, tty)
 	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
@@ -204,7 +205,7 @@ func shellJob(t *testing.T, h *host, shell, script, program string) (cmd *exec.C
 	cmd.Env = c.Env
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = tty, tty, tty
 	start(t, cmd)
-	return cmd, master, tty
+	return cmd, master, tty, before
 }
 
 // typeLine types a line again and again until it has been answered: nothing tells when a shell
@@ -235,8 +236,7 @@ func TestForeground(t *testing.T) {
 	for _, shell := range []string{"dash", "bash"} {
 		t.Run(shell, func(t *testing.T) {
 			h := newHost(t, fakevm.Hooks{Programs: programs})
-			cmd, master, tty := shellJob(t, h, shell, `set -m; "$0" "$@" & read line; echo "line $line"; fg; echo "status $?"`, "keys")
-			before := modes(t, tty)
+			cmd, master, tty, before := shellJob(t, h, shell, `set -m; "$0" "$@" & read line; echo "line $line"; fg; echo "status $?"`, "keys")
 			expect(t, master, "ready\r\n")
 			io.WriteString(master, "mine\r")
 			expect(t, master, "line mine\r\n")
@@ -262,8 +262,7 @@ func TestShellJob(t *testing.T) {
 	for _, shell := range []string{"dash", "bash"} {
 		t.Run(shell, func(t *testing.T) {
 			h := newHost(t, fakevm.Hooks{Programs: programs})
-			cmd, master, tty := shellJob(t, h, shell, `set -m; "$0" "$@"; echo "stopped $?"; read line; bg; read line; kill -USR1 %1; read line; fg; echo "status $?"`, "job")
-			before := modes(t, tty)
+			cmd, master, tty, before := shellJob(t, h, shell, `set -m; "$0" "$@"; echo "stopped $?"; read line; bg; read line; kill -USR1 %1; read line; fg; echo "status $?"`, "job")
 			sameModes := func(when string) {
 				t.Helper()
 				if got := modes(t, tty); got != before {
