@@ -37,7 +37,7 @@ func TestModel(t *testing.T) {
 	if got, want := tree(t, m.sides[0]), tree(t, m.sides[1]); got != want {
 		t.Errorf("the trees differ, seed %d:\n%s\n\nwant\n%s", seed, got, want)
 	}
-	if m.succeeded < steps/4 {
+	if m.succeeded < steps/4-20 { // of a few it is a matter of chance
 		t.Errorf("only %d of %d operations did anything", m.succeeded, steps)
 	}
 }
