@@ -57,11 +57,13 @@ func TestQueue(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancelCause(t.Context())
 	enough := errors.New("enough")
+	room := make(chan error)
+	go func() { room <- l.room(ctx) }()
+	eventually(t, "it waits", func() bool { return len(l.out.turn) > 0 })
 	cancel(enough)
-	if err := l.room(ctx); err != enough {
+	if err := <-room; err != enough {
 		t.Errorf("room in a full queue: %v", err)
 	}
-	room := make(chan error)
 	go func() { room <- l.room(t.Context()) }()
 	frame := make([]byte, 1<<16)
 	for i := range sent {
