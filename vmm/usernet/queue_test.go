@@ -168,3 +168,24 @@ func TestQueueFlood(t *testing.T) {
 	}
 	l.close()
 }
+
+// TestQueueSmallest: with the smallest limit, too, two of the largest frames fit.
+func TestQueueSmallest(t *testing.T) {
+	pair := socketpair(t)
+	defer unix.Close(pair[1])
+	c := testConfig()
+	c.BytesPerSecond = 1
+	l, err := newLink(pair[0], c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.close()
+	for range 2 {
+		pkt := stack.NewPacketBuffer(stack.PacketBufferOptions{Payload: buffer.MakeWithData(make([]byte, net.MaxFrame))})
+		if err := l.write(pkt); err != nil {
+			t.Error(err)
+		}
+		pkt.DecRef()
+	}
+	l.out.close()
+}
