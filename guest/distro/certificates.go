@@ -62,8 +62,9 @@ func (d *distro) trust(root string, certificates []string) error {
 	if err != nil || !pending {
 		return err
 	}
-	if text, err := d.run(trustTimeout, s.program); err != nil {
-		return fmt.Errorf("%w: %s", err, text)
+	// Everybody reads its bundles, whatever the distro's umask is.
+	if text, err := d.run(trustTimeout, "sh", "-c", "umask 022; exec "+s.program); err != nil {
+		return fmt.Errorf("%s: %w: %s", s.program, err, text)
 	}
 	return os.Remove(filepath.Join(root, pendingTrust))
 }

@@ -5,11 +5,14 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 // TestCertificates: each family's place gets the host's, in files of their own, anew only when they are others; and what
 // is not the host's stays.
 func TestCertificates(t *testing.T) {
+	defer unix.Umask(unix.Umask(0o077)) // of a distro, which is not that of files for everybody
 	for _, s := range trustStores {
 		root := t.TempDir()
 		if _, err := findStore(root); !errors.Is(err, errNoStore) {
@@ -44,6 +47,9 @@ func TestCertificates(t *testing.T) {
 			var there []string
 			list, _ := filepath.Glob(filepath.Join(dir, certificatePrefix+"*"))
 			for _, path := range list {
+				if st, err := os.Stat(path); err != nil || st.Mode().Perm() != 0o644 {
+					t.Errorf("%s: %v, %v", path, st, err)
+				}
 				b, err := os.ReadFile(path)
 				if err != nil {
 					t.Fatal(err)

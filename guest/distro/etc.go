@@ -102,7 +102,12 @@ func replaceFile(path, content string) error {
 			return nil
 		}
 	}
-	return replace(path, func(temp string) error { return os.WriteFile(temp, []byte(content), 0o644) })
+	return replace(path, func(temp string) error {
+		if err := os.WriteFile(temp, []byte(content), 0o644); err != nil {
+			return err
+		}
+		return os.Chmod(temp, 0o644) // whatever the distro's umask is
+	})
 }
 
 // replaceLink makes path a link if it is not that already, whatever it is.

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"runtime"
+	"runtime/debug"
 
 	"golang.org/x/sys/unix"
 )
@@ -50,9 +51,19 @@ func (n *Namespace) Do(f func() error) error {
 				runtime.UnlockOSThread()
 			}
 		}()
-		done <- f()
+		done <- recovered(f)
 	}()
 	return <-done
+}
+
+// recovered calls f, whose panic is an error: on a goroutine of its own, it would end the process, which is PID 1.
+func recovered(f func() error) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("BUG: panic in a network namespace: %v\n%s", p, debug.Stack())
+		}
+	}()
+	return f()
 }
 
 func (n *Namespace) enter() error {

@@ -109,7 +109,7 @@ func TestConnect(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		if out := run("ip", "link") + run("ip", "route"); strings.Contains(out, "distro") || strings.Contains(out, "10.77.0.3") {
+		if out := run("ip", "link") + run("ip", "route") + run("ip", "-6", "route"); strings.Contains(out, "distro") || strings.Contains(out, "10.77.0.3") || strings.Contains(out, "fd77::3") {
 			t.Errorf("a trace is left: %s", out)
 		}
 	}

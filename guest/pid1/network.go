@@ -54,6 +54,14 @@ func (v *vm) ownNetwork(d *distroProc, pid int, start *wire.StartDistro) error {
 		return err
 	}
 	d.network = n
+	// The process may have died, and its pid be that of one in the VM's own namespace.
+	own, err := netns.Cookie()
+	if err != nil {
+		return err
+	}
+	if err := n.Do(func() error { return notOurs(own) }); err != nil {
+		return err
+	}
 	if err := n.Do(network.Loopback); err != nil {
 		return err
 	}
@@ -68,6 +76,15 @@ func (v *vm) ownNetwork(d *distroProc, pid int, start *wire.StartDistro) error {
 		}
 	}
 	return v.watched.Add(n)
+}
+
+// notOurs fails in the namespace with this cookie.
+func notOurs(own uint64) error {
+	cookie, err := netns.Cookie()
+	if err == nil && cookie == own {
+		err = errors.New("its init has ended before it had its network; start it again")
+	}
+	return err
 }
 
 // leaveNetwork lets the namespace of a distro that has ended end, too.

@@ -5,14 +5,18 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 )
 
-// anchorDirs is where administrators put certificates of authorities that a system is to trust beside those it came
-// with: Debian's and Alpine's, Fedora's, Arch's and SUSE's.
-var anchorDirs = []string{
-	"/usr/local/share/ca-certificates", "/etc/pki/ca-trust/source/anchors", "/etc/ca-certificates/trust-source/anchors", "/etc/pki/trust/anchors",
+// anchorDir is a directory of authorities that a system is to trust beside those it came with.
+type anchorDir struct{ path, suffix string }
+
+// anchorDirs is where administrators put them: Debian's and Alpine's, which look at nothing else there (what is to be
+// trusted no longer is renamed), Fedora's, Arch's and SUSE's.
+var anchorDirs = []anchorDir{
+	{"/usr/local/share/ca-certificates", ".crt"}, {"/etc/pki/ca-trust/source/anchors", ""}, {"/etc/ca-certificates/trust-source/anchors", ""}, {"/etc/pki/trust/anchors", ""},
 }
 
 // Bounds of what distros take over; an administrator adds a few.
@@ -23,17 +27,37 @@ const (
 	maxCertificateBytes = 1 << 20 // of all, which go in one message
 )
 
-// hostCertificates are the certificates in these directories, as PEM. What cannot be read is not taken over.
-func hostCertificates(dirs []string) (list []string) {
+// hostCertificates are the certificates in these directories, as PEM, and how many more there are than are taken
+// over. What cannot be read is not.
+func hostCertificates(dirs []anchorDir) (list []string, dropped int) {
 	for _, dir := range dirs {
-		filepath.WalkDir(dir, func(path string, e fs.DirEntry, err error) error { //nolint:errcheck // the callback returns none
-			if err == nil && !e.IsDir() {
+		for _, path := range filesBelow(dir.path, nil) {
+			if strings.HasSuffix(path, dir.suffix) {
 				list = append(list, certificates(readCertificates(path))...)
 			}
-			return nil
-		})
+		}
 	}
-	return bounded(list)
+	fit := bounded(list)
+	return fit, len(list) - len(fit)
+}
+
+// filesBelow are the files in a directory and those in it, linked ones as well, as update-ca-certificates looks
+// for them (find -L); but for one that holds itself, being above.
+func filesBelow(dir string, above []fs.FileInfo) (paths []string) {
+	st, err := os.Stat(dir)
+	if err != nil || slices.ContainsFunc(above, func(a fs.FileInfo) bool { return os.SameFile(a, st) }) {
+		return nil
+	}
+	entries, _ := os.ReadDir(dir)
+	for _, e := range entries {
+		path := filepath.Join(dir, e.Name())
+		if inner, err := os.Stat(path); err == nil && inner.IsDir() {
+			paths = append(paths, filesBelow(path, append(slices.Clip(above), st))...)
+		} else {
+			paths = append(paths, path)
+		}
+	}
+	return paths
 }
 
 // bounded are the first certificates that fit.

@@ -18,24 +18,45 @@ func TestHostCertificates(t *testing.T) {
 	}
 	for name, text := range map[string]string{
 		"a.crt":      "subject: us\n" + block("AAAA") + "and\n" + block("BBBB"),
-		"corp/b.pem": block("CCCC"),
-		"key.pem":    "-----BEGIN PRIVATE KEY-----\nSECRET\n-----END PRIVATE KEY-----\n",
-		"mixed.pem":  "-----BEGIN CERTIFICATE-----\n-----BEGIN PRIVATE KEY-----\nSECRET\n-----END PRIVATE KEY-----\n-----END CERTIFICATE-----\n",
-		"cut.pem":    "-----BEGIN CERTIFICATE-----\nDDDD\n",
-		"large.pem":  strings.Repeat("x", maxCertificateFile) + block("EEEE"),
+		"corp/b.crt": block("CCCC"),
+		"b.disabled": block("GGGG"),
+		"key.crt":    "-----BEGIN PRIVATE KEY-----\nSECRET\n-----END PRIVATE KEY-----\n",
+		"mixed.crt":  "-----BEGIN CERTIFICATE-----\n-----BEGIN PRIVATE KEY-----\nSECRET\n-----END PRIVATE KEY-----\n-----END CERTIFICATE-----\n",
+		"cut.crt":    "-----BEGIN CERTIFICATE-----\nDDDD\n",
+		"large.crt":  strings.Repeat("x", maxCertificateFile) + block("EEEE"),
 	} {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if want, got := []string{block("AAAA"), block("BBBB"), block("CCCC")}, hostCertificates([]string{filepath.Join(dir, "none"), dir}); !slices.Equal(got, want) {
-		t.Errorf("%q, want %q", got, want)
+	linked := t.TempDir()
+	for name, to := range map[string]string{"dir": dir, "itself": linked} {
+		if err := os.Symlink(to, filepath.Join(linked, name)); err != nil {
+			t.Fatal(err)
+		}
 	}
-	if err := os.WriteFile(filepath.Join(dir, "many.pem"), []byte(strings.Repeat(block("FFFF"), 2*maxCertificates)), 0o644); err != nil {
+	for _, c := range []struct {
+		dir  anchorDir
+		want []string
+	}{
+		{anchorDir{dir, ".crt"}, []string{"AAAA", "BBBB", "CCCC"}},
+		{anchorDir{dir, ""}, []string{"AAAA", "BBBB", "GGGG", "CCCC"}},
+		{anchorDir{linked, ".crt"}, []string{"AAAA", "BBBB", "CCCC"}},
+		{anchorDir{filepath.Join(linked, "dir"), ".crt"}, []string{"AAAA", "BBBB", "CCCC"}},
+	} {
+		var want []string
+		for _, body := range c.want {
+			want = append(want, block(body))
+		}
+		if got, dropped := hostCertificates([]anchorDir{{filepath.Join(dir, "none"), ""}, c.dir}); !slices.Equal(got, want) || dropped != 0 {
+			t.Errorf("%v: %q and %d more, want %q", c.dir, got, dropped, want)
+		}
+	}
+	if err := os.WriteFile(filepath.Join(dir, "many.crt"), []byte(strings.Repeat(block("FFFF"), 2*maxCertificates)), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	if got := hostCertificates([]string{dir}); len(got) != maxCertificates {
-		t.Errorf("%d certificates", len(got))
+	if got, dropped := hostCertificates([]anchorDir{{dir, ".crt"}}); len(got) != maxCertificates || dropped != maxCertificates+3 {
+		t.Errorf("%d certificates and %d more", len(got), dropped)
 	}
 }
 
@@ -58,7 +79,7 @@ func TestCertificatesAreAWish(t *testing.T) {
 		t.Fatal(err)
 	}
 	inBubble(t, func(t *testing.T, s *setup) {
-		s.m.anchors = []string{dir}
+		s.m.anchors = []anchorDir{{dir, ".crt"}}
 		for _, want := range [][]string{nil, {text}} {
 			s.settings.Network.HostCertificates = want != nil
 			s.open(t, DistroSpec{Name: "one"}, nil)

@@ -184,7 +184,10 @@ func (m *Manager) startOn(d *distro, options api.VMOptions) error {
 		request.Shares = append(request.Shares, s.Share)
 	}
 	if settings.Network.HostCertificates {
-		request.Certificates = hostCertificates(m.anchors)
+		var dropped int
+		if request.Certificates, dropped = hostCertificates(m.anchors); dropped > 0 {
+			m.log.Warn("distros do not get all of the host's certificates", "distro", d.spec.Name, "dropped", dropped, "most", maxCertificates, "most_bytes", maxCertificateBytes)
+		}
 	}
 	m.joinNetwork(d, settings.Networks[d.spec.key()], &request)
 	err = d.begin(ctx, v.machine, request)

@@ -36,7 +36,7 @@ type Manager struct {
 	// startPorts starts the process that forwards ports of a VM; ports.Start but for tests.
 	startPorts func(vsockPath string) (portsProcess, error)
 	// anchors are the directories that hostCertificates reads; anchorDirs but for tests.
-	anchors []string
+	anchors []anchorDir
 	// onIdle is called with mu held when neither VM nor distros are left; it
 	// must not block or call back.
 	onIdle func()

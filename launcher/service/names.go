@@ -59,7 +59,7 @@ func (m *Manager) nameDistros(v *vm) {
 	}
 	var lines []string
 	for _, d := range m.distros {
-		if d.vm == v && d.number != 0 && d.state != api.StateStopped {
+		if d.vm == v && d.number != 0 && d.state != api.StateStopped && isDNSName(d.spec.Name) {
 			ip4, _ := netproc.Own(d.number)
 			lines = append(lines, fmt.Sprintf("%s\t%s\n", ip4, d.spec.Name))
 		}
@@ -80,4 +80,23 @@ func (m *Manager) nameDistros(v *vm) {
 		return
 	}
 	v.names = text
+}
+
+// What a label and a whole name may have in bytes (RFC 1035, 2.3.4; without the last dot).
+const (
+	maxLabel   = 63
+	maxDNSName = 253
+)
+
+// isDNSName tells whether a distro's name may stand before that of the VM's network. Some have empty labels, or long ones.
+func isDNSName(name string) bool {
+	if len(name)+len(".wsl2.internal") > maxDNSName {
+		return false
+	}
+	for label := range strings.SplitSeq(name, ".") {
+		if label == "" || len(label) > maxLabel {
+			return false
+		}
+	}
+	return true
 }

@@ -3,6 +3,7 @@ package service
 import (
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"testing/synctest"
 
@@ -100,4 +101,16 @@ func TestDistroNetworksWithoutOne(t *testing.T) {
 			t.Errorf("%+v", got)
 		}
 	})
+}
+
+func TestIsDNSName(t *testing.T) {
+	for name, want := range map[string]bool{
+		"Debian": true, "Ubuntu-24.04": true, "a_b": true, strings.Repeat("x", maxLabel): true,
+		"a..b": false, ".x": false, "x.": false, strings.Repeat("x", maxLabel+1): false,
+		strings.Repeat("x.", 119) + "x": true, strings.Repeat("x.", 119) + "xx": false,
+	} {
+		if isDNSName(name) != want {
+			t.Errorf("%q: %v", name, !want)
+		}
+	}
 }

@@ -24,8 +24,11 @@ import (
 // watchDelay keeps what the guest loads to see its listeners off the way of a VM's first command.
 const watchDelay = 250 * time.Millisecond
 
-// maxPortWarnings bounds what a guest can make us log, or tell.
-const maxPortWarnings = 100
+// Bounds of what a guest can make us log, a distro can make us tell, and of that one command is told.
+const (
+	maxPortWarnings = 100
+	maxPortNotices  = 5
+)
 
 // settleTimeout bounds the wait of --publish for the process.
 const settleTimeout = 30 * time.Second
@@ -53,8 +56,8 @@ type vmPorts struct {
 	bound   []ports.Bound   // what the process has made of a plan
 	settled bool            // of the last one
 
-	warnings int             // logged so far
-	told     map[string]bool // notes that a session's user has seen
+	warnings int                        // logged so far
+	told     map[string]map[string]bool // notes that a session's user has seen, by distro in lower case
 }
 
 // portBook is what the Managers of a user have in common: the rules of `wsl2 ports --publish`,
@@ -270,16 +273,29 @@ func (m *Manager) portNotices(distro string) (notices []string) {
 		return nil
 	}
 	p := &m.vm.ports
+	key, more := strings.ToLower(distro), 0
+	told := p.told[key]
 	for _, b := range p.bound {
 		text := fmt.Sprintf("port %d/%s of %s: %s", b.Port, b.Proto, b.Distro, b.Note)
-		if b.Note == "" || !strings.EqualFold(b.Distro, distro) || p.told[text] || len(p.told) >= maxPortWarnings {
+		if b.Note == "" || !strings.EqualFold(b.Distro, distro) || told[text] || len(told) >= maxPortWarnings {
 			continue
 		}
 		if p.told == nil {
-			p.told = map[string]bool{}
+			p.told = map[string]map[string]bool{}
 		}
-		p.told[text] = true
+		if told == nil {
+			told = map[string]bool{}
+			p.told[key] = told
+		}
+		told[text] = true
+		if len(notices) == maxPortNotices {
+			more++
+			continue
+		}
 		notices = append(notices, text)
+	}
+	if more > 0 {
+		notices = append(notices, fmt.Sprintf("and %d more: wsl2 ports", more))
 	}
 	return notices
 }

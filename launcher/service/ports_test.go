@@ -2,6 +2,7 @@ package service
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -194,4 +195,26 @@ func TestPublishRules(t *testing.T) {
 	if book, err = newPortBook(file); err == nil || book == nil {
 		t.Errorf("a damaged file: %v, %v", book, err)
 	}
+}
+
+// TestPortNotices: a distro with much to be told of is told a few things at once, and keeps no other from its own.
+func TestPortNotices(t *testing.T) {
+	inBubble(t, func(t *testing.T, s *setup) {
+		s.open(t, debian, nil)
+		p := &s.m.vm.ports
+		for n := range 2 * maxPortWarnings {
+			p.bound = append(p.bound, ports.Bound{Distro: "debian", Proto: "tcp", Port: uint16(n + 1), Note: "privileged"})
+		}
+		p.bound = append(p.bound, ports.Bound{Distro: "alpine", Proto: "tcp", Port: 80, Note: "privileged"})
+		got := s.m.portNotices("Debian")
+		if want := fmt.Sprintf("and %d more: wsl2 ports", maxPortWarnings-maxPortNotices); len(got) != maxPortNotices+1 || got[maxPortNotices] != want {
+			t.Errorf("%q, want %d and %q", got, maxPortNotices, want)
+		}
+		if got := s.m.portNotices("debian"); len(got) != 0 {
+			t.Errorf("told again: %q", got)
+		}
+		if got := s.m.portNotices("alpine"); len(got) != 1 {
+			t.Errorf("the other distro: %q", got)
+		}
+	})
 }

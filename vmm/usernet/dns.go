@@ -308,7 +308,10 @@ func reply(h dnsmessage.Header, q dnsmessage.Question, code dnsmessage.RCode, an
 		Questions: []dnsmessage.Question{q}, Answers: answers,
 	}
 	b, err := m.Pack()
-	if err != nil {
+	switch {
+	case err != nil && len(answers) > 0: // of the host's files, with a name that is none
+		return reply(h, q, dnsmessage.RCodeServerFailure, nil)
+	case err != nil:
 		return nil
 	}
 	return b

@@ -508,3 +508,12 @@ func FuzzDNS(f *testing.F) {
 		}
 	})
 }
+
+// TestReplyUnpackable: an answer that no message can hold is told as a failure, and not kept from who waits for it.
+func TestReplyUnpackable(t *testing.T) {
+	q := dnsmessage.Question{Name: dnsmessage.MustNewName("2.0.77.10.in-addr.arpa."), Type: dnsmessage.TypePTR, Class: dnsmessage.ClassINET}
+	var m dnsmessage.Message
+	if err := m.Unpack(reply(dnsmessage.Header{ID: 7}, q, dnsmessage.RCodeSuccess, records(q, nil, []string{"a..b", "c"}))); err != nil || m.ID != 7 || m.RCode != dnsmessage.RCodeServerFailure {
+		t.Errorf("%+v, %v", m, err)
+	}
+}

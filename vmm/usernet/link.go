@@ -67,7 +67,7 @@ func newLink(fd int, c Config) (*link, error) {
 		burst := int(max(min(n/10, 1<<30), net.MaxFrame+net.HeaderLen))
 		l.up, l.down = rate.NewLimiter(rate.Limit(n), burst), rate.NewLimiter(rate.Limit(n), burst)
 		// No more than passes in the time that a frame may wait, but two of the largest.
-		l.out.limit = int(min(maxQueued, max(min(n, maxQueued)*uint64(maxThrottle/time.Second), 2*net.MaxFrame)))
+		l.out.limit = int(min(maxQueued, max(min(n, maxQueued)*uint64(maxThrottle/time.Second), uint64(2*(net.MaxFrame+stack.PacketBufferStructSize)))))
 	}
 	return l, nil
 }

@@ -19,6 +19,10 @@ import (
 func newWire(t *testing.T) (l *link, far int) {
 	pair := socketpair(t)
 	t.Cleanup(func() { unix.Close(pair[1]) })
+	timeout := unix.NsecToTimeval(deadline.Nanoseconds())
+	if err := unix.SetsockoptTimeval(pair[1], unix.SOL_SOCKET, unix.SO_RCVTIMEO, &timeout); err != nil {
+		t.Fatal(err)
+	}
 	l, err := newLink(pair[0], testConfig())
 	if err != nil {
 		t.Fatal(err)

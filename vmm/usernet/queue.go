@@ -6,6 +6,7 @@ import (
 
 	"golang.org/x/sys/unix"
 	"gvisor.dev/gvisor/pkg/tcpip"
+	"gvisor.dev/gvisor/pkg/tcpip/header"
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
 )
 
@@ -16,17 +17,19 @@ const maxQueued = 4 << 20
 type queue struct {
 	limit int           // of size
 	some  chan struct{} // has a token when the first frame has come
-	turn  chan struct{} // is held by the one who waits for none
-	none  chan struct{} // has a token when the last frame has gone
+	turn  chan struct{} // is held by the one who waits
+	gone  chan struct{} // has a token when the frame has gone that it waits for, or the queue is closed
 
 	mu     sync.Mutex
 	frames []*stack.PacketBuffer // guarded by mu; the first one is being sent
 	size   int                   // in bytes of memory; guarded by mu
+	sends  uint64                // frames that have left the queue; guarded by mu
+	await  uint64                // the number of them that is waited for; guarded by mu
 	closed bool                  // guarded by mu
 }
 
 func newQueue() queue {
-	return queue{limit: maxQueued, some: make(chan struct{}, 1), turn: make(chan struct{}, 1), none: make(chan struct{}, 1)}
+	return queue{limit: maxQueued, some: make(chan struct{}, 1), turn: make(chan struct{}, 1), gone: make(chan struct{}, 1)}
 }
 
 // close drops what waits.
@@ -37,6 +40,7 @@ func (q *queue) close() {
 		pkt.DecRef()
 	}
 	q.frames, q.size, q.closed = nil, 0, true
+	notify(q.gone)
 }
 
 // first is the frame to be sent next, or nil.
@@ -59,7 +63,9 @@ func (q *queue) sent() {
 	pkt.DecRef()
 	if q.frames = q.frames[1:]; len(q.frames) == 0 {
 		q.frames = nil
-		notify(q.none)
+	}
+	if q.sends++; q.sends == q.await {
+		notify(q.gone)
 	}
 }
 
@@ -80,6 +86,20 @@ func (l *link) WritePackets(pkts stack.PacketBufferList) (int, tcpip.Error) {
 		sent++
 	}
 	return sent, nil
+}
+
+// limitOf is what the queue may hold for a frame of this kind to be added. Datagrams come however full it is, and
+// have to leave room for the connections that wait for their turn.
+func (q *queue) limitOf(pkt *stack.PacketBuffer) int {
+	if pkt.TransportProtocolNumber == header.UDPProtocolNumber {
+		return q.limit / 2
+	}
+	switch h := pkt.NetworkHeader().Slice(); { // of a fragment, it is all that tells
+	case pkt.NetworkProtocolNumber == header.IPv4ProtocolNumber && len(h) >= header.IPv4MinimumSize && header.IPv4(h).TransportProtocol() == header.UDPProtocolNumber,
+		pkt.NetworkProtocolNumber == header.IPv6ProtocolNumber && len(h) >= header.IPv6MinimumSize && header.IPv6(h).NextHeader() == uint8(header.IPv6FragmentExtHdrIdentifier):
+		return q.limit / 2
+	}
+	return q.limit
 }
 
 // write sends a frame at once if none waits and the guest takes it, and else leaves that to drain; without room
@@ -103,7 +123,7 @@ func (l *link) write(pkt *stack.PacketBuffer) tcpip.Error {
 		}
 	}
 	size := pkt.MemSize()
-	if q.size+size > q.limit {
+	if q.size+size > q.limitOf(pkt) {
 		return &tcpip.ErrNoBufferSpace{}
 	}
 	q.size += size
@@ -130,8 +150,9 @@ func (l *link) drain() {
 	}
 }
 
-// room waits until no frame waits. One at a time does that, so that each gets its turn and all together
-// add little more than one frame each to the queue: a new connection's frames are not behind megabytes of others.
+// room waits until the frames that are queued now have gone; not for those that come meanwhile, which may never end. One
+// at a time does that, so that each gets its turn and all together add little more than one frame each to
+// the queue: a new connection's frames are not behind megabytes of others.
 func (l *link) room(ctx context.Context) error {
 	q := &l.out
 	select {
@@ -140,12 +161,22 @@ func (l *link) room(ctx context.Context) error {
 		return context.Cause(ctx)
 	}
 	defer func() { <-q.turn }()
-	for q.first() != nil {
+	q.mu.Lock()
+	q.await = q.sends + uint64(len(q.frames))
+	q.mu.Unlock()
+	for q.waits() {
 		select {
-		case <-q.none:
+		case <-q.gone:
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		}
 	}
 	return nil
+}
+
+// waits tells whether the frame that is waited for is still here.
+func (q *queue) waits() bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.sends < q.await && !q.closed
 }

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 	"gvisor.dev/gvisor/pkg/buffer"
@@ -18,10 +19,15 @@ import (
 // numbered sends a frame that says which one it is.
 func numbered(t *testing.T, l *link, i int) tcpip.Error {
 	t.Helper()
+	return numberedOf(l, i, header.TCPProtocolNumber)
+}
+
+func numberedOf(l *link, i int, proto tcpip.TransportProtocolNumber) tcpip.Error {
 	data := binary.BigEndian.AppendUint32(make([]byte, 0, 8<<10), uint32(i))[:8<<10]
 	pkt := stack.NewPacketBuffer(stack.PacketBufferOptions{ReserveHeaderBytes: header.EthernetMinimumSize, Payload: buffer.MakeWithData(data)})
 	defer pkt.DecRef()
 	pkt.EgressRoute.RemoteLinkAddress = l.guest
+	pkt.TransportProtocolNumber = proto
 	l.AddHeader(pkt)
 	return l.write(pkt)
 }
@@ -57,11 +63,13 @@ func TestQueue(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancelCause(t.Context())
 	enough := errors.New("enough")
+	room := make(chan error)
+	go func() { room <- l.room(ctx) }()
+	eventually(t, "it waits", func() bool { return len(l.out.turn) > 0 })
 	cancel(enough)
-	if err := l.room(ctx); err != enough {
+	if err := <-room; err != enough {
 		t.Errorf("room in a full queue: %v", err)
 	}
-	room := make(chan error)
 	go func() { room <- l.room(t.Context()) }()
 	frame := make([]byte, 1<<16)
 	for i := range sent {
@@ -92,9 +100,20 @@ func TestQueueShutdown(t *testing.T) {
 	served := make(chan error)
 	go func() { served <- l.serve() }()
 	fill(t, l)
+	room := make(chan error)
+	go func() { room <- l.room(context.Background()) }()
+	eventually(t, "one waits", func() bool { return len(l.out.turn) > 0 })
 	l.shutdown()
 	if err := <-served; err != nil {
 		t.Error(err)
+	}
+	select {
+	case err := <-room:
+		if err != nil {
+			t.Error(err)
+		}
+	case <-time.After(deadline):
+		t.Error("who waits for room is not told of the end")
 	}
 	if l.out.first() != nil || l.out.size != 0 {
 		t.Errorf("%d bytes still wait", l.out.size)
@@ -103,4 +122,70 @@ func TestQueueShutdown(t *testing.T) {
 		t.Error("it goes on after the end")
 	}
 	l.close()
+}
+
+// TestQueueFlood: datagrams that never end leave room for a connection's frames, and let its turn come.
+func TestQueueFlood(t *testing.T) {
+	l, far := newWire(t)
+	served := make(chan error)
+	go func() { served <- l.serve() }()
+	datagram := func() (full bool) {
+		t.Helper()
+		err := numberedOf(l, 0, header.UDPProtocolNumber)
+		if _, full = err.(*tcpip.ErrNoBufferSpace); err != nil && !full {
+			t.Fatal(err)
+		}
+		return full
+	}
+	for !datagram() {
+	}
+	if err := numbered(t, l, 1); err != nil {
+		t.Errorf("a connection's frame among datagrams: %v", err)
+	}
+	room := make(chan error)
+	go func() { room <- l.room(t.Context()) }()
+	frame := make([]byte, 1<<16)
+	for end, over := time.Now().Add(deadline), false; !over; {
+		if _, err := unix.Read(far, frame); err != nil {
+			t.Fatal(err)
+		}
+		for !datagram() { // it is never empty
+		}
+		select {
+		case err := <-room:
+			if over = true; err != nil {
+				t.Error(err)
+			}
+		default:
+			if time.Now().After(end) {
+				t.Fatal("the turn of a connection never comes")
+			}
+		}
+	}
+	l.shutdown()
+	if err := <-served; err != nil {
+		t.Error(err)
+	}
+	l.close()
+}
+
+// TestQueueSmallest: with the smallest limit, too, two of the largest frames fit.
+func TestQueueSmallest(t *testing.T) {
+	pair := socketpair(t)
+	defer unix.Close(pair[1])
+	c := testConfig()
+	c.BytesPerSecond = 1
+	l, err := newLink(pair[0], c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.close()
+	for range 2 {
+		pkt := stack.NewPacketBuffer(stack.PacketBufferOptions{Payload: buffer.MakeWithData(make([]byte, net.MaxFrame))})
+		if err := l.write(pkt); err != nil {
+			t.Error(err)
+		}
+		pkt.DecRef()
+	}
+	l.out.close()
 }
