@@ -12,11 +12,14 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/wsl2/wsl2/guest/untar"
 )
 
 // Pack writes the tree below root to w as a tar archive in PAX format: owners,
 // modes, times to the nanosecond, hard links, devices, FIFOs and extended
-// attributes (as SCHILY.xattr, which untar, GNU tar, bsdtar and docker read). It stays on one
+// attributes (as SCHILY.xattr, which untar, GNU tar, bsdtar and docker read). Holes are zeros, which
+// untar makes holes again. It stays on one
 // file system. leftOut is told of what a tar cannot hold. Nothing may change the tree
 // meanwhile.
 func Pack(root string, w io.Writer, leftOut func(name, why string)) error {
@@ -220,6 +223,9 @@ func (p *packer) file(dir int, base, name string, st *unix.Stat_t) error {
 	defer unix.Close(fd)
 	h := header(name, st, tar.TypeReg)
 	h.Size = st.Size
+	if st.Blocks*512 < st.Size {
+		h.PAXRecords = map[string]string{untar.CommentKey: untar.WithHoles}
+	}
 	if err := p.attributes(fd, h); err != nil {
 		return fmt.Errorf("/%s: %w", name, err)
 	}

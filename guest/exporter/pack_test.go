@@ -47,6 +47,10 @@ func tree(t *testing.T) string {
 	if err := unix.Setxattr(filepath.Join(root, "etc/file"), "user.colour", []byte("bl\x00ue"), 0); err != nil && !errors.Is(err, unix.ENOTSUP) {
 		t.Fatal(err)
 	}
+	sparse, err := os.Create(filepath.Join(root, "etc/sparse"))
+	must(err)
+	_, err = sparse.WriteAt([]byte("behind a hole"), 8<<20)
+	must(errors.Join(err, sparse.Close()))
 	stamp := time.Unix(1700000000, 123456789)
 	must(os.Chtimes(filepath.Join(root, "etc/file"), stamp, stamp))
 	must(os.Chtimes(filepath.Join(root, "etc"), stamp, stamp))
@@ -78,7 +82,7 @@ func describeTree(t *testing.T, root string) string {
 			if err != nil {
 				return err
 			}
-			fmt.Fprintf(&b, " %d bytes, first link %q", len(text), inodes[st.Ino])
+			fmt.Fprintf(&b, " %d bytes, holes: %v, first link %q", len(text), st.Blocks*512 < st.Size/2, inodes[st.Ino])
 			inodes[st.Ino] = rel
 			value := make([]byte, 100)
 			if n, err := unix.Getxattr(path, "user.colour", value); err == nil {

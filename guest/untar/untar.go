@@ -39,6 +39,13 @@ var (
 // although they take no space. ext4's own limit is 16 TiB.
 const maxExpanded = 4 << 40
 
+// The record of an entry whose file has holes, which are zeros in the archive: a comment
+// (pax(1)), which other programs say nothing about.
+const (
+	CommentKey = "comment"
+	WithHoles  = "sparse"
+)
+
 const (
 	blockSize  = 512
 	copyBuffer = 1 << 20
@@ -383,6 +390,7 @@ func (u *unpacker) file(dir int, base string, h *tar.Header, mode uint32, r io.R
 	if sparse && h.Size > maxExpanded {
 		return fmt.Errorf("%w: a sparse file of %d bytes; at most %d", ErrArchive, h.Size, int64(maxExpanded))
 	}
+	sparse = sparse || h.PAXRecords[CommentKey] == WithHoles
 	var fd int
 	err := u.replace(dir, base, func() (err error) {
 		// Owner only, until the owner is right.
