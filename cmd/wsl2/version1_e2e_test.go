@@ -406,6 +406,7 @@ func TestSetVersion(t *testing.T) {
 	h.Config("[wsl2]", "defaultVhdSize=2GB")
 	h.OK("--set-default-version", "1")
 	h.Import("small", append(testsys.Busybox(t), special()...)...)
+	inside(h, "small", "dd if=/dev/zero of=/srv/holes bs=1 count=1 seek=8388608 2>/dev/null")
 	before := contents(h, "small")
 	registered := func() string {
 		t.Helper()
@@ -444,6 +445,9 @@ func TestSetVersion(t *testing.T) {
 		}
 		if after := contents(h, "small"); after != before {
 			t.Errorf("as version %s it is\n%s\nwant\n%s", version, after, before)
+		}
+		if blocks := strings.TrimSpace(inside(h, "small", "stat -c %b /srv/holes")); len(blocks) > 2 {
+			t.Errorf("as version %s a file with a hole of 8 MiB has %s blocks", version, blocks)
 		}
 		entries, err := os.ReadDir(filepath.Join(h.Data(), "distros/small"))
 		testsys.Must(t, err)
