@@ -14,6 +14,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -161,14 +162,17 @@ func TestInstallKilled(t *testing.T) {
 	h.Config("[wsl2]", "defaultVhdSize=2GB")
 	images := registry.New(registry.Logger(log.New(io.Discard, "", 0)))
 	var stuck atomic.Bool
+	var config string // the blob that is asked for before the layers
 	asked, left := make(chan struct{}, 1), make(chan struct{}, 1)
 	image := pushTo(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if !stuck.Load() || r.Method != http.MethodGet || !strings.Contains(r.URL.Path, "/blobs/") {
+		if !stuck.Load() || r.Method != http.MethodGet || !strings.Contains(r.URL.Path, "/blobs/") || strings.HasSuffix(r.URL.Path, config) {
 			images.ServeHTTP(w, r)
 			return
 		}
-		w.Header().Set("Content-Length", "1000000")
-		w.Write([]byte("the first bytes"))
+		whole := httptest.NewRecorder()
+		images.ServeHTTP(whole, r)
+		w.Header().Set("Content-Length", strconv.Itoa(whole.Body.Len()))
+		w.Write(whole.Body.Bytes()[:whole.Body.Len()/2]) // which the next --install goes on from
 		http.NewResponseController(w).Flush()
 		select {
 		case asked <- struct{}{}:
@@ -180,6 +184,13 @@ func TestInstallKilled(t *testing.T) {
 		default:
 		}
 	}), testsys.Tar(t, testsys.Busybox(t)...))
+	ref, err := name.ParseReference(image)
+	testsys.Must(t, err)
+	pushed, err := remote.Image(ref)
+	testsys.Must(t, err)
+	digest, err := pushed.ConfigName()
+	testsys.Must(t, err)
+	config = "/" + digest.String()
 
 	stuck.Store(true)
 	l := h.Start("--install", image)
@@ -191,7 +202,7 @@ func TestInstallKilled(t *testing.T) {
 			t.Fatalf("%s: not after %v", what, testsys.Deadline)
 		}
 	}
-	await("the registry is asked for a blob", asked)
+	await("the registry is asked for a layer", asked)
 	l.Kill()
 	await("the blob's connection ends", left)
 	if got := disks(h); len(got) != 0 {

@@ -232,6 +232,18 @@ func inside(h *testsys.Host, distro, script string) string {
 	return strings.TrimSpace(h.OK("-d", distro, "-u", "root", "--cd", "/", "-e", "sh", "-c", script))
 }
 
+// initOf returns the process of the host that is a distro's init.
+func initOf(h *testsys.Host, distro string) testsys.Process {
+	h.TB.Helper()
+	for _, p := range h.Processes() {
+		if p.Role() == "distro" && p.Argv[2] == distro {
+			return p
+		}
+	}
+	h.TB.Fatalf("%s has no init among %v", distro, h.Processes())
+	return testsys.Process{}
+}
+
 // limits holds a distro to what wslconfig limits. With version 1 it may take away the limits that it sees, but
 // what holds are those above its cgroup.
 func limits(h *testsys.Host) {

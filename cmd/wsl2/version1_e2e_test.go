@@ -39,18 +39,6 @@ func contents(h *testsys.Host, distro string) string {
 	return inside(h, distro, "find /srv /home /bin/busybox ! -name null | sort | xargs stat -c '%n %F %a %u %g %h %s %Y'; find /srv -type f | sort | xargs md5sum; readlink /srv/soft")
 }
 
-// initOf returns the process of the host that is a distro's init.
-func initOf(h *testsys.Host, distro string) testsys.Process {
-	h.TB.Helper()
-	for _, p := range h.Processes() {
-		if p.Role() == "distro" && p.Argv[2] == distro {
-			return p
-		}
-	}
-	h.TB.Fatalf("%s has no init among %v", distro, h.Processes())
-	return testsys.Process{}
-}
-
 // TestVersion1Mounts: what a distro mounts in a share of a host whose mounts are shared, as
 // systemd makes them, is mounted in the distro alone.
 func TestVersion1Mounts(t *testing.T) {

@@ -21,7 +21,7 @@ func TestVersion1Limits(t *testing.T) {
 	base := filepath.Join(cgroup.Root, filepath.Base(h.Dir))
 	h = testsys.New(t)
 	testsys.Must(t, os.MkdirAll(base+"/service", 0o755))
-	t.Cleanup(func() { cgroup.Remove(base) })
+	t.Cleanup(func() { cgroup.Remove(base) }) //nolint:errcheck // the machine ends with the test
 	for _, p := range []string{"", "/cgroup.procs", "/cgroup.subtree_control", "/service", "/service/cgroup.procs"} {
 		testsys.Must(t, os.Chown(base+p, testUser, testUser))
 	}
@@ -40,7 +40,9 @@ func limitedDistro(t *testing.T, h *testsys.Host, base string) {
 	if list := made(); len(list) != 1 {
 		t.Errorf("cgroups while one distro has limits: %v", list)
 	}
+	init := initOf(h, "one")
 	h.Process("service").Kill(t)
+	init.End(t)
 	h.OK("-d", "two", "-e", "true")
 	h.OK("--shutdown")
 	h.CheckNothingLeft()

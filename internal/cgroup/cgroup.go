@@ -3,7 +3,10 @@
 package cgroup
 
 import (
+	"context"
+	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -79,18 +82,64 @@ func write(path, value string) error {
 
 // Remove removes a cgroup and those that the distro made below it. They are empty: the processes ended
 // with the pid namespace. What remains for any reason is used again at the distro's next start.
-func Remove(path string) {
+func Remove(path string) error {
 	if path == "" {
-		return
+		return nil
 	}
 	entries, err := os.ReadDir(path)
-	if err != nil {
-		return
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
 	}
 	for _, e := range entries {
 		if e.IsDir() {
-			Remove(filepath.Join(path, e.Name()))
+			err = errors.Join(err, Remove(filepath.Join(path, e.Name())))
 		}
 	}
-	unix.Rmdir(path) //nolint:errcheck // see above
+	if err != nil {
+		return err
+	}
+	return os.Remove(path)
 }
+
+// Kill ends all processes in a cgroup and below it, and returns when there are none; ctx bounds that wait.
+func Kill(ctx context.Context, path string) error {
+	events, err := os.Open(filepath.Join(path, "cgroup.events"))
+	if errors.Is(err, os.ErrNotExist) {
+		return nil // the cgroup has gone
+	}
+	if err != nil {
+		return err
+	}
+	defer events.Close()
+	// There is no cgroup.kill before Linux 5.14: what ends with its service is waited for there as well.
+	if err := write(filepath.Join(path, "cgroup.kill"), "1"); err != nil && err != unix.ENOENT {
+		return fmt.Errorf("end what runs in %s: %w", path, err)
+	}
+	wake, stop, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	defer wake.Close()
+	defer stop.Close()
+	defer context.AfterFunc(ctx, func() { stop.Write([]byte{0}) })() //nolint:errcheck // the pipe has room
+	for {
+		text, err := io.ReadAll(io.NewSectionReader(events, 0, maxEvents))
+		if err != nil {
+			return err
+		}
+		if strings.Contains(string(text), "populated 0") {
+			return nil
+		}
+		if ctx.Err() != nil {
+			return fmt.Errorf("processes in %s have not ended: %w", path, context.Cause(ctx))
+		}
+		// The kernel tells of a change since it was read (cgroup-v2.rst, "cgroup.events").
+		fds := []unix.PollFd{{Fd: int32(events.Fd()), Events: unix.POLLPRI}, {Fd: int32(wake.Fd()), Events: unix.POLLIN}}
+		if _, err := unix.Poll(fds, -1); err != nil && err != unix.EINTR {
+			return os.NewSyscallError("poll", err)
+		}
+	}
+}
+
+// maxEvents bounds what is read of cgroup.events.
+const maxEvents = 4096

@@ -47,3 +47,33 @@ func TestLimit(t *testing.T) {
 		t.Errorf("%q", got)
 	}
 }
+
+// TestRemove: what cannot be removed is told of, for who looks again.
+func TestRemove(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "distro")
+	if err := os.MkdirAll(filepath.Join(path, "a", "b"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	busy := filepath.Join(path, "a", "busy") // as a process in it makes rmdir(2) fail
+	if err := os.WriteFile(busy, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := Remove(path); err == nil {
+		t.Error("a cgroup that is not empty is said to be removed")
+	}
+	if err := os.Remove(busy); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if err := Remove(path); err != nil {
+			t.Error(err)
+		}
+	}
+	if _, err := os.Lstat(path); !os.IsNotExist(err) {
+		t.Errorf("it is there: %v", err)
+	}
+	if err := Kill(t.Context(), path); err != nil {
+		t.Errorf("a cgroup that has gone: %v", err)
+	}
+}

@@ -1,9 +1,11 @@
 package native
 
 import (
+	"context"
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -58,13 +60,21 @@ func limited(socket string, l wire.Limits) (dir *os.File, err error) {
 	return os.OpenFile(inner, unix.O_DIRECTORY, 0)
 }
 
-// removeCgroup removes the cgroup of the distro that listened on a socket, if it had one.
+// emptyTimeout is what a killed distro's processes get to end.
+const emptyTimeout = 10 * time.Second
+
+// removeCgroup removes the cgroup of the distro that listened on a socket, if it had one, and ends what is in it: with
+// its service killed a distro may still be ending. Where that fails the link stays, for the next Sweep.
 func removeCgroup(socket string) {
 	path, err := os.Readlink(socket + cgroupSuffix)
 	if err != nil {
 		return
 	}
-	cgroup.Remove(path)
+	ctx, cancel := context.WithTimeout(context.Background(), emptyTimeout)
+	defer cancel()
+	if cgroup.Kill(ctx, path) != nil || cgroup.Remove(path) != nil {
+		return
+	}
 	os.Remove(socket + cgroupSuffix)
 }
 

@@ -16,6 +16,8 @@ import (
 	"strconv"
 	"strings"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/wsl2/wsl2/launcher/api"
 )
 
@@ -175,19 +177,20 @@ func (u hostUser) free(of ids) string {
 // missing returns the line that would have to be in a file of ranges for what of a map's side is not the user's any
 // more, "" if all is.
 func (u hostUser) missing(of ids, list []Extent) string {
-	if u.root() {
-		return ""
+	own := of.own
+	if u.root() { // who would get any map from the kernel: the file is not believed
+		own = append(slices.Clone(own), rootRange)
 	}
 	first, end, lost := uint64(1<<32), uint64(0), false
 	for _, e := range list {
-		if e.Inside == ownID && e.Count == 1 {
+		if e.Inside == ownID && e.Count == 1 && !u.root() {
 			if e.Outside != of.self {
 				return fmt.Sprintf("ID %d instead of %d", e.Outside, of.self)
 			}
 			continue
 		}
 		first, end = min(first, uint64(e.Outside)), max(end, uint64(e.Outside)+uint64(e.Count))
-		lost = lost || !slices.ContainsFunc(of.own, func(r idRange) bool { return r.holds(e) })
+		lost = lost || !slices.ContainsFunc(own, func(r idRange) bool { return r.holds(e) })
 	}
 	if !lost {
 		return ""
@@ -212,8 +215,13 @@ func (u hostUser) overlaps(m IDMap) (warnings []string) {
 }
 
 // mapOf returns the map of a distro, which a file beside its root keeps: its files belong to the IDs outside, whatever
-// range the user has got since. An empty file is a new distro's.
-func (u hostUser) mapOf(kept *os.File, root string) (m IDMap, err error) {
+// range the user has got since. An empty file is a new distro's. Who calls it holds the file's lock.
+func (u hostUser) mapOf(root string) (m IDMap, err error) {
+	kept, err := os.OpenFile(root+LockSuffix, os.O_RDWR|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return m, err
+	}
+	defer kept.Close()
 	text, err := io.ReadAll(io.NewSectionReader(kept, 0, maxKept))
 	if err != nil {
 		return m, err
@@ -224,6 +232,9 @@ func (u hostUser) mapOf(kept *os.File, root string) (m IDMap, err error) {
 		}
 		if text, err = json.Marshal(m); err == nil {
 			_, err = kept.WriteAt(text, 0)
+		}
+		if err == nil {
+			err = kept.Sync() // an empty file would get whatever range is there at the next start
 		}
 		return m, err
 	}

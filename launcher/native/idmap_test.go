@@ -76,15 +76,19 @@ func FuzzParseRanges(f *testing.F) {
 
 // TestMapOf: a distro keeps its IDs, whatever its user gets; when they are his no more he is told which line was there.
 func TestMapOf(t *testing.T) {
-	kept, err := os.Create(filepath.Join(t.TempDir(), "rootfs.lock"))
+	root := filepath.Join(t.TempDir(), "rootfs")
+	lock, err := Lock(t.Context(), root)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer kept.Close()
+	defer lock.Close()
+	if _, err := lock.Write([]byte("x")); err == nil {
+		t.Error("the lock, which the distro's init has, can be written to")
+	}
 	u := hostUser{name: "me", uids: ids{path: "/etc/subuid", self: 1234}, gids: ids{path: "/etc/subgid", self: 1234}}
 	of := func(ranges ...idRange) (IDMap, error) {
 		u.uids.own, u.gids.own = ranges, ranges
-		return u.mapOf(kept, "/root")
+		return u.mapOf(root)
 	}
 	if _, err := of(); err == nil || !strings.Contains(api.AsError(err).Hint, "me:100000:65536") {
 		t.Errorf("without a range: %v", err)
@@ -106,14 +110,41 @@ func TestMapOf(t *testing.T) {
 	if free := u.free(u.uids); free != "me:365541:65536" {
 		t.Errorf("the next free line is %s", free)
 	}
-	u.uids.self, u.gids.self = 0, 0 // root may
-	if now, err := of(); err != nil || !reflect.DeepEqual(now, was) {
-		t.Errorf("root's: %v, %v", now, err)
-	}
-	if err := kept.Truncate(10); err != nil {
+	if err := os.Truncate(root+LockSuffix, 10); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := of(idRange{300000, minIDs}); err == nil || !strings.Contains(err.Error(), kept.Name()) {
+	if _, err := of(idRange{300000, minIDs}); err == nil || !strings.Contains(err.Error(), lock.Name()) {
 		t.Errorf("a damaged file: %v", err)
+	}
+}
+
+// TestMapOfRoot: the kernel gives root any map, hence the file is held to root's own ranges.
+func TestMapOfRoot(t *testing.T) {
+	root := filepath.Join(t.TempDir(), "rootfs")
+	u := hostUser{name: "root", uids: ids{path: "/etc/subuid"}, gids: ids{path: "/etc/subgid"}}
+	of := func(kept string) error {
+		if err := os.WriteFile(root+LockSuffix, []byte(kept), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		_, err := u.mapOf(root)
+		return err
+	}
+	const good = `[{"Inside":0,"Outside":1879048192,"Count":65536}]`
+	for _, list := range []string{
+		`[{"Inside":0,"Outside":0,"Count":65536}]`, `[{"Inside":1000,"Outside":0,"Count":1}]`,
+		`[{"Inside":0,"Outside":1879048192,"Count":65536},{"Inside":1000000,"Outside":0,"Count":1}]`, `[{"Inside":0,"Outside":300000,"Count":65536}]`,
+	} {
+		for _, kept := range []string{`{"UIDs":` + list + `,"GIDs":` + good + `}`, `{"UIDs":` + good + `,"GIDs":` + list + `}`} {
+			if err := of(kept); err == nil {
+				t.Errorf("%s is taken", kept)
+			}
+		}
+	}
+	if err := of(`{"UIDs":` + good + `,"GIDs":` + good + `}`); err != nil {
+		t.Errorf("root's range without a line: %v", err)
+	}
+	u.uids.own, u.gids.own = []idRange{{300000, minIDs}}, []idRange{{300000, minIDs}}
+	if err := of(`{"UIDs":[{"Inside":0,"Outside":300000,"Count":65536}],"GIDs":` + good + `}`); err != nil {
+		t.Errorf("with a line: %v", err)
 	}
 }

@@ -72,7 +72,7 @@ func Start(ctx context.Context, s Spec) (*Process, error) {
 		return nil, err
 	}
 	defer lock.Close() // the process has it now
-	ids, err := user.mapOf(lock, s.Root)
+	ids, err := user.mapOf(s.Root)
 	if err != nil {
 		return nil, err
 	}
@@ -299,9 +299,10 @@ func (p *Process) Send(m wire.Message) error {
 	return wire.Write(wire.Within(p.channel, sendTimeout), m)
 }
 
-// Lock takes the lock of a root, waiting for who holds it until ctx ends.
+// Lock takes the lock of a root, waiting for who holds it until ctx ends. It is for reading: the distro's root can take the
+// descriptor from its init (pidfd_getfd(2)), and the file says who that root is (mapOf).
 func Lock(ctx context.Context, root string) (*os.File, error) {
-	f, err := filelock.Lock(ctx, root+LockSuffix)
+	f, err := filelock.Lock(ctx, root+LockSuffix, os.O_RDONLY)
 	if err != nil && err == context.Cause(ctx) {
 		return nil, fmt.Errorf("%s is still used by an earlier start of its distro: %w", root, err)
 	}

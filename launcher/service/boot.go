@@ -217,5 +217,5 @@ func lockFile(ctx context.Context, path string) (*os.File, error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return nil, err
 	}
-	return filelock.Lock(ctx, path)
+	return filelock.Lock(ctx, path, os.O_RDWR)
 }

@@ -9,10 +9,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Lock opens the file at path, made if need be, and takes its flock(2), waiting for who
-// holds it until ctx ends; then the error is ctx's cause. Closing the file gives the lock back.
-func Lock(ctx context.Context, path string) (*os.File, error) {
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|syscall.O_NOFOLLOW, 0o600)
+// Lock opens the file at path with the flags access, made if need be, and takes its flock(2), waiting for who
+// holds it until ctx ends; then the error is ctx's cause. Closing the file gives the lock back. Network file systems want
+// os.O_RDWR for it; who gets a descriptor for reading can only hold the lock.
+func Lock(ctx context.Context, path string, access int) (*os.File, error) {
+	f, err := os.OpenFile(path, access|os.O_CREATE|syscall.O_NOFOLLOW, 0o600)
 	if err != nil {
 		return nil, err
 	}
