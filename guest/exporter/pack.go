@@ -92,7 +92,7 @@ func (o *output) file(fd int, size int64) error {
 		case err != nil:
 			return err
 		case n == 0:
-			return io.ErrUnexpectedEOF
+			return errors.New("the file became shorter while it was exported: export again when nothing writes to it")
 		}
 		o.b = o.b[:len(o.b)+n]
 		left -= int64(n)
