@@ -38,10 +38,10 @@ var (
 	ErrNoSlot = errors.New("every disk slot of the VM is in use")
 )
 
-// How much of the console is kept, and shown when the machine fails.
+// How much of the console is kept, and shown when the machine fails: a panic with its trace.
 const (
 	consoleBytes = 64 << 10
-	consoleLines = 20
+	consoleLines = 40
 )
 
 // Machine is one virtual machine, started at most once. Its methods are safe for
