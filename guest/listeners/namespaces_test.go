@@ -1,9 +1,7 @@
 package listeners
 
 import (
-	"bytes"
 	"net"
-	"os"
 	"os/exec"
 	"syscall"
 	"testing"
@@ -11,23 +9,13 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/wsl2/wsl2/guest/netns"
+	"github.com/wsl2/wsl2/internal/testsys/namespace"
 )
 
 // TestNamespaces: what listens in another namespace counts while that is one of those that do, beside what
 // listens at the same port in ours.
 func TestNamespaces(t *testing.T) {
-	const inside = "WSL2_TEST_LISTENERS_INSIDE"
-	if os.Getenv(inside) == "" {
-		cmd := exec.Command("/proc/self/exe", "-test.run", "^TestNamespaces$", "-test.v")
-		cmd.Env = append(os.Environ(), inside+"=1")
-		cmd.SysProcAttr = &syscall.SysProcAttr{
-			Cloneflags:  unix.CLONE_NEWUSER | unix.CLONE_NEWNET,
-			UidMappings: []syscall.SysProcIDMap{{HostID: os.Getuid(), Size: 1}},
-			GidMappings: []syscall.SysProcIDMap{{HostID: os.Getgid(), Size: 1}},
-		}
-		if out, err := cmd.CombinedOutput(); err != nil || !bytes.Contains(out, []byte("--- PASS: TestNamespaces ")) {
-			t.Fatalf("%v:\n%s", err, out)
-		}
+	if !namespace.Inside(t, unix.CLONE_NEWNET) {
 		return
 	}
 	cmd := exec.Command("sleep", "infinity")

@@ -1,10 +1,8 @@
 package network
 
 import (
-	"bytes"
 	"errors"
 	"net"
-	"os"
 	"os/exec"
 	"strconv"
 	"strings"
@@ -15,24 +13,14 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/wsl2/wsl2/guest/netns"
+	"github.com/wsl2/wsl2/internal/testsys/namespace"
 	"github.com/wsl2/wsl2/internal/wire"
 )
 
 // TestConnect: of two namespaces behind a VM's, each reaches the other and what is behind the VM's card, by
 // IPv4 and IPv6; and an end of one leaves no trace.
 func TestConnect(t *testing.T) {
-	const inside = "WSL2_TEST_NETWORK_CONNECT"
-	if os.Getenv(inside) == "" {
-		cmd := exec.Command("/proc/self/exe", "-test.run", "^TestConnect$", "-test.v")
-		cmd.Env = append(os.Environ(), inside+"=1")
-		cmd.SysProcAttr = &syscall.SysProcAttr{
-			Cloneflags:  unix.CLONE_NEWUSER | unix.CLONE_NEWNET,
-			UidMappings: []syscall.SysProcIDMap{{HostID: os.Getuid(), Size: 1}},
-			GidMappings: []syscall.SysProcIDMap{{HostID: os.Getgid(), Size: 1}},
-		}
-		if out, err := cmd.CombinedOutput(); err != nil || !bytes.Contains(out, []byte("--- PASS: TestConnect ")) {
-			t.Fatalf("%v:\n%s", err, out)
-		}
+	if !namespace.Inside(t, unix.CLONE_NEWNET) {
 		return
 	}
 	run := func(argv ...string) string {

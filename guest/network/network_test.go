@@ -1,33 +1,20 @@
 package network
 
 import (
-	"bytes"
-	"os"
 	"os/exec"
 	"strings"
-	"syscall"
 	"testing"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/wsl2/wsl2/internal/testsys/namespace"
 	"github.com/wsl2/wsl2/internal/wire"
 )
 
 // TestConfigure gives addresses to a card in a network namespace of its own, where the
 // test starts itself again, and asks ip(8) what has become of it.
 func TestConfigure(t *testing.T) {
-	const inside = "WSL2_TEST_NETWORK_INSIDE"
-	if os.Getenv(inside) == "" {
-		cmd := exec.Command("/proc/self/exe", "-test.run", "^TestConfigure$", "-test.v")
-		cmd.Env = append(os.Environ(), inside+"=1")
-		cmd.SysProcAttr = &syscall.SysProcAttr{
-			Cloneflags:  unix.CLONE_NEWUSER | unix.CLONE_NEWNET,
-			UidMappings: []syscall.SysProcIDMap{{HostID: os.Getuid(), Size: 1}},
-			GidMappings: []syscall.SysProcIDMap{{HostID: os.Getgid(), Size: 1}},
-		}
-		if out, err := cmd.CombinedOutput(); err != nil || !bytes.Contains(out, []byte("--- PASS: TestConfigure ")) {
-			t.Fatalf("%v:\n%s", err, out)
-		}
+	if !namespace.Inside(t, unix.CLONE_NEWNET) {
 		return
 	}
 	ip := func(args string) string {

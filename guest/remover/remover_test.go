@@ -1,34 +1,21 @@
 package remover
 
 import (
-	"bytes"
 	"errors"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"syscall"
 	"testing"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/wsl2/wsl2/guest/diskjob"
+	"github.com/wsl2/wsl2/internal/testsys/namespace"
 )
 
 // TestRun deletes what is in a directory, but nothing while something is mounted in there. The test starts
 // itself again in a mount namespace of its own.
 func TestRun(t *testing.T) {
-	const inside = "WSL2_TEST_REMOVER_INSIDE"
-	if os.Getenv(inside) == "" {
-		cmd := exec.Command("/proc/self/exe", "-test.run", "^TestRun$", "-test.v")
-		cmd.Env = append(os.Environ(), inside+"=1")
-		cmd.SysProcAttr = &syscall.SysProcAttr{
-			Cloneflags:  unix.CLONE_NEWUSER | unix.CLONE_NEWNS,
-			UidMappings: []syscall.SysProcIDMap{{HostID: os.Getuid(), Size: 1}},
-			GidMappings: []syscall.SysProcIDMap{{HostID: os.Getgid(), Size: 1}},
-		}
-		if out, err := cmd.CombinedOutput(); err != nil || !bytes.Contains(out, []byte("--- PASS: TestRun ")) {
-			t.Fatalf("%v:\n%s", err, out)
-		}
+	if !namespace.Inside(t, unix.CLONE_NEWNS) {
 		return
 	}
 	must := func(errs ...error) {

@@ -31,6 +31,7 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/transport/udp"
 	"gvisor.dev/gvisor/pkg/waiter"
 
+	"github.com/wsl2/wsl2/internal/testsys/namespace"
 	"github.com/wsl2/wsl2/vmm/usernet/policy"
 )
 
@@ -629,7 +630,7 @@ func TestTCPLimit(t *testing.T) {
 // TestManySilent: a guest that waits for more silent peers than there are places does not keep
 // others from connecting.
 func TestManySilent(t *testing.T) {
-	if !inNamespace(t) {
+	if !namespace.Inside(t, unix.CLONE_NEWNET) {
 		return
 	}
 	world(t)

@@ -17,6 +17,8 @@ import (
 
 	"golang.org/x/sys/unix"
 	"gvisor.dev/gvisor/pkg/tcpip/adapters/gonet"
+
+	"github.com/wsl2/wsl2/internal/testsys/namespace"
 )
 
 // The tests of this file run in a network namespace of their own, beside another one that is
@@ -27,30 +29,8 @@ import (
 
 const (
 	roleVariable = "WSL2_TEST_USERNET_ROLE"
-	roleTest     = "test"
 	roleWorld    = "world"
 )
-
-// inNamespace runs the calling test again in a namespace, and tells how that ended; true if
-// this is that run.
-func inNamespace(t *testing.T) bool {
-	t.Helper()
-	if os.Getenv(roleVariable) == roleTest {
-		return true
-	}
-	cmd := exec.Command("/proc/self/exe", "-test.run", "^"+t.Name()+"$", "-test.v")
-	cmd.Env = append(os.Environ(), roleVariable+"="+roleTest)
-	cmd.SysProcAttr = &syscall.SysProcAttr{
-		Cloneflags:  unix.CLONE_NEWUSER | unix.CLONE_NEWNET,
-		UidMappings: []syscall.SysProcIDMap{{HostID: os.Getuid(), Size: 1}},
-		GidMappings: []syscall.SysProcIDMap{{HostID: os.Getgid(), Size: 1}},
-	}
-	out, err := cmd.CombinedOutput()
-	if err != nil || !bytes.Contains(out, []byte("--- PASS: "+t.Name()+" ")) {
-		t.Fatalf("%v:\n%s", err, out)
-	}
-	return false
-}
 
 // run runs a command of the namespace's.
 func run(t *testing.T, argv ...string) {
@@ -168,7 +148,7 @@ func echoes(t *testing.T, c io.ReadWriteCloser, want []byte) {
 // TestNAT: the world is reached by IPv4 and IPv6 over a network of a smaller MTU, what is
 // not there is told, and pings are answered by who is asked.
 func TestNAT(t *testing.T) {
-	if !inNamespace(t) {
+	if !namespace.Inside(t, unix.CLONE_NEWNET) {
 		return
 	}
 	world(t)
@@ -206,7 +186,7 @@ func TestNAT(t *testing.T) {
 
 // TestLinkDown: the host's network goes and comes back under a connection, which goes on.
 func TestLinkDown(t *testing.T) {
-	if !inNamespace(t) {
+	if !namespace.Inside(t, unix.CLONE_NEWNET) {
 		return
 	}
 	world(t)
