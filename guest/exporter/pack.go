@@ -238,8 +238,6 @@ func (p *packer) file(dir int, base, name string, st *unix.Stat_t) error {
 	return nil
 }
 
-const xattrPrefix = "SCHILY.xattr."
-
 // attributes adds the extended attributes of a file or directory to its header.
 func (p *packer) attributes(fd int, h *tar.Header) error {
 	list, err := sized(func(b []byte) (int, error) { return unix.Flistxattr(fd, b) })
@@ -264,7 +262,7 @@ func (p *packer) attributes(fd int, h *tar.Header) error {
 		if h.PAXRecords == nil {
 			h.PAXRecords = map[string]string{}
 		}
-		h.PAXRecords[xattrPrefix+attr] = string(value)
+		h.PAXRecords[untar.XattrPrefix+attr] = string(value)
 	}
 	return nil
 }

@@ -27,10 +27,16 @@ func Up(m *wire.Network) error {
 	return configure(m)
 }
 
-func configure(m *wire.Network) error {
+// routeSocket is one for requests (rtnetlink(7)), which the caller closes.
+func routeSocket() (int, error) {
 	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_ROUTE)
+	return fd, os.NewSyscallError("socket", err)
+}
+
+func configure(m *wire.Network) error {
+	fd, err := routeSocket()
 	if err != nil {
-		return fmt.Errorf("bring up %s: %w", Card, os.NewSyscallError("socket", err))
+		return fmt.Errorf("bring up %s: %w", Card, err)
 	}
 	defer unix.Close(fd)
 	index, err := number(fd, Card, unix.SIOCGIFINDEX)

@@ -39,11 +39,12 @@ var (
 // although they take no space. ext4's own limit is 16 TiB.
 const maxExpanded = 4 << 40
 
-// The record of an entry whose file has holes, which are zeros in the archive: a comment
-// (pax(1)), which other programs say nothing about.
+// What records of an entry say (pax(1)): that its file has holes, which are zeros in the archive, in a comment, which other
+// programs pass over; and its extended attributes, behind a prefix that they know.
 const (
-	CommentKey = "comment"
-	WithHoles  = "sparse"
+	CommentKey  = "comment"
+	WithHoles   = "sparse"
+	XattrPrefix = "SCHILY.xattr."
 )
 
 const (
@@ -464,8 +465,6 @@ func (u *unpacker) link(dir int, base, target string) error {
 	return refuse(err)
 }
 
-const xattrPrefix = "SCHILY.xattr."
-
 // times returns access and modification time; archives without the former
 // have it zero.
 func times(h *tar.Header) [2]unix.Timespec {
@@ -489,7 +488,7 @@ func (u *unpacker) fileMeta(fd int, h *tar.Header, mode uint32) error {
 		return err
 	}
 	for k, v := range h.PAXRecords {
-		if attr, ok := strings.CutPrefix(k, xattrPrefix); ok {
+		if attr, ok := strings.CutPrefix(k, XattrPrefix); ok {
 			if err := u.xattr(h.Name, attr, unix.Fsetxattr(fd, attr, []byte(v), 0)); err != nil {
 				return err
 			}
@@ -534,7 +533,7 @@ func (u *unpacker) directoryMeta(dir int, base, name string, h *tar.Header, mode
 		return err
 	}
 	for k, v := range h.PAXRecords {
-		if attr, ok := strings.CutPrefix(k, xattrPrefix); ok {
+		if attr, ok := strings.CutPrefix(k, XattrPrefix); ok {
 			if err := u.xattr(h.Name, attr, unix.Fsetxattr(fd, attr, []byte(v), 0)); err != nil {
 				return err
 			}
