@@ -136,7 +136,8 @@ func (n *Network) answerStream(ctx context.Context, g *guestConn, question []byt
 	if answer == nil {
 		return io.ErrUnexpectedEOF
 	}
-	return g.write(ctx, append(binary.BigEndian.AppendUint16(nil, uint16(len(answer))), answer...))
+	framed := payload(append(binary.BigEndian.AppendUint16(nil, uint16(len(answer))), answer...))
+	return g.write(ctx, &framed)
 }
 
 func (g *guestConn) readFull(ctx context.Context, p []byte) error {

@@ -266,10 +266,11 @@ func (l *link) send(pkt *stack.PacketBuffer, wait bool) (errno unix.Errno) {
 	return errno
 }
 
-// GSOMaxSize implements stack.GSOEndpoint.
-func (l *link) GSOMaxSize() uint32 {
-	return 65535 - header.IPv6MinimumSize - header.TCPHeaderMaximumSize
-}
+// maxSegment is the most of a stream that one frame holds.
+const maxSegment = 65535 - header.IPv6MinimumSize - header.TCPHeaderMaximumSize
+
+// GSOMaxSize implements stack.GSOEndpoint. The stack's TCP takes off what headers could need at most.
+func (l *link) GSOMaxSize() uint32 { return maxSegment + header.TCPTotalHeaderMaximumSize + 1 }
 
 // SupportedGSO implements stack.GSOEndpoint.
 func (l *link) SupportedGSO() stack.SupportedGSO {

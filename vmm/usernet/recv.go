@@ -1,6 +1,7 @@
 package usernet
 
 import (
+	"io"
 	"os"
 	"syscall"
 
@@ -12,12 +13,7 @@ import (
 func recvSome(rc syscall.RawConn) (b *[]byte, n int, err error) {
 	waitErr := rc.Read(func(fd uintptr) bool {
 		b = chunks.Get().(*[]byte)
-		for {
-			n, _, err = unix.Recvfrom(int(fd), *b, unix.MSG_DONTWAIT)
-			if err != unix.EINTR {
-				break
-			}
-		}
+		n, err = recv(int(fd), *b, 0)
 		if err != nil {
 			chunks.Put(b)
 			b = nil
@@ -28,4 +24,67 @@ func recvSome(rc syscall.RawConn) (b *[]byte, n int, err error) {
 		return nil, 0, waitErr
 	}
 	return b, n, os.NewSyscallError("recv", err)
+}
+
+// awaitBytes waits until a stream has bytes to be read, and tells how many; 0 at its end.
+func awaitBytes(rc syscall.RawConn) (n int, err error) {
+	waitErr := rc.Read(func(fd uintptr) bool {
+		if n, err = unix.IoctlGetInt(int(fd), unix.TIOCINQ); err != nil {
+			err = os.NewSyscallError("ioctl", err)
+			return true
+		}
+		if n > 0 {
+			return true
+		}
+		// Its end, an error, or a byte behind TCP's urgent data; or nothing.
+		var b [1]byte
+		n, err = recv(int(fd), b[:], unix.MSG_PEEK)
+		if err == unix.EAGAIN {
+			return false
+		}
+		err = os.NewSyscallError("recv", err)
+		return true
+	})
+	if waitErr != nil {
+		return 0, waitErr
+	}
+	return n, err
+}
+
+// received is bytes that a socket has, as a tcpip.Payloader: the stack reads them to where it needs them.
+type received struct {
+	raw  syscall.RawConn
+	left int
+}
+
+// Len implements tcpip.Payloader.
+func (r *received) Len() int { return r.left }
+
+// Read implements tcpip.Payloader. It never ends before Len bytes: the stack would wait for them.
+func (r *received) Read(b []byte) (n int, err error) {
+	switch {
+	case r.left == 0:
+		return 0, io.EOF
+	case len(b) == 0: // so the stack asks whether it is the end
+		return 0, nil
+	}
+	cerr := r.raw.Control(func(fd uintptr) { n, err = recv(int(fd), b[:min(len(b), r.left)], 0) })
+	switch {
+	case cerr != nil:
+		return 0, cerr
+	case err != nil:
+		return 0, os.NewSyscallError("recv", err)
+	case n == 0:
+		return 0, io.ErrUnexpectedEOF
+	}
+	r.left -= n
+	return n, nil
+}
+
+// recv does not wait.
+func recv(fd int, b []byte, flags int) (n int, err error) {
+	for err = unix.EINTR; err == unix.EINTR; {
+		n, _, err = unix.Recvfrom(fd, b, flags|unix.MSG_DONTWAIT)
+	}
+	return n, err
 }

@@ -203,21 +203,19 @@ func (g *guestConn) readSome(ctx context.Context) (b *[]byte, n int, err error) 
 	return b, n, err
 }
 
-func (g *guestConn) write(ctx context.Context, p []byte) error {
-	for len(p) > 0 {
-		r := payload(p)
-		var n int64
+// write sends all of p.
+func (g *guestConn) write(ctx context.Context, p tcpip.Payloader) error {
+	for p.Len() > 0 {
 		if err := g.link.room(ctx); err != nil {
 			return err
 		}
 		err := g.wait(ctx, waiter.WritableEvents, func() (err tcpip.Error) {
-			n, err = g.ep.Write(&r, tcpip.WriteOptions{})
+			_, err = g.ep.Write(p, tcpip.WriteOptions{})
 			return err
 		})
 		if err != nil {
 			return err
 		}
-		p = p[n:]
 	}
 	return nil
 }
@@ -337,26 +335,25 @@ func fromGuest(ctx context.Context, g *guestConn, host *net.TCPConn) error {
 	}
 }
 
+// fromHost gives the guest what the host's socket has, a frame at a time: what is left of a larger piece would be
+// a frame of its own.
 func fromHost(ctx context.Context, g *guestConn, host *net.TCPConn) error {
-	rc, err := host.SyscallConn()
+	raw, err := host.SyscallConn()
 	if err != nil {
 		return err
 	}
 	for {
-		b, n, err := recvSome(rc)
-		if err == nil && n == 0 {
-			chunks.Put(b)
+		n, err := awaitBytes(raw)
+		if err != nil {
+			return err
+		}
+		if n == 0 {
 			if e := g.ep.Shutdown(tcpip.ShutdownWrite); e != nil {
 				return errReset
 			}
 			return nil
 		}
-		if err != nil {
-			return err
-		}
-		err = g.write(ctx, (*b)[:n])
-		chunks.Put(b)
-		if err != nil {
+		if err := g.write(ctx, &received{raw: raw, left: min(n, maxSegment)}); err != nil {
 			return err
 		}
 	}

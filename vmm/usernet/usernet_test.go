@@ -323,6 +323,48 @@ func TestTCP(t *testing.T) {
 	}
 }
 
+// TestFullFrames: of much that waits for the guest, a frame takes as much as frames can hold, and no rest follows.
+func TestFullFrames(t *testing.T) {
+	there := make(chan struct{}) // all is
+	g := newGuestBehind(t, nil, func(record []byte) bool {
+		if h := header.IPv4(record[min(len(record), 10+header.EthernetMinimumSize):]); len(h) >= header.IPv4MinimumSize+header.TCPMinimumSize &&
+			h.TransportProtocol() == header.TCPProtocolNumber && header.TCP(h.Payload()).Flags() == header.TCPFlagAck {
+			<-there // the connection is not there before
+		}
+		return true
+	})
+	want := random(65400) // what the guest's first window has room for
+	over := make(chan struct{})
+	port := listen(t, "127.0.0.1:0", func(c *net.TCPConn) {
+		raw, err := c.SyscallConn()
+		if err == nil {
+			_, err = c.Write(want)
+		}
+		left := len(want)
+		for end := time.Now().Add(deadline); left > 0 && err == nil && time.Now().Before(end); time.Sleep(time.Millisecond) {
+			err = raw.Control(func(fd uintptr) { left, _ = unix.IoctlGetInt(int(fd), unix.TIOCOUTQ) })
+		}
+		if left > 0 || err != nil {
+			t.Errorf("%d bytes are not at the other end, %v", left, err)
+		}
+		close(there)
+		<-over
+	})
+	defer close(over)
+	c, err := g.dial(fmt.Sprintf("10.77.0.1:%d", port))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	got := make([]byte, len(want))
+	if _, err := io.ReadFull(c, got); err != nil || !bytes.Equal(got, want) {
+		t.Fatalf("it came damaged, %v", err)
+	}
+	if n := g.stack.Stats().TCP.ValidSegmentsReceived.Value(); n != 2 { // the answer to SYN, and this
+		t.Errorf("%d segments have come", n)
+	}
+}
+
 func TestTCPRefused(t *testing.T) {
 	g := newGuest(t, nil)
 	for _, gateway := range []string{"10.77.0.1", "[fd77::1]"} {
