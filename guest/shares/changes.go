@@ -119,7 +119,7 @@ func (r *replayer) do(c *wire.ShareChange) error {
 		if c.Mode&unix.S_IFMT == unix.S_IFDIR {
 			flags = unix.AT_REMOVEDIR
 		}
-		return unix.Unlinkat(dir, c.Name, flags)
+		return found(dir, c, func() error { return unix.Unlinkat(dir, c.Name, flags) })
 	case replay.Renamed:
 		to, err := below(root, c.NewDir)
 		if err != nil {
@@ -127,7 +127,7 @@ func (r *replayer) do(c *wire.ShareChange) error {
 		}
 		defer unix.Close(to)
 		ask(to, c.NewName)
-		return unix.Renameat(dir, c.Name, to, c.NewName)
+		return found(dir, c, func() error { return unix.Renameat(dir, c.Name, to, c.NewName) })
 	case replay.Modified: // of the modification time alone the kernel says that the file was modified
 		return touch(dir, c.Name, unix.UTIME_OMIT)
 	case replay.Attributes:
@@ -171,6 +171,17 @@ func below(root int, path string) (int, error) {
 func ask(dir int, name string) {
 	var st unix.Statx_t
 	unix.Statx(dir, name, unix.AT_SYMLINK_NOFOLLOW|unix.AT_STATX_FORCE_SYNC, unix.STATX_BASIC_STATS, &st) //nolint:errcheck // ENOENT, if all is well
+}
+
+// found makes a change of what was there before it, also where the kernel has kept that nothing was: what makes a file
+// has it ask.
+func found(dir int, c *wire.ShareChange, change func() error) error {
+	err := change()
+	if err == unix.ENOENT {
+		create(dir, c.Name, c.Mode) //nolint:errcheck // EEXIST, if all is well
+		err = change()
+	}
+	return err
 }
 
 func create(dir int, name string, mode uint32) error {

@@ -87,6 +87,7 @@ func testReplay(t *testing.T, timeout time.Duration) {
 		{replay.Change{Kind: replay.Renamed, Name: "s~", NewName: "g"}, func() { write("d/s~"); check(t, os.Rename(tree+"/d/s~", tree+"/d/g")) }, "from s~\nto g\n"},
 		{replay.Change{Kind: replay.Removed, Name: "g", Mode: unix.S_IFREG}, func() { check(t, os.Remove(tree+"/d/g")) }, "delete g\n"},
 		{replay.Change{Kind: replay.Removed, Name: "n", Mode: unix.S_IFDIR}, func() { check(t, os.Remove(tree+"/d/n")) }, "delete n\n"},
+		{replay.Change{Kind: replay.Removed, Name: "brief", Mode: unix.S_IFREG}, nil, "delete brief\n"}, // of it nothing was seen
 	} {
 		// What a watch is about has been looked at, mostly.
 		os.ReadFile(dir + "/d/" + c.change.Name) //nolint:errcheck // it may be a directory, or not be there yet

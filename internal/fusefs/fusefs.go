@@ -93,6 +93,7 @@ type node struct {
 	dir     uint64          // where it was looked up last, by name; guarded by FS.mu
 	name    string          // guarded by FS.mu
 	told    state           // what the kernel may take it for, or nothing for whatever it is; guarded by FS.mu
+	keeps   time.Time       // until when the kernel may keep its content; guarded by FS.mu
 	refused map[uint32]bool // threads that are to look up anew what they open; guarded by FS.mu
 }
 
@@ -124,6 +125,8 @@ func New(root p9.Node, cfg Config) *FS {
 // Options are those of a mount, or of a protocol server, that serves a FS.
 func Options() *fuse.MountOptions {
 	return &fuse.MountOptions{MaxWrite: MaxIO, MaxReadAhead: MaxIO, EnableLocks: true,
+		// Else each write is preceded by a request for an attribute that may have to go with it (withoutPrivileges).
+		ExtraCapabilities: fuse.CAP_HANDLE_KILLPRIV_V2,
 		// Nothing would keep what READDIRPLUS brings.
 		DisableReadDirPlus: true}
 }
@@ -256,7 +259,13 @@ func (fs *FS) with(cancel <-chan struct{}, id uint64, what func(p9.Node) error) 
 }
 
 func (fs *FS) Lookup(cancel <-chan struct{}, in *fuse.InHeader, name string, out *fuse.EntryOut) fuse.Status {
-	return fs.lookup(cancel, in.NodeId, name, out)
+	s := fs.lookup(cancel, in.NodeId, name, out)
+	// That there is none is kept as well, but never for a lease: nothing asks when it is opened.
+	if s == fuse.ENOENT && fs.cfg.Timeout > 0 {
+		out.SetEntryTimeout(fs.cfg.Timeout)
+		return fuse.OK
+	}
+	return s
 }
 
 func (fs *FS) lookup(cancel <-chan struct{}, dir uint64, name string, out *fuse.EntryOut) fuse.Status {
@@ -311,30 +320,54 @@ func (fs *FS) tell(id uint64, told state) {
 // changed notes that the kernel has changed a file, and dropped what it took it for.
 func (fs *FS) changed(id uint64) { fs.tell(id, state{}) }
 
-// current fails with ESTALE if a file is no longer what the kernel takes it for: open(2) then looks all names up
+// current tells, of a file or directory that is opened, whether the kernel may go on with what it has kept of its content. It
+// fails with ESTALE if a file is no longer what the kernel takes it for: open(2) then looks all names up
 // again, as it does for NFS, but only once. So a thread is refused once, even if the file has changed again.
-func (fs *FS) current(id uint64, thread uint32, n p9.Node) error {
-	if fs.cfg.Timeout == 0 || n.QID().Type != p9.QTFile {
-		return nil
+func (fs *FS) current(id uint64, thread uint32, n p9.Node) (keep bool, err error) {
+	kind := n.QID().Type
+	if fs.cfg.Timeout == 0 || kind == p9.QTSymlink {
+		return false, nil
 	}
+	lease := fs.timeout(n) - fs.cfg.Timeout
 	a, err := n.GetAttr(p9.AttrBasic)
 	if err != nil {
-		return err
+		return false, err
 	}
 	fs.mu.Lock()
 	defer fs.mu.Unlock()
 	known := fs.nodes[id]
-	if known == nil || known.told == (state{}) || known.told == stateOf(&a) || known.refused[thread] || len(known.refused) == maxRefused {
-		if known != nil {
-			delete(known.refused, thread)
-		}
-		return nil
+	if known == nil {
+		return false, nil
+	}
+	if known.told == stateOf(&a) {
+		delete(known.refused, thread)
+		return known.keep(lease, &a), nil
+	}
+	known.keeps = time.Time{}
+	if kind == p9.QTDir || known.told == (state{}) || known.refused[thread] || len(known.refused) == maxRefused {
+		delete(known.refused, thread)
+		return false, nil
 	}
 	if known.refused == nil {
 		known.refused = map[uint32]bool{}
 	}
 	known.refused[thread] = true
-	return unix.ESTALE
+	return false, unix.ESTALE
+}
+
+// keep tells whether the kernel may keep what it has read of a file, as it may its attributes: for a lease, from the first
+// opening on that has it drop what it had. So what nothing tells of, as writing to a mapping, is seen thereafter. Preconditions: FS.mu is held.
+func (n *node) keep(lease time.Duration, a *p9.Attr) bool {
+	now := time.Now()
+	switch {
+	case lease <= 0 || a.QID.Type == p9.QTFile && a.Nlink > 1:
+		n.keeps = time.Time{}
+	case now.Before(n.keeps):
+		return true
+	default:
+		n.keeps = now.Add(lease)
+	}
+	return false
 }
 
 func (fs *FS) GetAttr(cancel <-chan struct{}, in *fuse.GetAttrIn, out *fuse.AttrOut) fuse.Status {
@@ -372,6 +405,11 @@ func (fs *FS) SetAttr(cancel <-chan struct{}, in *fuse.SetAttrIn, out *fuse.Attr
 			}
 			a.Valid &^= p9.SetSize
 		}
+		if in.Valid&fuse.FATTR_KILL_SUIDGID != 0 {
+			if err := withoutPrivileges(n); err != nil {
+				return err
+			}
+		}
 		if a.Valid != 0 {
 			if err := n.SetAttr(a); err != nil {
 				return err
@@ -379,6 +417,23 @@ func (fs *FS) SetAttr(cancel <-chan struct{}, in *fuse.SetAttrIn, out *fuse.Attr
 		}
 		return fs.attrOf(in.NodeId, n, out)
 	})
+}
+
+// withoutPrivileges takes a file's set-id bits away, as the kernel does when somebody changes it who has no right to keep
+// them, and leaves it to the file system.
+func withoutPrivileges(n p9.Node) error {
+	a, err := n.GetAttr(p9.AttrMode)
+	if err != nil || n.QID().Type != p9.QTFile {
+		return err
+	}
+	kill := a.Mode & unix.S_ISUID
+	if a.Mode&unix.S_IXGRP != 0 { // else it is mandatory locking's
+		kill |= a.Mode & unix.S_ISGID
+	}
+	if kill == 0 {
+		return nil
+	}
+	return n.SetAttr(p9.SetAttr{Valid: p9.SetMode, Mode: a.Mode &^ kill & 0o7777})
 }
 
 // made looks up what was just made.

@@ -73,14 +73,32 @@ func (fs *FS) release(fh uint64) {
 }
 
 func (fs *FS) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
-	if s := fs.with(cancel, in.NodeId, func(n p9.Node) error { return fs.current(in.NodeId, in.Pid, n) }); s != fuse.OK { // before O_TRUNC changes it
-		return s
-	}
-	return fs.openNode(cancel, in.NodeId, in.Flags, out)
+	return fs.openCurrent(cancel, in, in.Flags, 0, out)
 }
 
 func (fs *FS) OpenDir(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
-	return fs.openNode(cancel, in.NodeId, in.Flags|unix.O_DIRECTORY, out)
+	var cache uint32
+	if fs.cfg.Lease != nil {
+		cache = fuse.FOPEN_CACHE_DIR
+	}
+	return fs.openCurrent(cancel, in, in.Flags|unix.O_DIRECTORY, cache, out)
+}
+
+func (fs *FS) openCurrent(cancel <-chan struct{}, in *fuse.OpenIn, flags, cache uint32, out *fuse.OpenOut) fuse.Status {
+	keep := false
+	s := fs.with(cancel, in.NodeId, func(n p9.Node) (err error) { // before O_TRUNC changes it
+		keep, err = fs.current(in.NodeId, in.Pid, n)
+		return err
+	})
+	if s != fuse.OK {
+		return s
+	}
+	s = fs.openNode(cancel, in.NodeId, flags, out)
+	out.OpenFlags |= cache
+	if keep {
+		out.OpenFlags |= fuse.FOPEN_KEEP_CACHE
+	}
+	return s
 }
 
 func (fs *FS) openNode(cancel <-chan struct{}, id uint64, flags uint32, out *fuse.OpenOut) fuse.Status {
@@ -153,6 +171,11 @@ func (fs *FS) Read(cancel <-chan struct{}, in *fuse.ReadIn, b []byte) (fuse.Read
 func (fs *FS) Write(cancel <-chan struct{}, in *fuse.WriteIn, data []byte) (written uint32, s fuse.Status) {
 	if int64(in.Offset) < 0 || int64(in.Offset)+int64(len(data)) < 0 {
 		return 0, fuse.EINVAL
+	}
+	if in.WriteFlags&fuse.WRITE_KILL_SUIDGID != 0 {
+		if s := fs.with(cancel, in.NodeId, withoutPrivileges); s != fuse.OK {
+			return 0, s
+		}
 	}
 	s = fs.withHandle(cancel, in.Fh, func(h p9.Handle) error {
 		for int(written) < len(data) {

@@ -16,6 +16,7 @@ const (
 	inHeader  = 40 // length[4] opcode[4] unique[8] ...
 	outHeader = 16 // length[4] error[4] unique[8]
 	opInit    = 26
+	opSyncfs  = 50
 )
 
 // maxComplaints is how many lines a guest can make us log.
@@ -47,6 +48,10 @@ func (fs *FS) Handler(logf func(format string, args ...any)) func(request, room 
 			if !ok {
 				return refuse(request, room, unix.EIO)
 			}
+		}
+		// sync(2) of a guest: it is not to have this machine write back a whole file system, and go-fuse would log that.
+		if binary.LittleEndian.Uint32(request[4:]) == opSyncfs {
+			return refuse(request, room, unix.ENOSYS)
 		}
 		n, s := server.HandleRequest([][]byte{request}, [][]byte{room})
 		if n == 0 && len(room) > 0 { // go-fuse found nothing to answer

@@ -11,8 +11,10 @@ import (
 	"testing"
 	"time"
 
+	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
 
+	"github.com/wsl2/wsl2/internal/p9"
 	"github.com/wsl2/wsl2/internal/p9/localfs"
 )
 
@@ -432,4 +434,123 @@ func FuzzHandler(f *testing.F) {
 			return nil
 		})
 	})
+}
+
+// TestKept: what the kernel may go on with of what it has read: while it is told of changes, for a lease.
+func TestKept(t *testing.T) {
+	const firstDir, cacheDir = fuse.FOPEN_CACHE_DIR, fuse.FOPEN_CACHE_DIR | fuse.FOPEN_KEEP_CACHE
+	lease := time.Hour
+	k, dir := serve(t, Config{Timeout: time.Millisecond, Lease: func(p9.Node) time.Duration { return lease }})
+	k.init(t)
+	write := func(name, text string) {
+		t.Helper()
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("f", "one")
+	if err := os.Mkdir(dir+"/d", 0o755); err != nil {
+		t.Fatal(err)
+	}
+	opened := func(what, name string, opcode, want uint32) {
+		t.Helper()
+		errno, b := k.do(t, opcode, k.lookup(t, name), u32(unix.O_RDONLY, 0))
+		if errno != 0 {
+			t.Fatalf("%s: %v", what, errno)
+		}
+		if got := binary.LittleEndian.Uint32(b[8:]); got != want {
+			t.Errorf("%s: flags %#x, want %#x", what, got, want)
+		}
+	}
+	opened("first", "f", opOpen, 0)
+	opened("a second time", "f", opOpen, fuse.FOPEN_KEEP_CACHE)
+	opened("a directory", "d", opOpendir, firstDir)
+	opened("a directory a second time", "d", opOpendir, cacheDir)
+	d := k.lookup(t, "d")
+	write("d/new", "")
+	if errno, b := k.do(t, opOpendir, d, u32(unix.O_RDONLY, 0)); errno != 0 || binary.LittleEndian.Uint32(b[8:]) != firstDir {
+		t.Errorf("a directory that the kernel does not know to have changed: %v, %x", errno, b)
+	}
+	opened("a directory that has changed", "d", opOpendir, firstDir)
+	opened("a directory that has changed, again", "d", opOpendir, cacheDir)
+
+	lease = 0
+	opened("while changes may be missed", "f", opOpen, 0)
+	lease = time.Hour
+	opened("what was read meanwhile", "f", opOpen, 0)
+	opened("what was read since", "f", opOpen, fuse.FOPEN_KEEP_CACHE)
+	lease = time.Nanosecond
+	write("f", "longer")
+	opened("what has changed", "f", opOpen, 0)
+	opened("after the lease", "f", opOpen, 0)
+	lease = time.Hour
+	if err := os.Link(dir+"/f", dir+"/g"); err != nil {
+		t.Fatal(err)
+	}
+	opened("two names", "f", opOpen, 0)
+	opened("two names, again", "g", opOpen, 0)
+
+	// A name of nothing: node ID 0, for the timeout. What was to be made is an error.
+	if errno, b := k.do(t, opLookup, 1, []byte("nothing\x00")); errno != 0 || !bytes.Equal(b[:8], u64(0)) || !bytes.Equal(b[16:24], u64(0)) || !bytes.Equal(b[32:36], u32(1e6)) {
+		t.Errorf("nothing: %v, %x", errno, b)
+	}
+	k, _ = serve(t, Config{})
+	k.init(t)
+	if errno, _ := k.do(t, opLookup, 1, []byte("nothing\x00")); errno != unix.ENOENT {
+		t.Errorf("nothing, where nothing is kept: %v", errno)
+	}
+}
+
+// TestSync: that a guest syncs is no line in the log.
+func TestSync(t *testing.T) {
+	local, err := localfs.New(t.TempDir(), localfs.Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer local.Close()
+	root, err := local.Attach("", "", 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	fs := New(root, Config{})
+	defer fs.Close()
+	k := &kernel{handle: fs.Handler(t.Errorf)}
+	k.init(t)
+	if errno, _ := k.do(t, opSyncfs, 1, make([]byte, 8)); errno != unix.ENOSYS {
+		t.Error(errno)
+	}
+}
+
+// TestPrivileges: set-id bits go when the kernel says that who changes the file may not keep them, and stay otherwise.
+func TestPrivileges(t *testing.T) {
+	k, dir := serve(t, Config{})
+	k.init(t)
+	path := dir + "/f"
+	if err := os.WriteFile(path, nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	f := k.lookup(t, "f")
+	fh := k.open(t, f, unix.O_RDWR)
+	changes := map[string]func() unix.Errno{
+		"write": func() unix.Errno {
+			errno, _ := k.do(t, opWrite, f, join(u64(fh, 0), u32(4, fuse.WRITE_KILL_SUIDGID), make([]byte, 16), []byte("text")))
+			return errno
+		},
+		"truncate": func() unix.Errno {
+			errno, _ := k.do(t, opSetattr, f, join(u32(fuse.FATTR_SIZE|fuse.FATTR_KILL_SUIDGID, 0), make([]byte, 80)))
+			return errno
+		},
+	}
+	for name, change := range changes {
+		for before, after := range map[uint32]uint32{0o6755: 0o755, 0o2745: 0o2745, 0o644: 0o644} {
+			if err := unix.Chmod(path, before); err != nil {
+				t.Fatal(err)
+			}
+			errno := change()
+			var st unix.Stat_t
+			if err := unix.Stat(path, &st); err != nil || errno != 0 || st.Mode&0o7777 != after {
+				t.Errorf("%s: mode %o is then %o, want %o; %v, %v", name, before, st.Mode&0o7777, after, errno, err)
+			}
+		}
+	}
 }

@@ -67,7 +67,10 @@ func (n *inode) ownable(mode, owner uint32) uint32 {
 
 // keepMode keeps the mode of what was just made, where ownable has made it another.
 func (n *inode) keepMode(mode uint32) {
-	if a, err := n.GetAttr(p9.AttrMode); n.hasMetadata() && err == nil && a.Mode&0o7777 != mode&^n.mask() {
+	if !n.hasMetadata() {
+		return
+	}
+	if a, err := n.GetAttr(p9.AttrMode); err == nil && a.Mode&0o7777 != mode&^n.mask() {
 		n.writeMetadata(p9.SetAttr{Valid: p9.SetMode, Mode: mode}) //nolint:errcheck // where there are no attributes it stays as it is here
 	}
 }

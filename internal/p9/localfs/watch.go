@@ -156,8 +156,7 @@ func identify(fd int) (string, error) {
 	return string(append(b, h.Bytes()...)), nil
 }
 
-// Covers tells whether changes of a node are told, of a directory also those of its entries. Those of the
-// root's own attributes are not.
+// Covers tells whether changes of a node are told, of a directory also those of its entries.
 func (w *Watch) Covers(n p9.Node) bool {
 	i, ok := n.(*inode)
 	if !ok {
@@ -166,8 +165,8 @@ func (w *Watch) Covers(n p9.Node) bool {
 	i.mu.Lock()
 	parent := i.parent
 	i.mu.Unlock()
-	if parent == nil {
-		return false
+	if parent == nil { // the root, which tells of itself
+		parent = i
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -287,10 +286,16 @@ func (w *Watch) changes(e *event, tell func(*replay.Change)) {
 		return
 	}
 	dir := w.lookup(e.dir)
-	if dir == nil || e.name == "." || e.name == "" { // one that is forgotten, or the directory itself
+	if dir == nil { // it is forgotten
 		return
 	}
 	defer dir.Close()
+	if e.name == "." || e.name == "" { // the directory itself, of which that above it tells
+		if e.mask&unix.FAN_ATTRIB != 0 && dir.qid.Path == w.fs.root.qid.Path {
+			tell(&replay.Change{Kind: replay.Attributes, Dir: dir.qid.Path, Name: ".", Mode: unix.S_IFDIR})
+		}
+		return
+	}
 	c := replay.Change{Dir: dir.qid.Path, Name: e.name, Mode: e.kind()}
 	var st unix.Stat_t
 	there := unix.Fstatat(dir.fd, e.name, &st, unix.AT_SYMLINK_NOFOLLOW) == nil

@@ -35,7 +35,8 @@ type changes struct {
 	mu      sync.Mutex
 	pending []*replay.Change       // guarded by mu
 	again   map[replay.Change]bool // those of pending that need not be told twice; guarded by mu
-	lost    bool                   // guarded by mu
+	lost    time.Time              // when one was, last; guarded by mu
+	said    bool                   // that one was lost; guarded by mu
 	some    chan struct{}          // holds a token while there are pending
 	raising bool                   // the guest is being told of one; guarded by mu
 	last    time.Time              // when the last one came; guarded by mu
@@ -80,11 +81,12 @@ func tellChanges(ctx context.Context, s share.Spec, fs *localfs.FS, logf func(fo
 	}
 }
 
-// quiet tells whether the guest has been told of all changes for a while: while the host is at it, more will come.
+// quiet tells whether the guest has been told of all changes for a while: while the host is at it, more will come. What was lost
+// the guest knows when what it has kept until then is no longer kept.
 func (c *changes) quiet() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return !c.lost && !c.raising && len(c.pending) == 0 && time.Since(c.last) > quietTime
+	return !c.raising && len(c.pending) == 0 && time.Since(c.last) > quietTime && time.Since(c.lost) > leaseTime
 }
 
 // watchLimit is our part of what the user may watch, and of our descriptors.
@@ -141,8 +143,9 @@ func (c *changes) lose() {
 
 // loseLocked says it once. Preconditions: mu is held.
 func (c *changes) loseLocked() {
-	if !c.lost {
-		c.lost = true
+	c.lost = time.Now()
+	if !c.said {
+		c.said = true
 		c.logf("the host changes more than inotify in the distro is told of; it misses some")
 	}
 }
@@ -185,11 +188,13 @@ func (c *changes) tell(ctx context.Context, s share.Spec, watch *localfs.Watch, 
 				stage.Set(one)
 				err = to.raise(ctx, m)
 				stage.Set(nil)
+				if err != nil && ctx.Err() == nil {
+					c.mu.Lock()
+					c.lost = time.Now()
+					c.mu.Unlock()
+				}
 				if err != nil && ctx.Err() == nil && !failed {
 					failed = true // said once: each change may
-					c.mu.Lock()
-					c.lost = true // the guest cannot rely on being told
-					c.mu.Unlock()
 					c.logf("%s: tell the distro of changes: %v; inotify there misses some", s.Dir, err)
 				}
 			}

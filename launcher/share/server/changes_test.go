@@ -114,6 +114,8 @@ func TestQuiet(t *testing.T) {
 	c.lose()
 	c.last = time.Time{}
 	want("after one was lost", false)
+	c.lost = c.lost.Add(-leaseTime)
+	want("when nothing is kept any more of what is older", true)
 }
 
 // TestPending: what was said and not told yet is not said again, and of too many the last are lost, once.
