@@ -118,11 +118,12 @@ func overGate(t *testing.T, fs *localfs.FS, g *gate) p9.Node {
 	return remote.Root(context.Background(), root)
 }
 
-// gate is a connection from which nothing is read while it is closed.
+// gate is a connection from which no requests are read while it is closed.
 type gate struct {
 	net.Conn
 	mu     sync.Mutex
 	closed chan struct{} // nil: it is open
+	inside bool          // a frame; of who reads
 	wanted chan struct{} // closed when something came to the closed gate
 }
 
@@ -136,6 +137,10 @@ func (g *gate) shut() (wanted <-chan struct{}, open func()) {
 
 func (g *gate) Read(p []byte) (int, error) {
 	n, err := g.Conn.Read(p)
+	const sizeOf = 4                                                                           // a frame's size is read by itself, then its type and the rest
+	if g.inside = !g.inside && n == sizeOf; g.inside || n == 0 || p9.Type(p[0]) == p9.TClunk { // of who has ended before
+		return n, err
+	}
 	g.mu.Lock()
 	closed := g.closed
 	if g.wanted != nil {
