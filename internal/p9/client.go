@@ -5,31 +5,38 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
+	"os"
 	"sync"
 	"syscall"
+	"time"
 )
 
 // Client is the client's end of a connection. Its methods and those of its Files may
 // be called from many goroutines at once: their requests are in flight together.
 //
 // An error of the server is its syscall.Errno. When ctx ends, a method takes its
-// request back and returns ctx's error: whether the request was carried out is then not known.
+// request back and returns ctx's error, also while the server does not even read. Whether the request was carried out
+// is then not known; what it would have left behind, a fid or a lock, is undone when the server says.
 type Client struct {
-	conn  io.ReadWriteCloser
+	conn  net.Conn
 	msize uint32 // immutable
 
-	sendMu  sync.Mutex // serialises frames
-	sendBuf []byte     // guarded by sendMu
+	sending chan struct{} // holds a token while a frame is written: one at a time
+	sendBuf []byte        // of who sends
 
 	mu       sync.Mutex
-	err      error          // why the connection is of no use any more; guarded by mu
-	calls    map[Tag]*call  // guarded by mu
-	nextTag  Tag            // guarded by mu
-	nextFID  FID            // guarded by mu
-	freeFIDs []FID          // guarded by mu
-	tagFreed chan struct{}  // holds a token when a tag was freed
-	done     chan struct{}  // closed when err is set
-	running  sync.WaitGroup // the goroutine that reads, and those that take requests back
+	err      error                 // why the connection is of no use any more; guarded by mu
+	calls    map[Tag]*call         // guarded by mu
+	nextTag  Tag                   // guarded by mu
+	freeTags []Tag                 // guarded by mu
+	nextFID  FID                   // guarded by mu
+	freeFIDs []FID                 // guarded by mu
+	locking  map[FID]chan struct{} // whose last Tlock is not settled, closed when it is; guarded by mu
+	tagFreed chan struct{}         // holds a token when a tag was freed
+	done     chan struct{}         // closed when err is set
+	deaf     chan struct{}         // closed when nothing is read any more
+	running  sync.WaitGroup        // the goroutine that reads, and those for requests that were given up
 }
 
 // call is a request in flight.
@@ -37,9 +44,21 @@ type call struct {
 	reply   Message       // guarded by Client.mu until done
 	data    []byte        // where an Rread's data goes; guarded by Client.mu until done
 	done    chan struct{} // closed when reply is there
-	flushed bool          // it is taken back; guarded by Client.mu
+	given   Message       // the request, once it is given up; guarded by Client.mu
+	flushed bool          // a Tflush means its tag; guarded by Client.mu
 	flushes *call         // of a Tflush: what it takes back, whose tag is free again with its answer
 	old     Tag           // that one's tag
+}
+
+// givenUp is the error of a request whose answer nobody waits for: the end of its context, which may look like an answer's.
+type givenUp struct{ error }
+
+func (g givenUp) Unwrap() error { return g.error }
+
+// answered tells whether an error, or none, is what the server said, or would have.
+func answered(err error) bool {
+	_, ok := err.(syscall.Errno)
+	return ok || err == nil
 }
 
 // ErrClosed is the error of what is asked of a Client that was closed.
@@ -47,11 +66,12 @@ var ErrClosed = errors.New("p9: client is closed")
 
 // NewClient opens a session on conn with frames of at most msize bytes (0 means
 // MaxMsize). The Client owns conn, even if it fails.
-func NewClient(ctx context.Context, conn io.ReadWriteCloser, msize uint32) (*Client, error) {
+func NewClient(ctx context.Context, conn net.Conn, msize uint32) (*Client, error) {
 	if msize == 0 {
 		msize = MaxMsize
 	}
-	c := &Client{conn: conn, msize: msize, calls: map[Tag]*call{}, tagFreed: make(chan struct{}, 1), done: make(chan struct{})}
+	c := &Client{conn: conn, msize: msize, sending: make(chan struct{}, 1), calls: map[Tag]*call{}, locking: map[FID]chan struct{}{},
+		tagFreed: make(chan struct{}, 1), done: make(chan struct{}), deaf: make(chan struct{})}
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
 	err := c.version()
 	if !stop() {
@@ -124,6 +144,7 @@ func (c *Client) fail(err error) {
 
 // read hands out the answers until the connection ends.
 func (c *Client) read() {
+	defer close(c.deaf)
 	buf := make([]byte, MinMsize)
 	for {
 		frame, err := readFrame(c.conn, c.msize, func(n int) []byte {
@@ -159,7 +180,7 @@ func (c *Client) deliver(tag Tag, m Message) error {
 		return fmt.Errorf("%w: %T for tag %d, which is not in flight", ErrMalformed, m, tag)
 	}
 	if r, ok := m.(*Rread); ok { // the frame is used again
-		if x.flushed {
+		if x.given != nil {
 			r.Data = nil
 		} else if x.data != nil {
 			if len(r.Data) > len(x.data) {
@@ -171,36 +192,69 @@ func (c *Client) deliver(tag Tag, m Message) error {
 		}
 	}
 	if !x.flushed { // else the Tflush still means it by its tag
-		delete(c.calls, tag)
-	}
-	if x.flushes != nil && c.calls[x.old] == x.flushes {
-		delete(c.calls, x.old)
+		c.freeTag(tag)
 	}
 	x.reply = m
 	close(x.done)
+	if x.given != nil {
+		c.running.Go(func() { c.settle(x.given, m) })
+	}
+	if f := x.flushes; f != nil && c.calls[x.old] == f {
+		c.freeTag(x.old)
+		if f.reply == nil { // nor will there be one
+			c.running.Go(func() { c.settle(f.given, nil) })
+		}
+	}
+	return nil
+}
+
+// freeTag gives a tag back that the server does not know, or no longer. Preconditions: mu is held.
+func (c *Client) freeTag(t Tag) {
+	delete(c.calls, t)
+	c.freeTags = append(c.freeTags, t)
+	c.tellFree()
+}
+
+func (c *Client) tagsLeft() bool { return len(c.freeTags) > 0 || c.nextTag != NoTag }
+
+// tellFree tells one of those who wait for a tag. Preconditions: mu is held.
+func (c *Client) tellFree() {
 	select {
 	case c.tagFreed <- struct{}{}:
 	default:
 	}
-	return nil
 }
+
+// errAnswered says that there is nothing to take back any more.
+var errAnswered = errors.New("p9: it was answered")
 
 // start puts a call in flight. It waits for a tag if all are in use.
 func (c *Client) start(ctx context.Context, x *call) (Tag, error) {
 	for {
 		c.mu.Lock()
-		if c.err != nil {
+		switch {
+		case c.err != nil:
 			defer c.mu.Unlock()
 			return 0, c.err
-		}
-		if len(c.calls) < int(NoTag) {
-			for c.nextTag == NoTag || c.calls[c.nextTag] != nil {
+		case x.flushes != nil && x.flushes.reply != nil:
+			c.tellFree() // the token may have been for another
+			c.mu.Unlock()
+			return 0, errAnswered
+		case c.tagsLeft():
+			defer c.mu.Unlock()
+			tag := c.nextTag
+			if n := len(c.freeTags); n > 0 {
+				tag, c.freeTags = c.freeTags[n-1], c.freeTags[:n-1]
+			} else {
 				c.nextTag++
 			}
-			tag := c.nextTag
-			c.nextTag++
 			c.calls[tag] = x
-			c.mu.Unlock()
+			if x.flushes != nil {
+				x.flushes.flushed = true
+			}
+			if c.tagsLeft() {
+				c.tellFree()
+			}
 			return tag, nil
 		}
 		c.mu.Unlock()
@@ -208,29 +262,65 @@ func (c *Client) start(ctx context.Context, x *call) (Tag, error) {
 		case <-c.tagFreed:
 		case <-c.done:
 		case <-ctx.Done():
-			return 0, ctx.Err()
+			return 0, givenUp{context.Cause(ctx)}
 		}
 	}
 }
 
-func (c *Client) send(tag Tag, m Message) error {
-	c.sendMu.Lock()
-	defer c.sendMu.Unlock()
+// send sends a request. When ctx ends before any of it is sent, nothing is; else what is left of it is sent
+// though nobody waits for that: a frame is sent whole, or the connection is of no use.
+func (c *Client) send(ctx context.Context, tag Tag, m Message) error {
+	select {
+	case c.sending <- struct{}{}:
+	case <-c.done: // which wait finds
+		return nil
+	case <-ctx.Done():
+		return givenUp{context.Cause(ctx)}
+	}
 	b, err := Append(c.sendBuf[:0], tag, m, c.msize)
 	c.sendBuf = b[:0]
-	if err != nil { // nothing was sent
-		return err
+	if err != nil {
+		<-c.sending
+		return syscall.ENAMETOOLONG // only a name or a target makes a request too large
 	}
-	if _, err := c.conn.Write(b); err != nil {
-		c.fail(fmt.Errorf("p9: %w", err))
+	ended := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		c.conn.SetWriteDeadline(time.Unix(1, 0)) //nolint:errcheck // without it, the connection's end ends the writing
+		close(ended)
+	})
+	n, err := c.conn.Write(b)
+	if !stop() {
+		<-ended
+		c.conn.SetWriteDeadline(time.Time{}) //nolint:errcheck // as above
+	}
+	if !errors.Is(err, os.ErrDeadlineExceeded) {
+		c.sent(err)
+		return nil
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.err == nil { // there is who reads: see running
+		c.running.Go(func() {
+			_, err := c.conn.Write(b[n:])
+			c.sent(err)
+		})
 	}
 	return nil
+}
+
+// sent ends the sending of a frame.
+func (c *Client) sent(err error) {
+	<-c.sending
+	if err != nil {
+		c.fail(fmt.Errorf("p9: %w", err))
+	}
 }
 
 // do is exchange, unless ctx has ended.
 func do[R Message](ctx context.Context, c *Client, m Message, data []byte) (r R, err error) {
 	if ctx.Err() != nil {
-		return r, context.Cause(ctx)
+		c.settle(m, nil)
+		return r, givenUp{context.Cause(ctx)}
 	}
 	return exchange[R](ctx, c, m, data)
 }
@@ -239,14 +329,18 @@ func do[R Message](ctx context.Context, c *Client, m Message, data []byte) (r R,
 func exchange[R Message](ctx context.Context, c *Client, m Message, data []byte) (r R, err error) {
 	x := &call{data: data, done: make(chan struct{})}
 	tag, err := c.start(ctx, x)
-	if err != nil {
-		return r, err
+	if err == nil {
+		if err = c.send(ctx, tag, m); err != nil {
+			c.mu.Lock()
+			c.freeTag(tag)
+			c.mu.Unlock()
+		}
 	}
-	if err := c.send(tag, m); err != nil {
-		c.mu.Lock()
-		delete(c.calls, tag)
-		c.mu.Unlock()
-		return r, syscall.ENAMETOOLONG // only a name or a target makes a request too large
+	if err != nil {
+		if _, ok := err.(givenUp); ok {
+			c.unsent(m)
+		}
+		return r, err
 	}
 	reply, err := c.wait(ctx, tag, x, m)
 	if err != nil {
@@ -273,7 +367,7 @@ func (c *Client) wait(ctx context.Context, tag Tag, x *call, m Message) (Message
 	case <-ctx.Done():
 		return c.takeBack(ctx, tag, x, m)
 	}
-	c.running.Wait() // nobody writes to data any more
+	<-c.deaf // nobody writes to data any more
 	select {
 	case <-x.done:
 		return x.reply, nil
@@ -292,16 +386,93 @@ func (c *Client) takeBack(ctx context.Context, tag Tag, x *call, m Message) (Mes
 		return x.reply, nil
 	default:
 	}
-	x.data = nil
-	if t := m.Type(); t != TClunk && t != TRemove && c.err == nil {
-		x.flushed = true
+	x.data, x.given = nil, m
+	if !endsFID(m) && c.err == nil {
 		c.running.Go(func() { // the server may not even read
 			if t, err := c.start(context.Background(), &call{done: make(chan struct{}), flushes: x, old: tag}); err == nil {
-				c.send(t, &Tflush{Old: tag}) //nolint:errcheck // it is small; the connection's end ends all
+				c.send(context.Background(), t, &Tflush{Old: tag}) //nolint:errcheck // it is small; the connection's end ends all
 			}
 		})
 	}
-	return nil, context.Cause(ctx)
+	return nil, givenUp{context.Cause(ctx)}
+}
+
+// unsent sees to a request that was given up before it was sent.
+func (c *Client) unsent(m Message) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.err != nil {
+		return
+	}
+	c.running.Go(func() {
+		if endsFID(m) { // nobody else would end it
+			exchange[*Rok](context.Background(), c, m, nil) //nolint:errcheck // nobody is there to be told
+		}
+		c.settle(m, nil)
+	})
+}
+
+// settle undoes what the server has done of a request that was given up, as its answer says; nil says that it has done nothing.
+func (c *Client) settle(m, reply Message) {
+	_, refused := reply.(*Rlerror)
+	switch t := m.(type) {
+	case *Tfid:
+		if endsFID(t) {
+			c.freeFID(t.FID)
+		}
+	case *Tattach:
+		c.endFID(t.FID, reply != nil && !refused)
+	case *Twalk:
+		r, ok := reply.(*Rwalk)
+		c.endFID(t.NewFID, ok && len(r.QIDs) == len(t.Names))
+	case *Txattrwalk:
+		c.endFID(t.NewFID, reply != nil && !refused)
+	case *Tlock:
+		if r, ok := reply.(*Rlock); ok && r.Status == LockSuccess && t.Lock.Type != LockUnlock {
+			undo := *t
+			undo.Lock.Type = LockUnlock
+			exchange[*Rlock](context.Background(), c, &undo, nil) //nolint:errcheck // of a file that is closed there is none
+		}
+		c.settleLock(t.FID)
+	}
+}
+
+// endFID ends a fid that nobody has, which the server knows or does not.
+func (c *Client) endFID(f FID, known bool) {
+	if !known {
+		c.freeFID(f)
+		return
+	}
+	(&File{c: c, fid: f}).Close(context.Background()) //nolint:errcheck // it was not opened
+}
+
+// beginLock waits until what was asked for before of the locks of a fid is settled: what undoes one that came late
+// must not undo the next.
+func (c *Client) beginLock(ctx context.Context, f FID) error {
+	for {
+		c.mu.Lock()
+		before := c.locking[f]
+		if before == nil {
+			c.locking[f] = make(chan struct{})
+			c.mu.Unlock()
+			return nil
+		}
+		c.mu.Unlock()
+		select {
+		case <-before:
+		case <-c.done:
+			return c.Err()
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+func (c *Client) settleLock(f FID) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	close(c.locking[f])
+	delete(c.locking, f)
 }
 
 // restingFIDs is how many fids are free before the one that has been for longest is used
@@ -323,10 +494,14 @@ func (c *Client) newFID() (FID, error) {
 	return c.nextFID - 1, nil
 }
 
-// freeFID gives a fid back that the server does not know, or no longer.
+// freeFID gives a fid back that the server does not know, or no longer. One whose lock may still be undone stays
+// what it was.
 func (c *Client) freeFID(f FID) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if c.locking[f] != nil {
+		return
+	}
 	c.freeFIDs = append(c.freeFIDs, f)
 }
 
@@ -340,14 +515,12 @@ func (c *Client) Attach(ctx context.Context, uname, aname string, uid uint32) (*
 	return c.file(f, r, err)
 }
 
-// file makes a File of a new fid. A fid whose request was taken back may be known to the
-// server or not: it is not used again.
+// file makes a File of a new fid. One whose request was taken back may be known to the server or not: see settle.
 func (c *Client) file(f FID, r *Rqid, err error) (*File, error) {
-	var errno syscall.Errno
-	if errors.As(err, &errno) {
-		c.freeFID(f)
-	}
 	if err != nil {
+		if answered(err) {
+			c.freeFID(f)
+		}
 		return nil, err
 	}
 	return &File{c: c, fid: f, qid: r.QID}, nil

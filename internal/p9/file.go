@@ -57,11 +57,14 @@ func (f *File) walk(ctx context.Context, names []string) (*File, error) {
 // else would end the fid.
 func (f *File) end(ctx context.Context, t Type) error {
 	_, err := exchange[*Rok](ctx, f.c, &Tfid{Kind: t, FID: f.fid}, nil)
-	if _, answered := err.(syscall.Errno); err == nil || answered {
+	if answered(err) {
 		f.c.freeFID(f.fid)
 	}
 	return err
 }
+
+// endsFID tells whether a request is one of end's.
+func endsFID(m Message) bool { return m.Type() == TClunk || m.Type() == TRemove }
 
 // Close ends the File. For an extended attribute it is what sets it.
 func (f *File) Close(ctx context.Context) error { return f.end(ctx, TClunk) }
@@ -219,7 +222,13 @@ func (f *File) Fsync(ctx context.Context, datasync bool) error {
 
 // Lock takes or releases a lock; it does not wait.
 func (f *File) Lock(ctx context.Context, l Lock) (LockStatus, error) {
-	r, err := do[*Rlock](ctx, f.c, &Tlock{FID: f.fid, Lock: l}, nil)
+	if err := f.c.beginLock(ctx, f.fid); err != nil {
+		return LockError, err
+	}
+	r, err := exchange[*Rlock](ctx, f.c, &Tlock{FID: f.fid, Lock: l}, nil)
+	if answered(err) { // else it is given up, and settled later
+		f.c.settleLock(f.fid)
+	}
 	if err != nil {
 		return LockError, err
 	}

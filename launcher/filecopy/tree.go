@@ -7,7 +7,6 @@ package filecopy
 import (
 	"context"
 	"errors"
-	"io"
 	"io/fs"
 	"net"
 	"path"
@@ -47,7 +46,7 @@ func Local(ctx context.Context, dir string) (*Tree, error) {
 
 // Connect speaks with a server of files at the other end of conn, which the Tree owns,
 // also if it fails.
-func Connect(ctx context.Context, conn io.ReadWriteCloser) (*Tree, error) {
+func Connect(ctx context.Context, conn net.Conn) (*Tree, error) {
 	client, err := p9.NewClient(ctx, conn, 0)
 	if err != nil {
 		return nil, err
