@@ -120,14 +120,14 @@ func (w *Watcher) Close() {
 // with an error, of the kernel's or of Close.
 func (w *Watcher) Run(changed func([]Listener)) error {
 	// Those from before the programs: their end is to be told as well.
-	old, err := w.namespaces.dump(w.ephemeral)
+	old, _, err := w.namespaces.dump(w.ephemeral)
 	if err != nil {
 		return err
 	}
 	for _, s := range old {
 		insert(w.maps.told, s.cookie) //nolint:errcheck // full: the next change shows its end
 	}
-	if old, err = w.namespaces.dump(w.ephemeral); err != nil { // some may have ended before the map had them
+	if old, _, err = w.namespaces.dump(w.ephemeral); err != nil { // some may have ended before the map had them
 		return err
 	}
 	for _, s := range old {
@@ -151,17 +151,17 @@ func (w *Watcher) Run(changed func([]Listener)) error {
 			return err
 		}
 		if len(opened) > 0 {
-			now, err := w.namespaces.dump(w.ephemeral)
+			now, complete, err := w.namespaces.dump(w.ephemeral)
 			// While sockets come and go, a dump may pass over one that is there all the time.
 			if err == nil && w.lacks(now, opened) {
 				var again []socket
-				again, err = w.namespaces.dump(w.ephemeral)
+				again, complete, err = w.namespaces.dump(w.ephemeral)
 				now = append(now, again...)
 			}
 			if err != nil {
 				return err
 			}
-			w.update(now, opened)
+			w.update(now, opened, complete)
 		}
 		if len(opened) > 0 || closed {
 			changed(w.list())
@@ -190,13 +190,16 @@ func (w *Watcher) lacks(now []socket, opened map[uint64]bool) bool {
 
 // update takes up those that were opened, and drops what is not there any more, should an
 // event be lost. Others that are there may be about to close: their event has come already.
-func (w *Watcher) update(now []socket, opened map[uint64]bool) {
+func (w *Watcher) update(now []socket, opened map[uint64]bool, complete bool) {
 	there := make(map[uint64]bool, len(now))
 	for _, s := range now {
 		there[s.cookie] = true
 		if opened[s.cookie] {
 			w.open[s.cookie] = s.Listener
 		}
+	}
+	if !complete {
+		return
 	}
 	maps.DeleteFunc(w.open, func(cookie uint64, _ Listener) bool { return !there[cookie] })
 }
@@ -215,7 +218,7 @@ func Poll(ctx context.Context, namespaces *Namespaces, changed func([]Listener))
 	defer ticker.Stop()
 	var last map[uint64]Listener
 	for {
-		list, err := namespaces.dump(ephemeralPorts())
+		list, _, err := namespaces.dump(ephemeralPorts())
 		if err != nil {
 			return err
 		}

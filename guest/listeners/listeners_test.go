@@ -86,7 +86,7 @@ func FuzzParse(f *testing.F) {
 func TestUpdate(t *testing.T) {
 	at := func(port uint16) Listener { return Listener{V4: true, Port: port} }
 	w := Watcher{open: map[uint64]Listener{1: at(80), 2: at(81)}}
-	w.update([]socket{{at(80), 1}, {at(82), 3}, {at(83), 4}}, map[uint64]bool{3: true, 9: true})
+	w.update([]socket{{at(80), 1}, {at(82), 3}, {at(83), 4}}, map[uint64]bool{3: true, 9: true}, true)
 	if want := map[uint64]Listener{1: at(80), 3: at(82)}; !maps.Equal(w.open, want) {
 		t.Errorf("%v, want %v", w.open, want)
 	}
@@ -173,7 +173,7 @@ func TestPoll(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	there := false
-	err = Poll(ctx, &Namespaces{}, func(list []Listener) {
+	err = Poll(ctx, NewNamespaces(t.Logf), func(list []Listener) {
 		i := slices.IndexFunc(list, func(l Listener) bool { return l.Port == port && !l.UDP })
 		switch {
 		case i < 0 && there:

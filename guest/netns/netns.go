@@ -27,6 +27,15 @@ func open(path string) (*Namespace, error) {
 // Close lets it end with the last process and socket in it.
 func (n *Namespace) Close() error { return n.f.Close() }
 
+// Dup returns the same namespace, which is to be closed as well.
+func (n *Namespace) Dup() (*Namespace, error) {
+	fd, err := unix.FcntlInt(n.f.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("hold a network namespace: %w", os.NewSyscallError("fcntl", err))
+	}
+	return &Namespace{os.NewFile(uintptr(fd), n.f.Name())}, nil
+}
+
 // Fd is a descriptor of it, until Close.
 func (n *Namespace) Fd() int { return int(n.f.Fd()) }
 

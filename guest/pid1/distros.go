@@ -159,7 +159,7 @@ func (v *vm) launch(d *distroProc, m *wire.StartDistro) *wire.Reply {
 	go v.read(d, answer)
 	var networkErr error
 	if namespaces&unix.CLONE_NEWNET != 0 {
-		networkErr = v.ownNetwork(d, c.proc.PID, m)
+		networkErr = v.ownNetwork(d, m)
 	}
 	go v.watch(d)
 	if networkErr != nil {

@@ -7,6 +7,7 @@ import (
 	m "github.com/wsl2/wsl2/guest/mounts"
 	"github.com/wsl2/wsl2/guest/netns"
 	"github.com/wsl2/wsl2/guest/network"
+	"github.com/wsl2/wsl2/guest/reaper"
 	"github.com/wsl2/wsl2/internal/wire"
 )
 
@@ -47,21 +48,13 @@ func (n vmNetwork) resolvConf() m.Item {
 	return m.File{Path: distro.ResolvConf, Content: distro.GeneratedBy("generateResolvConf") + text, Why: "distros link to it"}
 }
 
-// ownNetwork makes what there is in the network namespace of a distro whose init, with this pid, waits to be told more.
-func (v *vm) ownNetwork(d *distroProc, pid int, start *wire.StartDistro) error {
-	n, err := netns.Of(pid)
+// ownNetwork makes what there is in the network namespace of a distro whose init waits to be told more.
+func (v *vm) ownNetwork(d *distroProc, start *wire.StartDistro) error {
+	n, err := namespaceOf(d.c.proc)
 	if err != nil {
 		return err
 	}
 	d.network = n
-	// The process may have died, and its pid be that of one in the VM's own namespace.
-	own, err := netns.Cookie()
-	if err != nil {
-		return err
-	}
-	if err := n.Do(func() error { return notOurs(own) }); err != nil {
-		return err
-	}
 	if err := n.Do(network.Loopback); err != nil {
 		return err
 	}
@@ -78,13 +71,18 @@ func (v *vm) ownNetwork(d *distroProc, pid int, start *wire.StartDistro) error {
 	return v.watched.Add(n)
 }
 
-// notOurs fails in the namespace with this cookie.
-func notOurs(own uint64) error {
-	cookie, err := netns.Cookie()
-	if err == nil && cookie == own {
-		err = errors.New("its init has ended before it had its network; start it again")
+// namespaceOf is the network namespace of a process that was started with one of its own.
+func namespaceOf(p *reaper.Process) (*netns.Namespace, error) {
+	n, err := netns.Of(p.PID)
+	if err != nil {
+		return nil, err
 	}
-	return err
+	// Until now it was not reaped, and its pid nobody else's: neither another distro's nor one in the VM's own namespace.
+	if err := p.Signal(0); err != nil {
+		n.Close()
+		return nil, errors.New("its init has ended before it had its network; start it again")
+	}
+	return n, nil
 }
 
 // leaveNetwork lets the namespace of a distro that has ended end, too.

@@ -61,7 +61,7 @@ type vm struct {
 	network  vmNetwork
 	setup    sync.Once // the part of the root that only distros need
 	watching sync.Once // of ports
-	watched  listeners.Namespaces
+	watched  *listeners.Namespaces
 
 	sharedMu sync.Mutex     // serialises what is done with shared disks
 	shared   map[int32]bool // slots of disks that MountDisk has taken; guarded by sharedMu
@@ -84,6 +84,7 @@ func Run() {
 		shared:   map[int32]bool{},
 		nextPort: firstPort,
 	}
+	v.watched = listeners.NewNamespaces(v.log.Errorf)
 	defer func() {
 		if p := recover(); p != nil {
 			v.log.Errorf("BUG: PID 1 panicked: %v", p)

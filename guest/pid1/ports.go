@@ -36,13 +36,13 @@ func (v *vm) watchPorts() {
 		last = now
 		v.send(&wire.PortsOpen{Ports: firstPorts(now)})
 	}
-	w, err := listeners.New(cgroupRoot, &v.watched)
+	w, err := listeners.New(cgroupRoot, v.watched)
 	if err == nil {
 		err = w.Run(tell)
 		w.Close()
 	}
 	v.log.Printf("no events of listening sockets (%v); asking for them every second", err)
-	if err := listeners.Poll(context.Background(), &v.watched, tell); err != nil {
+	if err := listeners.Poll(context.Background(), v.watched, tell); err != nil {
 		v.log.Errorf("ports of distros do not appear on the host: %v", err)
 	}
 }
