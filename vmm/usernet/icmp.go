@@ -84,6 +84,14 @@ func (n *Network) unreachable(from netip.Addr, orig []byte, r reason) {
 	n.sendICMP6(from, header.IPv6(orig).SourceAddress(), p)
 }
 
+// nobody tells the guest that there is no such host on its wire. To all hosts there goes what nobody misses.
+func (n *Network) nobody(dst netip.Addr, orig []byte) {
+	if dst.Is4() && dst.As4()[3] == 255 {
+		return
+	}
+	n.unreachable(n.gateway(dst), orig, noHost)
+}
+
 // send4 completes the IPv4 header at p's beginning and sends the packet.
 func (n *Network) send4(from netip.Addr, to tcpip.Address, proto tcpip.TransportProtocolNumber, p []byte) {
 	h := header.IPv4(p)
@@ -141,6 +149,7 @@ func (n *Network) ping(id stack.TransportEndpointID, pkt *stack.PacketBuffer) bo
 		n.unreachable(n.gateway(dst.Addr()), orig, prohibited)
 		return true
 	case silent:
+		n.nobody(dst.Addr(), orig)
 		return true
 	}
 	release := take(n.limits.pings)

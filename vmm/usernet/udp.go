@@ -33,6 +33,7 @@ func (n *Network) connectUDP(id stack.TransportEndpointID, pkt *stack.PacketBuff
 	to, v := n.decide(dst)
 	switch v {
 	case silent:
+		n.nobody(dst.Addr(), quote(pkt))
 		return true
 	case local:
 		n.serveDNSPacket(id, pkt)

@@ -783,6 +783,16 @@ func TestUDPRefused(t *testing.T) {
 	}
 }
 
+// TestUDPUnreachable is TestTCPUnreachable. This stack, as a guest, counts what it is told and does not pass it on.
+func TestUDPUnreachable(t *testing.T) {
+	g := newGuest(t, nil)
+	told := g.stack.Stats().ICMP.V4.PacketsReceived.DstUnreachable
+	if _, err := g.dialUDP("10.77.0.99:80").Write([]byte("x")); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "what is told", func() bool { return told.Value() == 1 })
+}
+
 // ping sends an echo request from the guest and returns what answers it.
 func (g *guest) ping(to string) error {
 	g.t.Helper()
