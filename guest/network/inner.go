@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
 
 	"golang.org/x/sys/unix"
 
@@ -16,15 +17,22 @@ import (
 // the VM's network, at the other end of a wire a card of the VM's, and between that and the VM's own card routes.
 
 // forwarding lets the VM pass on what is not for itself.
-var forwarding = []mounts.Item{
-	mounts.Value{Path: "/proc/sys/net/ipv4/ip_forward", Value: "1", Why: "distros with networks of their own"},
-	mounts.Value{Path: "/proc/sys/net/ipv6/conf/all/forwarding", Value: "1"},
-}
+var (
+	forwarding  = mounts.Value{Path: "/proc/sys/net/ipv4/ip_forward", Value: "1", Why: "distros with networks of their own"}
+	forwarding6 = mounts.Value{Path: "/proc/sys/net/ipv6/conf/all/forwarding", Value: "1", Why: forwarding.Why}
+)
 
 // Connect gives a namespace the card, with these addresses of the VM's network m, of which the second may
 // be "". The VM's own card is there.
 func Connect(n *netns.Namespace, m *wire.Network, own4, own6 string) error {
-	if err := mounts.All(forwarding); err != nil {
+	passing := []mounts.Item{forwarding}
+	if _, err := os.Stat(forwarding6.Path); err != nil { // a kernel without IPv6 (--kernel)
+		own6 = ""
+	}
+	if own6 != "" {
+		passing = append(passing, forwarding6)
+	}
+	if err := mounts.All(passing); err != nil {
 		return err
 	}
 	host, name, err := outer(own4)
@@ -43,7 +51,12 @@ func Connect(n *netns.Namespace, m *wire.Network, own4, own6 string) error {
 	if err != nil {
 		return err
 	}
-	var r requests
+	// What comes with another source than the distro's own is no packet of its.
+	filter := mounts.Value{Path: "/proc/sys/net/ipv4/conf/" + name + "/rp_filter", Value: "1", Why: "distros that say to be others"}
+	if err := filter.Make(); err != nil {
+		return err
+	}
+	var r, rules requests
 	r.turnOn(name, index)
 	for _, own := range []string{own4, own6} {
 		if own == "" {
@@ -54,9 +67,17 @@ func Connect(n *netns.Namespace, m *wire.Network, own4, own6 string) error {
 			return fmt.Errorf("the address of %s: %w", name, err)
 		}
 		r.routeTo(p.Addr(), name, index)
+		if p.Addr().Is6() { // which has no rp_filter
+			rules.sources(unix.RTM_NEWRULE, unix.NLM_F_CREATE, name, p.Addr())
+		}
 	}
 	if err := r.send(fd); err != nil {
 		return err
+	}
+	if own6 != "" {
+		if err := rules.send(fd); err != nil && !noRules(err) {
+			return err
+		}
 	}
 	inside := *m
 	inside.Guest4, inside.Guest6 = own4, own6
@@ -74,13 +95,23 @@ func Disconnect(own4 string) error {
 		return err
 	}
 	defer unix.Close(fd)
-	var r requests
+	var link, rules requests
 	info := unix.IfInfomsg{Family: unix.AF_UNSPEC}
-	r.add("remove "+name, unix.RTM_DELLINK, 0, bytesOf(&info), attr{unix.IFLA_IFNAME, append([]byte(name), 0)})
-	if err := r.send(fd); !errors.Is(err, unix.ENODEV) {
-		return err
+	link.add("remove "+name, unix.RTM_DELLINK, 0, bytesOf(&info), attr{unix.IFLA_IFNAME, append([]byte(name), 0)})
+	rules.sources(unix.RTM_DELRULE, 0, name, netip.Addr{})
+	err = link.send(fd)
+	if errors.Is(err, unix.ENODEV) { // root of the distro took it away
+		err = nil
 	}
-	return nil // root of the distro took it away
+	if rulesErr := rules.send(fd); !errors.Is(rulesErr, unix.ENOENT) && !noRules(rulesErr) {
+		err = errors.Join(err, rulesErr)
+	}
+	return err
+}
+
+// noRules tells whether the kernel (--kernel) has no rules of routing for IPv6.
+func noRules(err error) bool {
+	return errors.Is(err, unix.EAFNOSUPPORT) || errors.Is(err, unix.EOPNOTSUPP)
 }
 
 // outer is the name of the VM's end of the wire to an address, and the address' number in the network.
@@ -118,7 +149,36 @@ func wireTo(fd int, n *netns.Namespace, name string, host byte) error {
 	kind = appendAttr(kind, attr{unix.IFLA_INFO_DATA | unix.NLA_F_NESTED, appendAttr(nil, attr{vethPeer | unix.NLA_F_NESTED, peer})})
 	var r requests
 	r.add("make "+name, unix.RTM_NEWLINK, unix.NLM_F_CREATE|unix.NLM_F_EXCL, bytesOf(&info), append(attrs(name), attr{unix.IFLA_LINKINFO | unix.NLA_F_NESTED, kind})...)
-	return r.send(fd)
+	if err := r.send(fd); errors.Is(err, unix.EOPNOTSUPP) {
+		return fmt.Errorf("%w: the kernel has no CONFIG_VETH, which network = own needs; use network = shared", err)
+	} else {
+		return err
+	}
+}
+
+// Rules of routing before the kernel's own table of routes, which has 32766 (linux/fib_rules.h).
+const (
+	prefSource  = 32000 // the distro's own source: as for others
+	prefForged  = 32001 // any other
+	toTable     = 1     // FR_ACT_TO_TBL
+	blackhole   = 6     // FR_ACT_BLACKHOLE
+	ruleIIFName = 3     // FRA_IIFNAME
+	rulePref    = 6     // FRA_PRIORITY
+)
+
+// sources adds, or deletes, the rules that pass on from an interface what has this source of IPv6, and nothing else. What is for the
+// VM's own addresses no rule is asked about.
+func (r *requests) sources(typ, flags uint16, name string, ip netip.Addr) {
+	iif := attr{ruleIIFName, append([]byte(name), 0)}
+	own := unix.RtMsg{Family: unix.AF_INET6, Table: unix.RT_TABLE_MAIN, Type: toTable} // it is struct fib_rule_hdr, too
+	attrs := []attr{iif, {rulePref, u32(prefSource)}}
+	if ip.IsValid() {
+		own.Src_len = uint8(ip.BitLen())
+		attrs = append(attrs, attr{unix.RTA_SRC, ip.AsSlice()})
+	}
+	r.add("rule for "+name, typ, flags, bytesOf(&own), attrs...)
+	forged := unix.RtMsg{Family: unix.AF_INET6, Type: blackhole}
+	r.add("rule against others than "+name, typ, flags, bytesOf(&forged), iif, attr{rulePref, u32(prefForged)})
 }
 
 // routeTo adds that an address is behind an interface.

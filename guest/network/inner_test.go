@@ -89,6 +89,45 @@ func TestConnect(t *testing.T) {
 				}
 			}
 		}
+		// Nobody gets what one sends as another; what it sends as itself comes after that, and is the first to arrive.
+		for _, c := range []struct{ own, forged, to string }{
+			{"10.77.0.3", "10.77.0.4", "10.77.0.1"}, {"10.77.0.3", "10.77.0.4", "10.77.0.2"}, {"fd77::3", "fd77::4", "fd77::1"},
+		} {
+			at := map[string]*netns.Namespace{"10.77.0.1": gateway, "fd77::1": gateway}[c.to]
+			var l net.PacketConn
+			listen := func() (err error) { l, err = net.ListenPacket("udp", net.JoinHostPort(c.to, "9")); return err }
+			do := func(f func() error) error { return f() } // in the VM's
+			if at != nil {
+				do = at.Do
+			}
+			if err := do(listen); err != nil {
+				t.Fatal(err)
+			}
+			bits := map[bool]string{true: "/128", false: "/32"}[strings.Contains(c.own, ":")]
+			run("nsenter", "-n", "-t", strconv.Itoa(pidOne), "ip", "addr", "replace", c.forged+bits, "dev", "lo", "nodad")
+			for _, from := range []string{c.forged, c.own} {
+				err := one.Do(func() error {
+					d := net.Dialer{LocalAddr: &net.UDPAddr{IP: net.ParseIP(from)}}
+					s, err := d.Dial("udp", net.JoinHostPort(c.to, "9"))
+					if err != nil {
+						return err
+					}
+					defer s.Close()
+					_, err = s.Write([]byte(from))
+					return err
+				})
+				if err != nil {
+					t.Fatal(err)
+				}
+			}
+			l.SetReadDeadline(time.Now().Add(time.Minute)) //nolint:errcheck // it can
+			b := make([]byte, 64)
+			if n, _, err := l.ReadFrom(b); err != nil || string(b[:n]) != c.own {
+				t.Errorf("%s got %q first, %v; want %q", c.to, b[:n], err, c.own)
+			}
+			l.Close()
+			run("nsenter", "-n", "-t", strconv.Itoa(pidOne), "ip", "addr", "del", c.forged+bits, "dev", "lo")
+		}
 		if out := run("nsenter", "-n", "-t", strconv.Itoa(pidOne), "ip", "link", "show", "eth0"); !strings.Contains(out, "mtu 65520") {
 			t.Errorf("the card: %s", out)
 		}
@@ -97,7 +136,7 @@ func TestConnect(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		if out := run("ip", "link") + run("ip", "route") + run("ip", "-6", "route"); strings.Contains(out, "distro") || strings.Contains(out, "10.77.0.3") || strings.Contains(out, "fd77::3") {
+		if out := run("ip", "link") + run("ip", "route") + run("ip", "-6", "route") + run("ip", "-6", "rule"); strings.Contains(out, "distro") || strings.Contains(out, "10.77.0.3") || strings.Contains(out, "fd77::3") {
 			t.Errorf("a trace is left: %s", out)
 		}
 	}
