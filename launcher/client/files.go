@@ -3,7 +3,6 @@ package client
 import (
 	"errors"
 	"fmt"
-	"io"
 	"net"
 
 	"github.com/wsl2/wsl2/launcher/api"
@@ -12,13 +11,12 @@ import (
 
 // Files is a connection to a distro's tree, which speaks 9P. It keeps the distro running.
 type Files struct {
-	io.ReadWriter
-	guest io.Closer
-	lease *net.UnixConn
+	net.Conn // to the guest
+	lease    *net.UnixConn
 }
 
 // Close ends both.
-func (f *Files) Close() error { return errors.Join(f.guest.Close(), f.lease.Close()) }
+func (f *Files) Close() error { return errors.Join(f.Conn.Close(), f.lease.Close()) }
 
 // Files starts the distro if need be and connects to its tree, as a user of it ("":
 // its default user).
@@ -32,5 +30,5 @@ func (c *Client) Files(open api.Open, user string) (*Files, error) {
 		lease.Close()
 		return nil, fmt.Errorf("files of %s: %w", opened.Distro, err)
 	}
-	return &Files{guest, guest, lease}, nil
+	return &Files{guest, lease}, nil
 }
