@@ -22,8 +22,11 @@ func (fs *FS) open(h p9.Handle, node p9.Node, flags uint32, out *fuse.OpenOut) e
 	fs.mu.Unlock()
 	// Where appended data goes is known where the file is: the kernel's page cache would have
 	// it where it took the end to be.
-	if flags&unix.O_APPEND != 0 && flags&unix.O_ACCMODE != unix.O_RDONLY {
+	switch reads := flags&unix.O_ACCMODE == unix.O_RDONLY; {
+	case !reads && flags&unix.O_APPEND != 0:
 		out.OpenFlags |= fuse.FOPEN_DIRECT_IO
+	case reads && flags&unix.O_DIRECTORY == 0: // most files are closed by who has only read: a request less (lock.go)
+		out.OpenFlags |= fuse.FOPEN_NOFLUSH
 	}
 	return nil
 }

@@ -299,8 +299,17 @@ func TestLocks(t *testing.T) {
 	if errno := lock(opSetlk, again, 2, unix.F_RDLCK); errno != unix.EAGAIN {
 		t.Errorf("after another handle's end: %v", errno)
 	}
+	reader := k.open(t, f, unix.O_RDONLY)
+	if errno := lock(opSetlk, reader, 4, unix.F_RDLCK); errno != unix.EAGAIN {
+		t.Errorf("what is locked for writing is locked for reading: %v", errno)
+	}
 	k.do(t, opRelease, f, join(u64(fh), u32(0, 0), u64(0)))
-	if errno := lock(opSetlk, again, 2, unix.F_RDLCK); errno != 0 {
+	// Of its closing no FLUSH tells.
+	if errno := lock(opSetlk, reader, 4, unix.F_RDLCK); errno != 0 {
+		t.Error(errno)
+	}
+	k.do(t, opRelease, f, join(u64(reader), u32(0, 0), u64(0)))
+	if errno := lock(opSetlk, again, 2, unix.F_WRLCK); errno != 0 {
 		t.Errorf("after its handle's end: %v", errno)
 	}
 }
@@ -438,6 +447,7 @@ func FuzzHandler(f *testing.F) {
 
 // TestKept: what the kernel may go on with of what it has read: while it is told of changes, for a lease.
 func TestKept(t *testing.T) {
+	const first, cache = fuse.FOPEN_NOFLUSH, fuse.FOPEN_NOFLUSH | fuse.FOPEN_KEEP_CACHE
 	const firstDir, cacheDir = fuse.FOPEN_CACHE_DIR, fuse.FOPEN_CACHE_DIR | fuse.FOPEN_KEEP_CACHE
 	lease := time.Hour
 	k, dir := serve(t, Config{Timeout: time.Millisecond, Lease: func(p9.Node) time.Duration { return lease }})
@@ -462,8 +472,8 @@ func TestKept(t *testing.T) {
 			t.Errorf("%s: flags %#x, want %#x", what, got, want)
 		}
 	}
-	opened("first", "f", opOpen, 0)
-	opened("a second time", "f", opOpen, fuse.FOPEN_KEEP_CACHE)
+	opened("first", "f", opOpen, first)
+	opened("a second time", "f", opOpen, cache)
 	opened("a directory", "d", opOpendir, firstDir)
 	opened("a directory a second time", "d", opOpendir, cacheDir)
 	d := k.lookup(t, "d")
@@ -475,20 +485,20 @@ func TestKept(t *testing.T) {
 	opened("a directory that has changed, again", "d", opOpendir, cacheDir)
 
 	lease = 0
-	opened("while changes may be missed", "f", opOpen, 0)
+	opened("while changes may be missed", "f", opOpen, first)
 	lease = time.Hour
-	opened("what was read meanwhile", "f", opOpen, 0)
-	opened("what was read since", "f", opOpen, fuse.FOPEN_KEEP_CACHE)
+	opened("what was read meanwhile", "f", opOpen, first)
+	opened("what was read since", "f", opOpen, cache)
 	lease = time.Nanosecond
 	write("f", "longer")
-	opened("what has changed", "f", opOpen, 0)
-	opened("after the lease", "f", opOpen, 0)
+	opened("what has changed", "f", opOpen, first)
+	opened("after the lease", "f", opOpen, first)
 	lease = time.Hour
 	if err := os.Link(dir+"/f", dir+"/g"); err != nil {
 		t.Fatal(err)
 	}
-	opened("two names", "f", opOpen, 0)
-	opened("two names, again", "g", opOpen, 0)
+	opened("two names", "f", opOpen, first)
+	opened("two names, again", "g", opOpen, first)
 
 	// A name of nothing: node ID 0, for the timeout. What was to be made is an error.
 	if errno, b := k.do(t, opLookup, 1, []byte("nothing\x00")); errno != 0 || !bytes.Equal(b[:8], u64(0)) || !bytes.Equal(b[16:24], u64(0)) || !bytes.Equal(b[32:36], u32(1e6)) {

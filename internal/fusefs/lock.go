@@ -14,6 +14,9 @@ import (
 // process has a handle of its own for those of a file, which FLUSH, sent with each close(2), ends. Those of
 // an open file description (F_OFD_SETLK) look the same, with an owner that never sends a FLUSH: the end of
 // its handle ends them. A process has no locks left by then that came by a handle of its own.
+//
+// The end of a file that was opened for reading is not told by FLUSH: locks for reading that came by one end with
+// its handle, when all have closed it that have it, as after fork(2).
 
 // lockOwner is a process that has a file locked.
 type lockOwner struct{ node, owner uint64 }

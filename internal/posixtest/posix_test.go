@@ -404,6 +404,32 @@ func TestMapping(t *testing.T) {
 	}
 }
 
+// TestDirect: what is written past the cache (O_DIRECT) is read through it, and the other way round.
+func TestDirect(t *testing.T) {
+	dir, _ := dirs(t)
+	f := open(t, dir+"/f", os.O_RDWR|os.O_CREATE)
+	_, err := f.WriteAt(bytes.Repeat([]byte("cached"), 2048), 0)
+	check(t, err)
+	direct := open(t, dir+"/f", os.O_RDWR|unix.O_DIRECT)
+	page, err := unix.Mmap(-1, 0, 4096, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANON) // aligned
+	check(t, err)
+	defer unix.Munmap(page) //nolint:errcheck // it is one
+	want := bytes.Repeat([]byte("cached"), 2048)
+	if n, err := direct.ReadAt(page, 4096); n != 4096 || err != nil || !bytes.Equal(page, want[4096:8192]) {
+		t.Errorf("read past the cache: %d bytes, %v", n, err)
+	}
+	for i := range page {
+		page[i] = byte(i)
+	}
+	if n, err := direct.WriteAt(page, 4096); n != 4096 || err != nil {
+		t.Errorf("written past the cache: %d bytes, %v", n, err)
+	}
+	copy(want[4096:], page)
+	if got, err := os.ReadFile(dir + "/f"); err != nil || !bytes.Equal(got, want) {
+		t.Errorf("through the cache: %d bytes, %v", len(got), err)
+	}
+}
+
 // TestAppend: what two files append is all there, in pieces as they were written.
 func TestAppend(t *testing.T) {
 	dir, _ := dirs(t)
