@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"os/exec"
@@ -121,38 +122,35 @@ func overGate(t *testing.T, fs *localfs.FS, g *gate) p9.Node {
 	return remote.Root(context.Background(), root)
 }
 
-// gate is a connection from which no requests are read while it is closed.
+// gate is a connection that can be stopped at a request, behind which nothing is read. A frame is read as its size, and the rest.
 type gate struct {
 	net.Conn
 	mu     sync.Mutex
-	closed chan struct{} // nil: it is open
-	inside bool          // a frame; of who reads
-	wanted chan struct{} // closed when something came to the closed gate
+	stop   p9.Type       // 0: at none; guarded by mu
+	wanted chan struct{} // closed when the request has come; guarded by mu
+	open   chan struct{} // guarded by mu
 }
 
-// shut closes the gate; wanted is closed when the first request has come to it.
-func (g *gate) shut() (wanted <-chan struct{}, open func()) {
+// shut has the gate closed by the next request of a type: no other, as of a file that was closed before, does.
+func (g *gate) shut(at p9.Type) (wanted <-chan struct{}, open func()) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.closed, g.wanted = make(chan struct{}), make(chan struct{})
-	return g.wanted, sync.OnceFunc(func() { close(g.closed) })
+	g.stop, g.wanted, g.open = at, make(chan struct{}), make(chan struct{})
+	wait := g.open
+	return g.wanted, sync.OnceFunc(func() { close(wait) })
 }
 
 func (g *gate) Read(p []byte) (int, error) {
 	n, err := g.Conn.Read(p)
-	const sizeOf = 4                                                                           // a frame's size is read by itself, then its type and the rest
-	if g.inside = !g.inside && n == sizeOf; g.inside || n == 0 || p9.Type(p[0]) == p9.TClunk { // of who has ended before
-		return n, err
-	}
 	g.mu.Lock()
-	closed := g.closed
-	if g.wanted != nil {
+	var wait chan struct{}
+	if n > 0 && len(p) != 4 && g.stop != 0 && p9.Type(p[0]) == g.stop {
 		close(g.wanted)
-		g.wanted = nil
+		wait, g.stop = g.open, 0
 	}
 	g.mu.Unlock()
-	if closed != nil {
-		<-closed
+	if wait != nil {
+		<-wait
 	}
 	return n, err
 }
@@ -175,15 +173,17 @@ func TestInterrupt(t *testing.T) {
 	part := func(how int16) error {
 		return unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLK, &unix.Flock_t{Type: how, Start: 15, Len: 1})
 	}
-	start := func(argv ...string) (cmd *exec.Cmd, stdout *bufio.Reader) {
+	start := func(argv ...string) (cmd *exec.Cmd, stdout *bufio.Reader, stdin io.Writer) {
 		t.Helper()
 		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 		t.Cleanup(cancel)
 		cmd = exec.CommandContext(ctx, argv[0], argv[1:]...)
 		out, err := cmd.StdoutPipe()
 		check(t, err)
+		stdin, err = cmd.StdinPipe()
+		check(t, err)
 		check(t, cmd.Start())
-		return cmd, bufio.NewReader(out)
+		return cmd, bufio.NewReader(out), stdin
 	}
 	for kind, take := range map[string]func(take bool) error{
 		"flock": func(take bool) error {
@@ -192,7 +192,7 @@ func TestInterrupt(t *testing.T) {
 		"fcntl": func(take bool) error { return part(map[bool]int16{true: unix.F_WRLCK, false: unix.F_UNLCK}[take]) },
 	} {
 		check(t, take(true))
-		cmd, out := start(lock, kind+"-wait", dir+"/f")
+		cmd, out, _ := start(lock, kind+"-wait", dir+"/f")
 		if line, err := out.ReadString('\n'); line != "waiting\n" {
 			t.Fatalf("%s: %q, %v", kind, line, err)
 		}
@@ -204,14 +204,28 @@ func TestInterrupt(t *testing.T) {
 		check(t, take(true)) // who waited has nothing
 		check(t, take(false))
 	}
-	for name, argv := range map[string][]string{"look up": {"stat", dir + "/f"}, "read": {"cat", dir + "/f"}} {
-		if name == "read" { // what is looked up is asked for before
-			check(t, exec.Command("stat", dir+"/f").Run())
+	// The program has what it needs before the gate is shut, and goes on then: a line of its standard input tells.
+	for name, c := range map[string]struct {
+		at     p9.Type
+		script string
+	}{
+		"look up": {p9.TWalk, `echo ready; read go; exec stat "$0/f"`},
+		"read":    {p9.TRead, `exec 3<"$0/f"; echo ready; read go; exec cat <&3`},
+		// More than the socket holds: the client cannot even send it all.
+		"write": {p9.TWrite, `exec 3>"$0/g"; echo ready; read go; exec dd if=/dev/zero bs=1M >&3`},
+	} {
+		cmd, out, in := start("sh", "-c", c.script, dir)
+		if line, err := out.ReadString('\n'); line != "ready\n" {
+			t.Fatalf("%s: %q, %v", name, line, err)
 		}
-		wanted, open := g.shut()
+		wanted, open := g.shut(c.at)
 		began := time.Now()
-		cmd, _ := start(argv...)
-		<-wanted
+		io.WriteString(in, "go\n") //nolint:errcheck // what comes to the gate tells
+		select {
+		case <-wanted:
+		case <-time.After(time.Minute):
+			t.Fatalf("%s: nothing was asked for", name)
+		}
 		check(t, cmd.Process.Kill())
 		cmd.Wait() //nolint:errcheck // the context's end is what to look for
 		if took := time.Since(began); took > 50*time.Second {
