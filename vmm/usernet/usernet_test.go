@@ -90,9 +90,9 @@ func newGuest(t testing.TB, change func(*Config)) *guest {
 	return newGuestBehind(t, change, nil)
 }
 
-// newGuestBehind is newGuest with a wire between both that carries what carry, if not nil,
-// says of the guest's records.
-func newGuestBehind(t testing.TB, change func(*Config), carry func(record []byte) bool) *guest {
+// newGuestBehind is newGuest with a wire between both, if not nil. Each direction has one of its own, which returns what
+// it carries when it is given a record.
+func newGuestBehind(t testing.TB, change func(*Config), wire func() func(record []byte) [][]byte) *guest {
 	t.Helper()
 	c := testConfig()
 	g := &guest{t: t, log: &lines{}, ended: make(chan error, 1)}
@@ -101,12 +101,12 @@ func newGuestBehind(t testing.TB, change func(*Config), carry func(record []byte
 		change(&c)
 	}
 	pair := socketpair(t)
-	if carry != nil {
+	if wire != nil {
 		far := socketpair(t)
 		var pumps sync.WaitGroup
 		near := pair[0]
-		pumps.Go(func() { pump(far[1], near, carry) })
-		pumps.Go(func() { pump(near, far[1], func([]byte) bool { return true }) })
+		pumps.Go(func() { pump(far[1], near, wire()) })
+		pumps.Go(func() { pump(near, far[1], wire()) })
 		t.Cleanup(func() {
 			pumps.Wait()
 			unix.Close(near)
@@ -174,7 +174,7 @@ func newGuestBehind(t testing.TB, change func(*Config), carry func(record []byte
 }
 
 // pump carries records until their end, which it passes on.
-func pump(to, from int, carry func([]byte) bool) {
+func pump(to, from int, carry func([]byte) [][]byte) {
 	b := make([]byte, 1<<17)
 	for {
 		n, err := unix.Read(from, b)
@@ -184,10 +184,13 @@ func pump(to, from int, carry func([]byte) bool) {
 		if err != nil || n == 0 {
 			break
 		}
-		if carry(b[:n]) {
-			if _, err := unix.Write(to, b[:n]); err != nil {
+		for _, record := range carry(b[:n]) {
+			if _, err = unix.Write(to, record); err != nil {
 				break
 			}
+		}
+		if err != nil {
+			break
 		}
 	}
 	unix.Shutdown(to, unix.SHUT_RDWR)   //nolint:errcheck // it may be gone
