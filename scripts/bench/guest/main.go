@@ -4,7 +4,7 @@
 //	guest                    as /init: write one line to the kernel's log, and stay
 //	guest hello              write one line, by one system call
 //	guest echo PORT          send back what comes on vsock port PORT, or TCP port tcp:PORT
-//	guest sink|source PORT   take, or send, on such a port without end
+//	guest sink|source PORT   take, or send after a byte has come, on such a port without end
 //	guest block FILE OP ...  read and write FILE; see block.go
 //	guest world ADDRESS      serve what network needs, on the host
 //	guest network MODE ...   use it; see network.go

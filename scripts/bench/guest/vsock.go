@@ -51,6 +51,9 @@ func serve(mode, port string) error {
 // answer serves one connection until it ends; that it ends is no error.
 func answer(mode string, c int, b []byte) {
 	if mode == "source" {
+		if _, err := unix.Read(c, b[:1]); err != nil {
+			return
+		}
 		for writeAll(c, b) == nil {
 		}
 		return

@@ -97,6 +97,10 @@ func measureLink(l *running) (f linkFigures, err error) {
 	}
 	err = with("source", func(c socket) error {
 		start := time.Now()
+		// It waits for a byte: passt's connections from the host are none to the guest before the host's side has spoken.
+		if _, err := c.Write(b[:1]); err != nil {
+			return err
+		}
 		for n := 0; n < vsockBytes; {
 			m, err := c.Read(b)
 			if err != nil {
