@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"runtime"
 
 	"golang.org/x/sys/unix"
@@ -100,6 +101,9 @@ func (m *Mounter) replayer(id wire.SessionID) *replayer {
 // do makes a change that the host has made, through the mount, so that the kernel tells of
 // it. The server leaves everything as it is.
 func (r *replayer) do(c *wire.ShareChange) error {
+	if replay.Kind(c.Kind) == replay.Lost {
+		return forget()
+	}
 	root, err := r.root()
 	if err != nil {
 		return err
@@ -137,6 +141,17 @@ func (r *replayer) do(c *wire.ShareChange) error {
 		return closeWritten(dir, c.Name)
 	}
 	return unix.EINVAL
+}
+
+// forget has the kernel forget the names and files that nobody uses, of all file systems: there is nothing for one.
+func forget() error {
+	f, err := os.OpenFile("/proc/sys/vm/drop_caches", os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	_, err = f.WriteString("2")
+	return err
 }
 
 // root opens the root of the mount, as a mount that can be written whatever that at its place is.

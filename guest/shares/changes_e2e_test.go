@@ -5,6 +5,7 @@ package shares
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -134,6 +135,16 @@ func testReplay(t *testing.T, timeout time.Duration) {
 		if now := entries(t, dir); now != before {
 			t.Errorf("%+v: in the mount is\n%s\nin the tree\n%s", c.change, now, before)
 		}
+	}
+	// What was lost is found when the kernel has forgotten what it has kept.
+	write("d/lost")
+	if out, err := os.ReadFile(dir + "/d/lost"); err != nil || string(out) != "text" {
+		t.Fatalf("%q, %v", out, err)
+	}
+	check(t, os.Remove(tree+"/d/lost"))
+	check(t, r.do(&wire.ShareChange{Kind: uint8(replay.Lost)}))
+	if _, err := os.Stat(dir + "/d/lost"); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("after the kernel has forgotten it: %v", err)
 	}
 	// In another mount at its place nothing is done.
 	check(t, unix.Mount("tmpfs", dir, "tmpfs", 0, ""))

@@ -355,8 +355,11 @@ func (fs *FS) current(id uint64, thread uint32, n p9.Node) (keep bool, err error
 	return false, unix.ESTALE
 }
 
-// keep tells whether the kernel may keep what it has read of a file, as it may its attributes: for a lease, from the first
-// opening on that has it drop what it had. So what nothing tells of, as writing to a mapping, is seen thereafter. Preconditions: FS.mu is held.
+// keepContent is how long the kernel may keep what it has read. What nothing tells of, as writing to a mapping, is seen thereafter.
+const keepContent = 10 * time.Second
+
+// keep tells whether the kernel may keep what it has read of a file while it may its attributes, from the first
+// opening on that has it drop what it had. Preconditions: FS.mu is held.
 func (n *node) keep(lease time.Duration, a *p9.Attr) bool {
 	now := time.Now()
 	switch {
@@ -365,7 +368,7 @@ func (n *node) keep(lease time.Duration, a *p9.Attr) bool {
 	case now.Before(n.keeps):
 		return true
 	default:
-		n.keeps = now.Add(lease)
+		n.keeps = now.Add(min(lease, keepContent))
 	}
 	return false
 }

@@ -26,12 +26,11 @@ type Watch struct {
 	max  int
 	full func()
 
-	mu      sync.Mutex
-	nodes   map[uint64]int           // how many nodes clients have of a directory, by QID.Path; guarded by mu
-	evicted bool                     // full was called; guarded by mu
-	order   *list.List               // of *watched, the one looked up last first; guarded by mu
-	dirs    map[uint64]*list.Element // by QID.Path; guarded by mu
-	byID    map[string]*list.Element // by what events call them; guarded by mu
+	mu    sync.Mutex
+	nodes map[uint64]int           // how many nodes clients have of a directory, by QID.Path; guarded by mu
+	order *list.List               // of *watched, the one looked up last first; guarded by mu
+	dirs  map[uint64]*list.Element // by QID.Path; guarded by mu
+	byID  map[string]*list.Element // by what events call them; guarded by mu
 }
 
 // watched has a node of its own, which holds no directory above and is none of the clients'.
@@ -45,7 +44,7 @@ const watchMask = unix.FAN_CREATE | unix.FAN_DELETE | unix.FAN_RENAME | unix.FAN
 	unix.FAN_EVENT_ON_CHILD | unix.FAN_ONDIR
 
 // Watch has the FS watch at most limit directories, two at least, until no client knows them. It is called before the FS is served, which Run
-// ends. full is called when for the first time one that is known is no longer watched.
+// ends. full is called whenever one that is known is no longer watched.
 func (fs *FS) Watch(limit int, full func()) (*Watch, error) {
 	fd, err := unix.FanotifyInit(unix.FAN_CLASS_NOTIF|unix.FAN_REPORT_DFID_NAME|unix.FAN_CLOEXEC|unix.FAN_NONBLOCK, unix.O_RDONLY|unix.O_CLOEXEC)
 	if err != nil {
@@ -78,10 +77,7 @@ func (w *Watch) add(n *inode) {
 			w.order.MoveToFront(w.order.Back())
 		}
 		w.remove(w.order.Back())
-		if !w.evicted {
-			w.evicted = true
-			w.full()
-		}
+		w.full()
 	}
 	w.insert(n) //nolint:errcheck // its file system may have no handles, or the user may not read it
 }
@@ -156,10 +152,11 @@ func identify(fd int) (string, error) {
 	return string(append(b, h.Bytes()...)), nil
 }
 
-// Covers tells whether changes of a node are told, of a directory also those of its entries.
+// Covers tells whether changes of a node are told, of a directory also those of its entries. Those of other file systems,
+// mounted beneath the root, may go away with their mounts.
 func (w *Watch) Covers(n p9.Node) bool {
 	i, ok := n.(*inode)
-	if !ok {
+	if !ok || i.dev != w.fs.dev {
 		return false
 	}
 	i.mu.Lock()
@@ -171,6 +168,19 @@ func (w *Watch) Covers(n p9.Node) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.dirs[parent.qid.Path] != nil && (i.mode&unix.S_IFMT != unix.S_IFDIR || w.dirs[i.qid.Path] != nil)
+}
+
+// Complete tells whether this machine alone changes the root's file system: fanotify knows nothing of others.
+func (w *Watch) Complete() bool {
+	var st unix.Statfs_t
+	if err := unix.Fstatfs(w.fs.root.fd, &st); err != nil {
+		return false
+	}
+	switch st.Type {
+	case unix.EXT4_SUPER_MAGIC, unix.XFS_SUPER_MAGIC, unix.BTRFS_SUPER_MAGIC, unix.F2FS_SUPER_MAGIC, unix.OVERLAYFS_SUPER_MAGIC, unix.TMPFS_MAGIC:
+		return true
+	}
+	return false
 }
 
 // lookup returns a watched directory with a reference, or nil.

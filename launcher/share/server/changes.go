@@ -23,9 +23,11 @@ const (
 	// maxPending is how many changes wait for the guest at most.
 	maxPending = 1 << 14
 	// leaseTime is how long a guest keeps names and attributes in directories that are watched, where the host has not
-	// changed anything for quietTime. What it is not told of is seen thereafter.
-	leaseTime = 10 * time.Second
-	quietTime = time.Second
+	// changed anything for quietTime. What it is not told of is seen thereafter: shortLease is for where that may be more than
+	// what programs write to mappings.
+	leaseTime  = 5 * time.Minute
+	shortLease = 10 * time.Second
+	quietTime  = time.Second
 	// raiseWait bounds the guest's answer to a change.
 	raiseWait = time.Minute
 )
@@ -35,8 +37,10 @@ type changes struct {
 	mu      sync.Mutex
 	pending []*replay.Change       // guarded by mu
 	again   map[replay.Change]bool // those of pending that need not be told twice; guarded by mu
-	lost    time.Time              // when one was, last; guarded by mu
-	said    bool                   // that one was lost; guarded by mu
+	lost    bool                   // the guest is to be told that some were; guarded by mu
+	said    bool                   // that some were lost; guarded by mu
+	full    time.Time              // when a directory was last no longer watched; guarded by mu
+	untold  time.Time              // when the guest could last not be told; guarded by mu
 	some    chan struct{}          // holds a token while there are pending
 	raising bool                   // the guest is being told of one; guarded by mu
 	last    time.Time              // when the last one came; guarded by mu
@@ -49,14 +53,18 @@ type changes struct {
 func tellChanges(ctx context.Context, s share.Spec, fs *localfs.FS, logf func(format string, args ...any)) (stage *replay.Stage, lease func(p9.Node) time.Duration, stop func()) {
 	stage = new(replay.Stage)
 	limit := watchLimit()
-	watch, err := fs.Watch(limit, func() {
+	c := &changes{again: map[replay.Change]bool{}, some: make(chan struct{}, 1), logf: logf}
+	watch, err := fs.Watch(limit, c.evicted(func() {
 		logf("%s: the distro knows more than %d directories: inotify there does not see what the host changes in those that it looked up first", s.Dir, limit)
-	})
+	}))
 	if err != nil {
 		logf("%s: inotify in the distro will not see what the host changes: %v", s.Dir, err)
 		return stage, nil, func() {}
 	}
-	c := &changes{again: map[replay.Change]bool{}, some: make(chan struct{}, 1), logf: logf}
+	longest := shortLease
+	if watch.Complete() {
+		longest = leaseTime
+	}
 	ctx, cancel := context.WithCancel(ctx)
 	var running sync.WaitGroup
 	running.Go(func() {
@@ -70,10 +78,10 @@ func tellChanges(ctx context.Context, s share.Spec, fs *localfs.FS, logf func(fo
 		c.tell(ctx, s, watch, stage)
 	})
 	lease = func(n p9.Node) time.Duration {
-		if !c.quiet() || !watch.Covers(n) {
+		if !watch.Covers(n) {
 			return 0
 		}
-		return leaseTime
+		return min(longest, c.lease())
 	}
 	return stage, lease, func() {
 		cancel()
@@ -81,12 +89,32 @@ func tellChanges(ctx context.Context, s share.Spec, fs *localfs.FS, logf func(fo
 	}
 }
 
-// quiet tells whether the guest has been told of all changes for a while: while the host is at it, more will come. What was lost
-// the guest knows when what it has kept until then is no longer kept.
-func (c *changes) quiet() bool {
+// lease is how long the guest may keep what it has been told of all changes of: nothing while the host is at it, more will come.
+func (c *changes) lease() time.Duration {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return !c.raising && len(c.pending) == 0 && time.Since(c.last) > quietTime && time.Since(c.lost) > leaseTime
+	switch {
+	case c.lost || c.raising || len(c.pending) > 0 || time.Since(c.last) <= quietTime || time.Since(c.untold) <= leaseTime:
+		return 0
+	case time.Since(c.full) <= leaseTime: // what it keeps may be of a directory that is no longer watched
+		return shortLease
+	}
+	return leaseTime
+}
+
+// evicted is called whenever a directory is no longer watched that the guest knows. What it keeps there for long it is
+// to forget; from then on it keeps nothing for long.
+func (c *changes) evicted(first func()) func() {
+	say := sync.OnceFunc(first)
+	return func() {
+		say()
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		if time.Since(c.full) > leaseTime {
+			c.loseLocked()
+		}
+		c.full = time.Now()
+	}
 }
 
 // watchLimit is our part of what the user may watch, and of our descriptors.
@@ -106,7 +134,7 @@ func (c *changes) add(change *replay.Change) {
 	defer c.mu.Unlock()
 	c.last = time.Now()
 	if len(c.pending) == maxPending {
-		c.loseLocked()
+		c.missed()
 		return
 	}
 	one := *change
@@ -138,15 +166,24 @@ func (c *changes) lose() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.last = time.Now()
-	c.loseLocked()
+	c.missed()
 }
 
-// loseLocked says it once. Preconditions: mu is held.
-func (c *changes) loseLocked() {
-	c.lost = time.Now()
+// missed is called when the guest is not told of a change. Preconditions: mu is held.
+func (c *changes) missed() {
 	if !c.said {
 		c.said = true
 		c.logf("the host changes more than inotify in the distro is told of; it misses some")
+	}
+	c.loseLocked()
+}
+
+// loseLocked has the guest forget what it keeps. Preconditions: mu is held.
+func (c *changes) loseLocked() {
+	c.lost = true
+	select {
+	case c.some <- struct{}{}:
+	default:
 	}
 }
 
@@ -154,6 +191,10 @@ func (c *changes) loseLocked() {
 func (c *changes) next() *replay.Change {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if c.lost { // before all others: it counts for what is kept, not for inotify
+		c.lost, c.raising = false, true
+		return &replay.Change{Kind: replay.Lost}
+	}
 	c.raising = len(c.pending) > 0
 	if !c.raising {
 		return nil
@@ -184,13 +225,16 @@ func (c *changes) tell(ctx context.Context, s share.Spec, watch *localfs.Watch, 
 					one.Kind = replay.Removed
 				}
 			}
+			if one.Kind == replay.Lost && s.Tag == "" { // over 9P nothing is kept
+				continue
+			}
 			if m, err := message(one, watch); err == nil {
 				stage.Set(one)
 				err = to.raise(ctx, m)
 				stage.Set(nil)
 				if err != nil && ctx.Err() == nil {
 					c.mu.Lock()
-					c.lost = time.Now()
+					c.untold = time.Now()
 					c.mu.Unlock()
 				}
 				if err != nil && ctx.Err() == nil && !failed {
@@ -208,6 +252,9 @@ func (c *changes) tell(ctx context.Context, s share.Spec, watch *localfs.Watch, 
 // message is a change as the distro is told it; an error if its directory is no longer there.
 func message(c *replay.Change, watch *localfs.Watch) (m *wire.ShareChange, err error) {
 	m = &wire.ShareChange{Kind: uint8(c.Kind), Mode: c.Mode, Name: c.Name, NewName: c.NewName}
+	if c.Kind == replay.Lost {
+		return m, nil
+	}
 	if m.Dir, err = watch.Path(c.Dir); err == nil && c.Kind == replay.Renamed {
 		m.NewDir, err = watch.Path(c.NewDir)
 	}

@@ -90,32 +90,63 @@ func greet(t *testing.T, s share.Spec, g net.Conn) (net.Conn, *bufio.Reader) {
 	return g, r
 }
 
-// TestQuiet: a guest may rely on being told of changes while there are none, and no longer once one was lost.
-func TestQuiet(t *testing.T) {
+// TestLease: a guest may rely on being told of changes while there are none. What it was not told of it forgets, and
+// keeps nothing for long while not all is watched.
+func TestLease(t *testing.T) {
 	c := &changes{again: map[replay.Change]bool{}, some: make(chan struct{}, 1), logf: func(string, ...any) {}}
-	want := func(what string, quiet bool) {
+	want := func(what string, lease time.Duration) {
 		t.Helper()
-		if c.quiet() != quiet {
-			t.Errorf("%s: quiet is %v", what, !quiet)
+		if got := c.lease(); got != lease {
+			t.Errorf("%s: the lease is %v, want %v", what, got, lease)
 		}
 	}
-	want("before any change", true)
+	forgets := func(what string) {
+		t.Helper()
+		want(what, 0)
+		select {
+		case <-c.some:
+		default:
+			t.Errorf("%s: nobody is woken", what)
+		}
+		if one := c.next(); one == nil || one.Kind != replay.Lost {
+			t.Errorf("%s: next is %+v", what, one)
+		}
+		want(what+", while it is told", 0)
+		if one := c.next(); one != nil {
+			t.Errorf("%s: then %+v", what, one)
+		}
+	}
+	want("before any change", leaseTime)
 	c.add(&replay.Change{Kind: replay.Modified, Name: "f"})
-	want("with a change pending", false)
+	want("with a change pending", 0)
 	c.last = c.last.Add(-quietTime)
-	want("long after one that is pending", false)
+	want("long after one that is pending", 0)
 	c.next()
-	want("while the guest is told", false)
+	want("while the guest is told", 0)
 	c.next()
-	want("long after a change", true)
+	want("long after a change", leaseTime)
 	c.last = time.Now().Add(time.Hour)
-	want("after a change", false)
-	c.last = time.Time{}
+	want("after a change", 0)
+	<-c.some
 	c.lose()
+	forgets("one was lost")
 	c.last = time.Time{}
-	want("after one was lost", false)
-	c.lost = c.lost.Add(-leaseTime)
-	want("when nothing is kept any more of what is older", true)
+	want("long after one was lost", leaseTime)
+	said := 0
+	evicted := c.evicted(func() { said++ })
+	evicted()
+	forgets("a directory is no longer watched")
+	want("while not all is watched", shortLease)
+	evicted()
+	if c.next() != nil || said != 1 {
+		t.Errorf("a second directory: forgotten again, or said %d times", said)
+	}
+	c.full = c.full.Add(-leaseTime)
+	want("long after that", leaseTime)
+	evicted()
+	forgets("after a long time another is no longer watched")
+	c.full, c.untold = time.Time{}, time.Now()
+	want("where the guest is not told", 0)
 }
 
 // TestPending: what was said and not told yet is not said again, and of too many the last are lost, once.
@@ -158,5 +189,8 @@ func TestPending(t *testing.T) {
 	}
 	if len(c.pending) != maxPending || said != 1 {
 		t.Errorf("%d are pending, said %d times", len(c.pending), said)
+	}
+	if one := c.next(); one.Kind != replay.Lost {
+		t.Errorf("first the guest is told %+v", one)
 	}
 }
