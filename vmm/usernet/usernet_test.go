@@ -329,13 +329,14 @@ func TestTCP(t *testing.T) {
 // TestFullFrames: of much that waits for the guest, a frame takes as much as frames can hold, and no rest follows.
 func TestFullFrames(t *testing.T) {
 	there := make(chan struct{}) // all is
-	g := newGuestBehind(t, nil, func(record []byte) bool {
+	wire := func(record []byte) [][]byte {
 		if h := header.IPv4(record[min(len(record), 10+header.EthernetMinimumSize):]); len(h) >= header.IPv4MinimumSize+header.TCPMinimumSize &&
 			h.TransportProtocol() == header.TCPProtocolNumber && header.TCP(h.Payload()).Flags() == header.TCPFlagAck {
 			<-there // the connection is not there before
 		}
-		return true
-	})
+		return [][]byte{record}
+	}
+	g := newGuestBehind(t, nil, func() func([]byte) [][]byte { return wire })
 	want := random(65400) // what the guest's first window has room for
 	over := make(chan struct{})
 	port := listen(t, "127.0.0.1:0", func(c *net.TCPConn) {
