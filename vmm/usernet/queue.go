@@ -8,62 +8,123 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip"
 	"gvisor.dev/gvisor/pkg/tcpip/header"
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
+
+	"github.com/wsl2/wsl2/vmm/virtio/net"
 )
 
 // maxQueued bounds what waits for a guest that takes no frames, with what keeps it.
 const maxQueued = 4 << 20
 
-// queue is the frames that the guest has not taken yet, in their order.
+// queue is the frames that the guest has not taken yet: of each connection in their order, and of those in turn, so that a
+// new one's first answer or the reply to a few bytes are not behind megabytes of others (as fq_codel has it, RFC 8290 §4.1;
+// without its measure of delay, as who has much to send waits for room).
 type queue struct {
 	limit int           // of size
 	some  chan struct{} // has a token when the first frame has come
 	turn  chan struct{} // is held by the one who waits
 	gone  chan struct{} // has a token when the frame has gone that it waits for, or the queue is closed
 
-	mu     sync.Mutex
-	frames []*stack.PacketBuffer // guarded by mu; the first one is being sent
-	size   int                   // in bytes of memory; guarded by mu
-	sends  uint64                // frames that have left the queue; guarded by mu
-	await  uint64                // the number of them that is waited for; guarded by mu
-	closed bool                  // guarded by mu
+	mu      sync.Mutex
+	flows   map[uint32]*flow // those with frames, and those that had some a turn ago; by the stack's hash; guarded by mu
+	fresh   []*flow          // in their first turn; guarded by mu
+	rest    []*flow          // the others; guarded by mu
+	sending *flow            // whose first frame is being sent, or nil; guarded by mu
+	frames  int              // guarded by mu
+	size    int              // in bytes of memory; guarded by mu
+	sends   uint64           // frames that have left the queue; guarded by mu
+	await   uint64           // the number of them that is waited for; guarded by mu
+	closed  bool             // guarded by mu
 }
 
+// flow is the frames of a connection; all that belongs to none is one flow.
+type flow struct {
+	hash   uint32
+	frames []*stack.PacketBuffer
+	credit int // bytes that it may send before it is another one's turn
+}
+
+// quantum is what a flow may send in a turn: no less than a frame.
+const quantum = net.MaxFrame
+
 func newQueue() queue {
-	return queue{limit: maxQueued, some: make(chan struct{}, 1), turn: make(chan struct{}, 1), gone: make(chan struct{}, 1)}
+	return queue{limit: maxQueued, some: make(chan struct{}, 1), turn: make(chan struct{}, 1), gone: make(chan struct{}, 1), flows: map[uint32]*flow{}}
 }
 
 // close drops what waits.
 func (q *queue) close() {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	for _, pkt := range q.frames {
-		pkt.DecRef()
+	for _, f := range q.flows {
+		for _, pkt := range f.frames {
+			pkt.DecRef()
+		}
 	}
-	q.frames, q.size, q.closed = nil, 0, true
+	q.flows, q.fresh, q.rest, q.sending = nil, nil, nil, nil
+	q.frames, q.size, q.closed = 0, 0, true
 	notify(q.gone)
 }
 
-// first is the frame to be sent next, or nil.
+// add is the end of a flow. Preconditions: mu is held, and the queue is not closed.
+func (q *queue) add(pkt *stack.PacketBuffer) {
+	f := q.flows[pkt.Hash]
+	if f == nil {
+		f = &flow{hash: pkt.Hash, credit: quantum}
+		q.flows[f.hash] = f
+		q.fresh = append(q.fresh, f)
+	}
+	f.frames = append(f.frames, pkt.IncRef())
+	q.size += pkt.MemSize()
+	if q.frames++; q.frames == 1 {
+		notify(q.some)
+	}
+}
+
+// first is the frame to be sent next, or nil; the same until sent.
 func (q *queue) first() *stack.PacketBuffer {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if len(q.frames) == 0 {
-		return nil
+	for q.sending == nil {
+		list := &q.fresh
+		if len(*list) == 0 {
+			list = &q.rest
+		}
+		if len(*list) == 0 {
+			return nil
+		}
+		f := (*list)[0]
+		switch {
+		case len(f.frames) > 0 && f.credit > 0:
+			q.sending = f
+			continue
+		case len(f.frames) > 0:
+			f.credit += quantum
+			q.rest = append(q.rest, f)
+		case list == &q.fresh && len(q.rest) > 0: // one that always comes back at once would always be first
+			q.rest = append(q.rest, f)
+		default:
+			delete(q.flows, f.hash)
+		}
+		(*list)[0] = nil
+		*list = (*list)[1:]
 	}
-	return q.frames[0]
+	return q.sending.frames[0]
 }
 
-// sent removes the first frame.
+// sent removes the frame that first has returned.
 func (q *queue) sent() {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	pkt := q.frames[0]
-	q.frames[0] = nil
-	q.size -= pkt.MemSize()
-	pkt.DecRef()
-	if q.frames = q.frames[1:]; len(q.frames) == 0 {
-		q.frames = nil
+	f := q.sending
+	q.sending = nil
+	pkt := f.frames[0]
+	f.frames[0] = nil
+	if f.frames = f.frames[1:]; len(f.frames) == 0 {
+		f.frames = nil
 	}
+	f.credit -= pkt.Size()
+	q.size -= pkt.MemSize()
+	q.frames--
+	pkt.DecRef()
 	if q.sends++; q.sends == q.await {
 		notify(q.gone)
 	}
@@ -111,7 +172,7 @@ func (l *link) write(pkt *stack.PacketBuffer) tcpip.Error {
 	if q.closed {
 		return &tcpip.ErrClosedForSend{}
 	}
-	if len(q.frames) == 0 && l.down == nil {
+	if q.frames == 0 && l.down == nil {
 		switch errno := l.send(pkt, false); errno {
 		case 0:
 			return nil
@@ -122,14 +183,10 @@ func (l *link) write(pkt *stack.PacketBuffer) tcpip.Error {
 			return &tcpip.ErrClosedForSend{}
 		}
 	}
-	size := pkt.MemSize()
-	if q.size+size > q.limitOf(pkt) {
+	if q.size+pkt.MemSize() > q.limitOf(pkt) {
 		return &tcpip.ErrNoBufferSpace{}
 	}
-	q.size += size
-	if q.frames = append(q.frames, pkt.IncRef()); len(q.frames) == 1 {
-		notify(q.some)
-	}
+	q.add(pkt)
 	return nil
 }
 
@@ -162,7 +219,7 @@ func (l *link) room(ctx context.Context) error {
 	}
 	defer func() { <-q.turn }()
 	q.mu.Lock()
-	q.await = q.sends + uint64(len(q.frames))
+	q.await = q.sends + uint64(q.frames)
 	q.mu.Unlock()
 	for q.waits() {
 		select {
@@ -172,6 +229,13 @@ func (l *link) room(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// crowded tells that even those who have little to send should wait for room.
+func (q *queue) crowded() bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.size > q.limit/2
 }
 
 // waits tells whether the frame that is waited for is still here.

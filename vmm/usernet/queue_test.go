@@ -19,15 +19,16 @@ import (
 // numbered sends a frame that says which one it is.
 func numbered(t *testing.T, l *link, i int) tcpip.Error {
 	t.Helper()
-	return numberedOf(l, i, header.TCPProtocolNumber)
+	return numberedOf(l, i, header.TCPProtocolNumber, 0)
 }
 
-func numberedOf(l *link, i int, proto tcpip.TransportProtocolNumber) tcpip.Error {
+// numberedOf is numbered for a protocol, and the connection that a hash stands for.
+func numberedOf(l *link, i int, proto tcpip.TransportProtocolNumber, hash uint32) tcpip.Error {
 	data := binary.BigEndian.AppendUint32(make([]byte, 0, 8<<10), uint32(i))[:8<<10]
 	pkt := stack.NewPacketBuffer(stack.PacketBufferOptions{ReserveHeaderBytes: header.EthernetMinimumSize, Payload: buffer.MakeWithData(data)})
 	defer pkt.DecRef()
 	pkt.EgressRoute.RemoteLinkAddress = l.guest
-	pkt.TransportProtocolNumber = proto
+	pkt.TransportProtocolNumber, pkt.Hash = proto, hash
 	l.AddHeader(pkt)
 	return l.write(pkt)
 }
@@ -131,7 +132,7 @@ func TestQueueFlood(t *testing.T) {
 	go func() { served <- l.serve() }()
 	datagram := func() (full bool) {
 		t.Helper()
-		err := numberedOf(l, 0, header.UDPProtocolNumber)
+		err := numberedOf(l, 0, header.UDPProtocolNumber, 0)
 		if _, full = err.(*tcpip.ErrNoBufferSpace); err != nil && !full {
 			t.Fatal(err)
 		}
@@ -161,6 +162,58 @@ func TestQueueFlood(t *testing.T) {
 				t.Fatal("the turn of a connection never comes")
 			}
 		}
+	}
+	l.shutdown()
+	if err := <-served; err != nil {
+		t.Error(err)
+	}
+	l.close()
+}
+
+// TestQueueTurns: what a connection sends comes in its order, and does not wait for all that another one has sent before.
+func TestQueueTurns(t *testing.T) {
+	l, far := newWire(t)
+	served := make(chan error)
+	go func() { served <- l.serve() }()
+	const size, bulk, few = 8 << 10, 100, 5
+	send := func(i int, hash uint32) {
+		t.Helper()
+		if err := numberedOf(l, i, header.TCPProtocolNumber, hash); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i := range bulk {
+		send(i, 1)
+	}
+	l.out.mu.Lock()
+	waiting := l.out.frames
+	l.out.mu.Unlock()
+	for i := range few {
+		send(1000+i, 2)
+	}
+	const turn = quantum/size + 2 // and what is under way
+	if waiting < 3*turn {
+		t.Fatalf("only %d frames wait", waiting)
+	}
+	frame := make([]byte, 1<<16)
+	next := map[bool]int{false: 0, true: 1000}
+	for i := range bulk + few {
+		n, err := unix.Read(far, frame)
+		if err != nil || n < net.HeaderLen+header.EthernetMinimumSize+4 {
+			t.Fatalf("frame %d: %d bytes, %v", i, n, err)
+		}
+		got := int(binary.BigEndian.Uint32(frame[net.HeaderLen+header.EthernetMinimumSize:]))
+		other := got >= 1000
+		if got != next[other] {
+			t.Fatalf("frame %d came as number %d", next[other], got)
+		}
+		if next[other]++; other && next[false] > bulk-waiting+turn {
+			t.Errorf("%d came behind %d frames of %d that waited", got, next[false], waiting)
+		}
+	}
+	eventually(t, "the queue is empty", func() bool { return l.out.first() == nil })
+	if len(l.out.flows) != 0 || l.out.size != 0 {
+		t.Errorf("%d flows and %d bytes are left", len(l.out.flows), l.out.size)
 	}
 	l.shutdown()
 	if err := <-served; err != nil {

@@ -203,11 +203,16 @@ func (g *guestConn) readSome(ctx context.Context) (b *[]byte, n int, err error) 
 	return b, n, err
 }
 
+// little is what is sent without a wait for others' frames.
+const little = 4 << 10
+
 // write sends all of p.
 func (g *guestConn) write(ctx context.Context, p tcpip.Payloader) error {
 	for p.Len() > 0 {
-		if err := g.link.room(ctx); err != nil {
-			return err
+		if p.Len() > little || g.link.out.crowded() {
+			if err := g.link.room(ctx); err != nil {
+				return err
+			}
 		}
 		err := g.wait(ctx, waiter.WritableEvents, func() (err tcpip.Error) {
 			_, err = g.ep.Write(p, tcpip.WriteOptions{})
