@@ -1,6 +1,7 @@
 package fusefs
 
 import (
+	"strconv"
 	"time"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
@@ -109,15 +110,15 @@ func (fs *FS) Flush(cancel <-chan struct{}, in *fuse.FlushIn) fuse.Status {
 }
 
 // lockRange translates a lock: FUSE's ends at its last byte.
-func lockRange(in *fuse.FileLock) (p9.Lock, error) {
-	l := p9.Lock{Start: in.Start, ProcID: in.Pid}
-	if in.End != 1<<63-1 {
-		if in.End < in.Start {
+func lockRange(in *fuse.LkIn) (p9.Lock, error) {
+	l := p9.Lock{Start: in.Lk.Start, ClientID: strconv.FormatUint(in.Owner, 16)} // processes that share their descriptors are one
+	if in.Lk.End != 1<<63-1 {
+		if in.Lk.End < in.Lk.Start {
 			return l, unix.EINVAL
 		}
-		l.Length = in.End - in.Start + 1
+		l.Length = in.Lk.End - in.Lk.Start + 1
 	}
-	switch in.Typ {
+	switch in.Lk.Typ {
 	case unix.F_RDLCK:
 		l.Type = p9.LockRead
 	case unix.F_WRLCK:
@@ -132,7 +133,7 @@ func lockRange(in *fuse.FileLock) (p9.Lock, error) {
 
 // lock takes or releases a lock, without waiting.
 func (fs *FS) lock(cancel <-chan struct{}, in *fuse.LkIn) error {
-	l, err := lockRange(&in.Lk)
+	l, err := lockRange(in)
 	if err != nil {
 		return err
 	}
@@ -189,7 +190,7 @@ func (fs *FS) SetLkw(cancel <-chan struct{}, in *fuse.LkIn) fuse.Status {
 }
 
 func (fs *FS) GetLk(cancel <-chan struct{}, in *fuse.LkIn, out *fuse.LkOut) fuse.Status {
-	l, err := lockRange(&in.Lk)
+	l, err := lockRange(in)
 	if err != nil {
 		return status(err)
 	}

@@ -52,6 +52,9 @@ type FS struct {
 	root  *inode
 	dev   uint64 // the root's
 	watch *Watch // nil: nobody is told of changes; set before it serves
+
+	lockMu  sync.Mutex
+	lockers map[lockerKey]*locker // guarded by lockMu
 }
 
 // New opens the directory at path. The caller closes the FS when it no longer serves.
@@ -65,7 +68,7 @@ func New(path string, cfg Config) (*FS, error) {
 		unix.Close(fd)
 		return nil, &os.PathError{Op: "stat", Path: path, Err: err}
 	}
-	fs := &FS{cfg: cfg, dev: st.Dev}
+	fs := &FS{cfg: cfg, dev: st.Dev, lockers: map[lockerKey]*locker{}}
 	fs.root = &inode{fs: fs, fd: fd, refs: 1, mode: st.Mode, dev: st.Dev, qid: fs.qid(&st)}
 	return fs, nil
 }
@@ -663,6 +666,9 @@ type handle struct {
 	n  *inode // the fid's, which outlives the handle
 	fd int
 
+	lockers map[*locker]bool // who has locked the file by it; guarded by FS.lockMu
+	whole   *locker          // who has all of it, one of those; guarded by FS.lockMu
+
 	mu      sync.Mutex // for directories: one reads at a time
 	pos     uint64     // where entries begins; guarded by mu
 	buf     []byte     // of getdents64(2); guarded by mu
@@ -671,7 +677,10 @@ type handle struct {
 
 var _ p9.Handle = (*handle)(nil)
 
-func (h *handle) Close() error { return unix.Close(h.fd) }
+func (h *handle) Close() error {
+	h.endLocks()
+	return unix.Close(h.fd)
+}
 
 func (h *handle) ReadAt(p []byte, offset int64) (int, error) {
 	done := 0
@@ -788,88 +797,4 @@ func (h *handle) Readdir(b []byte, offset uint64) ([]byte, error) {
 		b = p9.AppendDirent(b, q, next, e[direntType], name)
 		h.pos, h.entries = next, e[length:]
 	}
-}
-
-// Lock takes the lock for this open file (F_OFD_SETLK): v9fs has settled already who
-// of its own has it, and other programs of this machine see it. v9fs does not tell flock(2) from
-// a lock of the whole file, so that is both here.
-func (h *handle) Lock(l p9.Lock) (p9.LockStatus, error) {
-	if l.Start != 0 || l.Length != 0 {
-		return h.LockOnly(l, false)
-	}
-	st, err := h.LockOnly(l, true)
-	if err != nil || st != p9.LockSuccess {
-		return st, err
-	}
-	st, err = h.LockOnly(l, false)
-	if err == unix.EBADF { // of a file that is not open for it; the client's kernel has seen to that: it is flock(2)'s
-		return p9.LockSuccess, nil
-	}
-	if err != nil || st != p9.LockSuccess {
-		unix.Flock(h.fd, unix.LOCK_UN)
-	}
-	return st, err
-}
-
-// LockOnly takes a lock of flock(2), or one of fcntl(2).
-func (h *handle) LockOnly(l p9.Lock, flock bool) (p9.LockStatus, error) {
-	fl, err := toFlock(l)
-	if err != nil {
-		return p9.LockError, err
-	}
-	if flock {
-		how := map[uint8]int{p9.LockRead: unix.LOCK_SH, p9.LockWrite: unix.LOCK_EX, p9.LockUnlock: unix.LOCK_UN}[l.Type]
-		err = unix.Flock(h.fd, how|unix.LOCK_NB)
-	} else {
-		err = unix.FcntlFlock(uintptr(h.fd), unix.F_OFD_SETLK, &fl)
-	}
-	switch err {
-	case nil:
-		return p9.LockSuccess, nil
-	case unix.EAGAIN, unix.EACCES:
-		return p9.LockBlocked, nil
-	}
-	return p9.LockError, err
-}
-
-func (h *handle) GetLock(l p9.Lock) (p9.Lock, error) {
-	if l.Type == p9.LockUnlock {
-		return p9.Lock{}, unix.EINVAL
-	}
-	fl, err := toFlock(l)
-	if err != nil {
-		return p9.Lock{}, err
-	}
-	if err := unix.FcntlFlock(uintptr(h.fd), unix.F_OFD_GETLK, &fl); err != nil {
-		return p9.Lock{}, err
-	}
-	switch fl.Type {
-	case unix.F_RDLCK:
-		l.Type = p9.LockRead
-	case unix.F_WRLCK:
-		l.Type = p9.LockWrite
-	default:
-		l.Type = p9.LockUnlock
-		return l, nil
-	}
-	l.Start, l.Length, l.ProcID = uint64(fl.Start), uint64(fl.Len), uint32(max(fl.Pid, 0))
-	return l, nil
-}
-
-func toFlock(l p9.Lock) (unix.Flock_t, error) {
-	fl := unix.Flock_t{Whence: unix.SEEK_SET, Start: int64(l.Start), Len: int64(l.Length)}
-	switch l.Type {
-	case p9.LockRead:
-		fl.Type = unix.F_RDLCK
-	case p9.LockWrite:
-		fl.Type = unix.F_WRLCK
-	case p9.LockUnlock:
-		fl.Type = unix.F_UNLCK
-	default:
-		return fl, unix.EINVAL
-	}
-	if fl.Start < 0 || fl.Len < 0 {
-		return fl, unix.EINVAL
-	}
-	return fl, nil
 }

@@ -491,51 +491,6 @@ func TestManyEntries(t *testing.T) {
 	}
 }
 
-// TestLocks: what a client locks, programs here see, and the other way round.
-func TestLocks(t *testing.T) {
-	ctx := t.Context()
-	root, dir := share(t, Config{})
-	f := create(t, root, "f", "0123456789")
-	other := must(root.Walk(ctx, "f"))(t)
-	check(t, other.Open(ctx, os.O_RDWR))
-	here := must(os.OpenFile(dir+"/f", os.O_RDWR, 0))(t)
-	defer here.Close()
-	status := func(f *p9.File, l p9.Lock) p9.LockStatus { t.Helper(); return must(f.Lock(ctx, l))(t) }
-
-	if st := status(f, p9.Lock{Type: p9.LockWrite, Start: 2, Length: 3}); st != p9.LockSuccess {
-		t.Fatal(st)
-	}
-	if st := status(other, p9.Lock{Type: p9.LockRead, Start: 4, Length: 1}); st != p9.LockBlocked {
-		t.Errorf("another fid: %v", st)
-	}
-	if st := status(other, p9.Lock{Type: p9.LockRead, Start: 5}); st != p9.LockSuccess {
-		t.Errorf("beside it: %v", st)
-	}
-	fl := unix.Flock_t{Type: unix.F_WRLCK, Start: 2, Len: 1}
-	want(t, "a lock here", unix.FcntlFlock(here.Fd(), unix.F_SETLK, &fl), unix.EAGAIN)
-	if l := must(other.GetLock(ctx, p9.Lock{Type: p9.LockWrite, Start: 0, Length: 4}))(t); l.Type != p9.LockWrite || l.Start != 2 || l.Length != 3 {
-		t.Errorf("in the way is %+v", l)
-	}
-	if l := must(other.GetLock(ctx, p9.Lock{Type: p9.LockRead, Start: 0, Length: 2}))(t); l.Type != p9.LockUnlock {
-		t.Errorf("in the way is %+v", l)
-	}
-	for _, file := range []*p9.File{f, other} {
-		status(file, p9.Lock{Type: p9.LockUnlock})
-	}
-	// A lock of the whole file may be flock(2)'s.
-	check(t, unix.Flock(int(here.Fd()), unix.LOCK_EX))
-	if st := status(f, p9.Lock{Type: p9.LockWrite}); st != p9.LockBlocked {
-		t.Errorf("beside a flock here: %v", st)
-	}
-	check(t, unix.Flock(int(here.Fd()), unix.LOCK_UN))
-	if st := status(f, p9.Lock{Type: p9.LockWrite}); st != p9.LockSuccess {
-		t.Errorf("%v", st)
-	}
-	want(t, "flock here", unix.Flock(int(here.Fd()), unix.LOCK_SH|unix.LOCK_NB), unix.EWOULDBLOCK)
-	check(t, f.Close(ctx))
-	check(t, unix.Flock(int(here.Fd()), unix.LOCK_SH|unix.LOCK_NB))
-}
-
 // TestReadOnly: nothing of a read-only share changes.
 func TestReadOnly(t *testing.T) {
 	ctx := t.Context()
