@@ -128,6 +128,8 @@ func hostChanges(t *testing.T, h *testsys.Host, guest, host string, below bool) 
 		expect("create sub/f")
 		testsys.Must(t, os.Remove(at("sub/f")))
 		expect("delete sub/f")
+		watched(t, h, guest, host)
+		expect("delete moved")
 	}
 	if out := h.OK("-d", "small", "-e", "cat", guest+"/renamed"); out != "three\n" {
 		t.Errorf("the file is %q", out)
@@ -140,9 +142,26 @@ func hostChanges(t *testing.T, h *testsys.Host, guest, host string, below bool) 
 	expect("create own", "modify own", "written own", "from own", "to mine", "delete mine")
 	testsys.Must(t, os.Remove(at("sub")))
 	line, err := bufio.NewReader(live.Stdout).ReadString('\n')
-	if want := "delete " + guest + "/sub\n"; err != nil || line != want {
+	want := "delete " + guest + "/sub\n"
+	if below { // it is watched itself
+		want = "deleted " + guest + "/sub\n"
+	}
+	if err != nil || line != want {
 		t.Errorf("%q, %v, want %q", line, err, want)
 	}
+	live.Kill()
+}
+
+// watched: what becomes of a file on the host, a watch on the file itself tells as well.
+func watched(t *testing.T, h *testsys.Host, guest, host string) {
+	t.Helper()
+	testsys.Must(t, os.WriteFile(host+"/watched", nil, 0o644))
+	live := h.Start("-d", "small", "-e", "/mnt/host/inotify", guest+"/watched")
+	live.Expect("watching " + guest + "/watched\n")
+	testsys.Must(t, os.Rename(host+"/watched", host+"/moved"))
+	live.Expect("moved " + guest + "/watched\n")
+	testsys.Must(t, os.Remove(host+"/moved"))
+	live.Expect("deleted " + guest + "/watched\n")
 	live.Kill()
 }
 

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"strings"
 	"testing"
 	"time"
 
@@ -64,7 +65,7 @@ func testReplay(t *testing.T, timeout time.Duration) {
 	var st unix.Stat_t
 	check(t, unix.Stat(dir, &st))
 	r := &replayer{guest: dir, dev: st.Dev}
-	events := watchTree(t, dir+"/d")
+	events, watch := watchTree(t, dir+"/d")
 
 	id := func(name string) uint64 {
 		var st unix.Stat_t
@@ -76,22 +77,26 @@ func testReplay(t *testing.T, timeout time.Duration) {
 		change replay.Change
 		before func()
 		events string
+		self   string // of a watch on this file
 	}{
-		{replay.Change{Kind: replay.Created, Name: "f", Mode: unix.S_IFREG}, func() { write("d/f") }, "create f\n"},
-		{replay.Change{Kind: replay.Modified, Name: "f"}, nil, "modify f\n"},
-		{replay.Change{Kind: replay.Attributes, Name: "f"}, nil, "attrib f\n"},
-		{replay.Change{Kind: replay.Written, Name: "f"}, nil, "written f\n"},
-		{replay.Change{Kind: replay.Created, Name: "l", Mode: unix.S_IFLNK}, func() { check(t, os.Symlink("f", tree+"/d/l")) }, "create l\n"},
-		{replay.Change{Kind: replay.Created, Name: "p", Mode: unix.S_IFIFO}, func() { check(t, unix.Mkfifo(tree+"/d/p", 0o600)) }, "create p\n"},
-		{replay.Change{Kind: replay.Created, Name: "n", Mode: unix.S_IFDIR}, func() { check(t, os.Mkdir(tree+"/d/n", 0o700)) }, "create n\n"},
-		{replay.Change{Kind: replay.Renamed, Name: "f", NewName: "g"}, func() { check(t, os.Rename(tree+"/d/f", tree+"/d/g")) }, "from f\nto g\n"},
-		{replay.Change{Kind: replay.Renamed, Name: "s~", NewName: "g"}, func() { write("d/s~"); check(t, os.Rename(tree+"/d/s~", tree+"/d/g")) }, "from s~\nto g\n"},
-		{replay.Change{Kind: replay.Removed, Name: "g", Mode: unix.S_IFREG}, func() { check(t, os.Remove(tree+"/d/g")) }, "delete g\n"},
-		{replay.Change{Kind: replay.Removed, Name: "n", Mode: unix.S_IFDIR}, func() { check(t, os.Remove(tree+"/d/n")) }, "delete n\n"},
-		{replay.Change{Kind: replay.Removed, Name: "brief", Mode: unix.S_IFREG}, nil, "delete brief\n"}, // of it nothing was seen
+		{replay.Change{Kind: replay.Created, Name: "f", Mode: unix.S_IFREG}, func() { write("d/f") }, "create f\n", ""},
+		{replay.Change{Kind: replay.Modified, Name: "f"}, nil, "modify f\n", ""},
+		{replay.Change{Kind: replay.Attributes, Name: "f"}, nil, "attrib f\nattrib\n", "f"},
+		{replay.Change{Kind: replay.Written, Name: "f"}, nil, "written f\nwritten\n", ""},
+		{replay.Change{Kind: replay.Created, Name: "l", Mode: unix.S_IFLNK}, func() { check(t, os.Symlink("f", tree+"/d/l")) }, "create l\n", ""},
+		{replay.Change{Kind: replay.Created, Name: "p", Mode: unix.S_IFIFO}, func() { check(t, unix.Mkfifo(tree+"/d/p", 0o600)) }, "create p\n", ""},
+		{replay.Change{Kind: replay.Created, Name: "n", Mode: unix.S_IFDIR}, func() { check(t, os.Mkdir(tree+"/d/n", 0o700)) }, "create n\n", ""},
+		{replay.Change{Kind: replay.Renamed, Name: "f", NewName: "g"}, func() { check(t, os.Rename(tree+"/d/f", tree+"/d/g")) }, "from f\nto g\nmoved\n", "f"},
+		{replay.Change{Kind: replay.Renamed, Name: "s~", NewName: "g"}, func() { write("d/s~"); check(t, os.Rename(tree+"/d/s~", tree+"/d/g")) }, "from s~\nto g\nattrib\ndeleted\n", "g"},
+		{replay.Change{Kind: replay.Removed, Name: "g", Mode: unix.S_IFREG}, func() { check(t, os.Remove(tree+"/d/g")) }, "attrib\ndeleted\ndelete g\n", "g"},
+		{replay.Change{Kind: replay.Removed, Name: "n", Mode: unix.S_IFDIR}, func() { check(t, os.Remove(tree+"/d/n")) }, "deleted\ndelete n\n", "n"},
+		{replay.Change{Kind: replay.Removed, Name: "brief", Mode: unix.S_IFREG}, nil, "delete brief\n", ""}, // of it nothing was seen
 	} {
 		// What a watch is about has been looked at, mostly.
 		os.ReadFile(dir + "/d/" + c.change.Name) //nolint:errcheck // it may be a directory, or not be there yet
+		if c.self != "" {
+			watch(dir + "/d/" + c.self)
+		}
 		if c.before != nil {
 			c.before()
 		}
@@ -176,8 +181,8 @@ func entries(t *testing.T, dir string) (list string) {
 	return list
 }
 
-// watchTree watches a directory; the result tells the events since it was called last.
-func watchTree(t *testing.T, dir string) func() string {
+// watchTree watches a directory, and what else watch is called with, of which an event has no name; events tells those since it was called last.
+func watchTree(t *testing.T, dir string) (events func() string, watch func(path string)) {
 	t.Helper()
 	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
 	check(t, err)
@@ -186,13 +191,16 @@ func watchTree(t *testing.T, dir string) func() string {
 		mask uint32
 		name string
 	}{{unix.IN_CREATE, "create"}, {unix.IN_DELETE, "delete"}, {unix.IN_MODIFY, "modify"}, {unix.IN_ATTRIB, "attrib"},
-		{unix.IN_CLOSE_WRITE, "written"}, {unix.IN_MOVED_FROM, "from"}, {unix.IN_MOVED_TO, "to"}}
+		{unix.IN_CLOSE_WRITE, "written"}, {unix.IN_MOVED_FROM, "from"}, {unix.IN_MOVED_TO, "to"}, {unix.IN_DELETE_SELF, "deleted"}, {unix.IN_MOVE_SELF, "moved"}}
 	mask := uint32(0)
 	for _, n := range names {
 		mask |= n.mask
 	}
-	_, err = unix.InotifyAddWatch(fd, dir, mask)
-	check(t, err)
+	watch = func(path string) {
+		_, err := unix.InotifyAddWatch(fd, path, mask)
+		check(t, err)
+	}
+	watch(dir)
 	return func() (told string) {
 		buf := make([]byte, 64<<10)
 		n, err := unix.Read(fd, buf) // events are there when the call that raised them has returned
@@ -205,11 +213,11 @@ func watchTree(t *testing.T, dir string) func() string {
 			name, _, _ := bytes.Cut(b[unix.SizeofInotifyEvent:unix.SizeofInotifyEvent+size], []byte{0})
 			for _, n := range names {
 				if binary.NativeEndian.Uint32(b[4:])&n.mask != 0 {
-					told += n.name + " " + string(name) + "\n"
+					told += strings.TrimSuffix(n.name+" "+string(name), " ") + "\n"
 				}
 			}
 			b = b[unix.SizeofInotifyEvent+size:]
 		}
 		return told
-	}
+	}, watch
 }

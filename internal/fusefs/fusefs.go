@@ -79,6 +79,7 @@ type FS struct {
 	mu         sync.Mutex
 	nodes      map[uint64]*node      // by node ID; guarded by mu
 	ids        map[uint64]uint64     // node IDs by QID.Path; guarded by mu
+	names      map[entryName]uint64  // the node that was looked up by it last, with Config.Replay; guarded by mu
 	handles    map[uint64]*handle    // guarded by mu
 	locks      map[lockOwner]*handle // guarded by mu
 	prune      chan struct{}         // holds a token while there are more nodes than Prune wants; nil without it
@@ -92,6 +93,7 @@ type node struct {
 	lookups uint64          // guarded by FS.mu
 	dir     uint64          // where it was looked up last, by name; guarded by FS.mu
 	name    string          // guarded by FS.mu
+	before  uint64          // the node that had the name before; guarded by FS.mu
 	told    state           // what the kernel may take it for, or nothing for whatever it is; guarded by FS.mu
 	keeps   time.Time       // until when the kernel may keep its content; guarded by FS.mu
 	refused map[uint32]bool // threads that are to look up anew what they open; guarded by FS.mu
@@ -119,7 +121,7 @@ type handle struct {
 func New(root p9.Node, cfg Config) *FS {
 	return &FS{RawFileSystem: fuse.NewDefaultRawFileSystem(), cfg: cfg,
 		nodes: map[uint64]*node{fuse.FUSE_ROOT_ID: {Node: root, lookups: 1}}, ids: map[uint64]uint64{root.QID().Path: fuse.FUSE_ROOT_ID},
-		handles: map[uint64]*handle{}, locks: map[lockOwner]*handle{}, lastNode: fuse.FUSE_ROOT_ID}
+		names: map[entryName]uint64{}, handles: map[uint64]*handle{}, locks: map[lockOwner]*handle{}, lastNode: fuse.FUSE_ROOT_ID}
 }
 
 // Options are those of a mount, or of a protocol server, that serves a FS.
@@ -190,7 +192,7 @@ func (fs *FS) entry(cancel <-chan struct{}, n p9.Node, dir uint64, name string, 
 	switch {
 	case known != nil:
 		known.lookups++
-		known.dir, known.name, known.told = dir, name, stateOf(&a)
+		known.told = stateOf(&a)
 	case fs.cfg.MaxNodes > 0 && len(fs.nodes) >= fs.cfg.MaxNodes:
 		fs.mu.Unlock()
 		n.Close()
@@ -198,8 +200,9 @@ func (fs *FS) entry(cancel <-chan struct{}, n p9.Node, dir uint64, name string, 
 	default:
 		fs.lastNode++
 		id = fs.lastNode
-		fs.nodes[id], fs.ids[path] = &node{Node: n, lookups: 1, dir: dir, name: name, told: stateOf(&a)}, id
+		fs.nodes[id], fs.ids[path] = &node{Node: n, lookups: 1, told: stateOf(&a)}, id
 	}
+	fs.setName(id, dir, name)
 	fs.isFull()
 	fs.mu.Unlock()
 	if known != nil {
@@ -223,6 +226,7 @@ func (fs *FS) Forget(id, lookups uint64) {
 		fs.mu.Unlock()
 		return
 	}
+	fs.setName(id, 0, "")
 	delete(fs.nodes, id)
 	delete(fs.ids, n.QID().Path)
 	fs.mu.Unlock()

@@ -22,13 +22,63 @@ func (fs *FS) Raw() fuse.RawFileSystem {
 	return fs
 }
 
+// entryName is a name in a directory, which is a node ID.
+type entryName struct {
+	dir  uint64
+	name string
+}
+
+// setName notes by which name the kernel knows a node; "" is none. Preconditions: mu is held.
+func (fs *FS) setName(id, dir uint64, name string) {
+	n := fs.nodes[id]
+	old, now := entryName{n.dir, n.name}, entryName{dir, name}
+	n.dir, n.name = dir, name
+	if fs.cfg.Replay == nil || old == now {
+		return
+	}
+	if fs.names[old] == id {
+		delete(fs.names, old)
+	}
+	if name != "" {
+		n.before, fs.names[now] = fs.names[now], id
+	}
+}
+
+// maxBefore bounds how many files that had a name before are looked at.
+const maxBefore = 8
+
+// gone returns the file that is no more which the kernel knows by a name, or knew until it found another there, with a reference;
+// nil if there is none.
+func (r replayed) gone(dir uint64, name string) p9.Node {
+	var known []p9.Node
+	r.mu.Lock()
+	id := r.names[entryName{dir, name}]
+	for n := r.nodes[id]; n != nil && len(known) < maxBefore; n = r.nodes[n.before] {
+		known = append(known, n.Clone())
+	}
+	r.mu.Unlock()
+	var found p9.Node
+	for _, n := range known {
+		if a, err := n.GetAttr(p9.AttrNlink); found == nil && err == nil && a.Nlink == 0 {
+			found = n
+			continue
+		}
+		n.Close()
+	}
+	return found
+}
+
 func (r replayed) Lookup(cancel <-chan struct{}, in *fuse.InHeader, name string, out *fuse.EntryOut) fuse.Status {
 	if in.Uid != replay.UID {
 		return r.FS.Lookup(cancel, in, name, out)
 	}
+	gone := r.gone(in.NodeId, name)
+	if gone != nil {
+		defer gone.Close()
+	}
 	var child p9.Node
 	s := r.named(cancel, in.NodeId, name, func(n p9.Node) (err error) {
-		child, err = r.stage.Walk(n, name)
+		child, err = r.stage.Walk(n, name, gone)
 		return err
 	})
 	if s != fuse.OK {

@@ -53,7 +53,7 @@ type Stage struct {
 	mu      sync.Mutex
 	current *Change // nil: none; guarded by mu
 	done    bool    // the client has made it; guarded by mu
-	// The client was shown what the old name was of, and that the new one was of nothing. It may know files
+	// The client was shown what the old name was of, and that the new one was of nothing that is there. It may know files
 	// by name without asking: it would take away one that is there. Guarded by mu.
 	shown, cleared bool
 }
@@ -103,9 +103,10 @@ func (s *Stage) Hides(dir uint64, name string) bool {
 	return c.Kind == Created && dir == c.Dir && name == c.Name || c.Kind == Renamed && dir == c.NewDir && name == c.NewName
 }
 
-// Walk returns the child of dir that was there before the change.
-func (s *Stage) Walk(dir p9.Node, name string) (p9.Node, error) {
-	n, err := s.before(dir, name)
+// Walk returns the child of dir that was there before the change. gone, if it is known, is a file that is no more and had the name:
+// the client, who takes its own for it, then tells also those who watch it of its end.
+func (s *Stage) Walk(dir p9.Node, name string, gone p9.Node) (p9.Node, error) {
+	n, err := s.before(dir, name, gone)
 	if n == nil && err == nil {
 		return dir.Walk(name)
 	}
@@ -113,12 +114,15 @@ func (s *Stage) Walk(dir p9.Node, name string) (p9.Node, error) {
 }
 
 // before is Walk for what the change has made another; nil for all else.
-func (s *Stage) before(dir p9.Node, name string) (p9.Node, error) {
+func (s *Stage) before(dir p9.Node, name string, gone p9.Node) (p9.Node, error) {
 	s.mu.Lock() // who calls Set(nil) closes the File then
 	defer s.mu.Unlock()
 	c := s.current
 	if c == nil || s.done {
 		return nil, nil
+	}
+	if gone != nil && (gone.QID().Type == p9.QTDir) != (c.Mode&unix.S_IFMT == unix.S_IFDIR) {
+		gone = nil
 	}
 	path := dir.QID().Path
 	old, target := path == c.Dir && name == c.Name, path == c.NewDir && name == c.NewName
@@ -127,9 +131,15 @@ func (s *Stage) before(dir p9.Node, name string) (p9.Node, error) {
 		return nil, unix.ENOENT
 	case c.Kind == Renamed && target:
 		s.cleared = true
+		if gone != nil {
+			return gone.Clone(), nil
+		}
 		return nil, unix.ENOENT
 	case c.Kind == Removed && old:
 		s.shown = true
+		if gone != nil {
+			return gone.Clone(), nil
+		}
 		return newGhost(dir, c.Mode), nil
 	case c.Kind == Renamed && old && c.File != nil:
 		s.shown = true

@@ -29,7 +29,7 @@ type view struct {
 }
 
 func (v *view) Walk(name string) (p9.Node, error) {
-	n, err := v.stage.Walk(v.Node, name)
+	n, err := v.stage.Walk(v.Node, name, nil)
 	if err != nil {
 		return nil, err
 	}

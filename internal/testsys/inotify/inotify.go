@@ -1,5 +1,5 @@
-// Command inotify prints what inotify(7) tells of a directory, as tests in a distro want to
-// know it, whose busybox tells a letter for each: a line for each event, "move-from dir/name".
+// Command inotify prints what inotify(7) tells of a directory or file, as tests in a distro want to
+// know it, whose busybox tells a letter for each: a line for each event, "from dir/name"; of what is watched itself "moved dir".
 // Directories that are made are watched as well, as what watches trees does.
 package main
 
@@ -18,6 +18,7 @@ var names = []struct {
 }{
 	{unix.IN_CREATE, "create"}, {unix.IN_DELETE, "delete"}, {unix.IN_MODIFY, "modify"}, {unix.IN_ATTRIB, "attrib"},
 	{unix.IN_CLOSE_WRITE, "written"}, {unix.IN_MOVED_FROM, "from"}, {unix.IN_MOVED_TO, "to"},
+	{unix.IN_MOVE_SELF, "moved"}, {unix.IN_DELETE_SELF, "deleted"},
 }
 
 func main() {
@@ -58,7 +59,10 @@ func watch(root string) error {
 		for b := buf[:n]; len(b) >= unix.SizeofInotifyEvent; {
 			mask, size := binary.NativeEndian.Uint32(b[4:]), binary.NativeEndian.Uint32(b[12:])
 			name, _, _ := bytes.Cut(b[unix.SizeofInotifyEvent:unix.SizeofInotifyEvent+size], []byte{0})
-			path := dirs[int32(binary.NativeEndian.Uint32(b))] + "/" + string(name)
+			path := dirs[int32(binary.NativeEndian.Uint32(b))]
+			if len(name) > 0 {
+				path += "/" + string(name)
+			}
 			for _, n := range names {
 				if mask&n.mask != 0 {
 					fmt.Println(n.name + " " + path)
