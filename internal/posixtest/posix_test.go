@@ -7,6 +7,7 @@ package posixtest
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"hash/crc32"
@@ -470,6 +471,28 @@ func TestHoles(t *testing.T) {
 	}
 }
 
+// TestSeek: where data is and where holes are, lseek(2) tells.
+func TestSeek(t *testing.T) {
+	dir, local := dirs(t)
+	var told [2]string
+	for i, d := range []string{dir, local} {
+		f := open(t, d+"/f", os.O_RDWR|os.O_CREATE)
+		check(t, f.Truncate(4<<20))
+		_, err := f.WriteAt(make([]byte, 64<<10), 1<<20)
+		check(t, err)
+		check(t, f.Sync()) // what is not allocated yet is a hole to some
+		for _, at := range []int64{0, 1 << 20, 1<<20 + 5, 2 << 20, 4 << 20} {
+			for _, whence := range []int{unix.SEEK_DATA, unix.SEEK_HOLE} {
+				found, err := unix.Seek(int(f.Fd()), at, whence)
+				told[i] += fmt.Sprintf("from %d whence %d: %d, %v\n", at, whence, found, err)
+			}
+		}
+	}
+	if told[0] != told[1] {
+		t.Errorf("%swant\n%s", told[0], told[1])
+	}
+}
+
 // TestTimes: times are kept to the nanosecond.
 func TestTimes(t *testing.T) {
 	dir, _ := dirs(t)
@@ -506,6 +529,40 @@ func TestNames(t *testing.T) {
 	if !slices.Equal(got, names) {
 		t.Errorf("%d names, want %d", len(got), len(names))
 	}
+}
+
+// TestDeep: a tree may be deeper than any path is long.
+func TestDeep(t *testing.T) {
+	dir, _ := dirs(t)
+	const levels = 300
+	name := strings.Repeat("d", 20)
+	at, err := unix.Open(dir, unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	check(t, err)
+	for range levels {
+		check(t, unix.Mkdirat(at, name, 0o755))
+		below, err := unix.Openat(at, name, unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+		check(t, err)
+		check(t, unix.Close(at))
+		at = below
+	}
+	defer unix.Close(at)
+	fd, err := unix.Openat(at, "f", unix.O_RDWR|unix.O_CREAT|unix.O_CLOEXEC, 0o644)
+	check(t, err)
+	defer unix.Close(fd)
+	if n, err := unix.Write(fd, []byte("text")); n != 4 || err != nil {
+		t.Errorf("%d, %v", n, err)
+	}
+	var st unix.Stat_t
+	if err := unix.Fstatat(at, "f", &st, 0); err != nil || st.Size != 4 {
+		t.Errorf("%d bytes, %v", st.Size, err)
+	}
+	if err := unix.Fstatat(at, strings.Repeat("../", levels)+name, &st, 0); err != nil || st.Mode&unix.S_IFMT != unix.S_IFDIR {
+		t.Errorf("up to its top: mode %o, %v", st.Mode, err)
+	}
+	if err := unix.Access(dir+strings.Repeat("/"+name, levels), unix.F_OK); err != unix.ENAMETOOLONG {
+		t.Errorf("by path: %v", err)
+	}
+	check(t, os.RemoveAll(dir+"/"+name))
 }
 
 // TestReaddir: a directory that changes while it is read shows once what was there all the time.
@@ -575,6 +632,33 @@ func TestXattrs(t *testing.T) {
 		t.Errorf("%q", list)
 	}
 	check(t, unix.Removexattr(p, "user.x"))
+}
+
+// TestACL: an access control list holds, or is refused; never taken and ignored.
+func TestACL(t *testing.T) {
+	dir, _ := dirs(t)
+	p := dir + "/f"
+	check(t, os.WriteFile(p, nil, 0o600))
+	// struct posix_acl_xattr_header and entries: tag[2] permissions[2] id[4].
+	entry := func(tag, permissions uint16, id uint32) []byte {
+		b := binary.LittleEndian.AppendUint16(nil, tag)
+		return binary.LittleEndian.AppendUint32(binary.LittleEndian.AppendUint16(b, permissions), id)
+	}
+	const user, named, group, mask, other, nobody = 1, 2, 4, 0x10, 0x20, ^uint32(0)
+	acl := slices.Concat([]byte{2, 0, 0, 0}, entry(user, 6, nobody), entry(named, 4, 12345), entry(group, 0, nobody), entry(mask, 4, nobody), entry(other, 0, nobody))
+	err := unix.Setxattr(p, "system.posix_acl_access", acl, 0)
+	if err == unix.EOPNOTSUPP {
+		return
+	}
+	check(t, err)
+	got := make([]byte, 100)
+	if n, err := unix.Getxattr(p, "system.posix_acl_access", got); err != nil || !bytes.Equal(got[:n], acl) {
+		t.Errorf("%x, %v, want %x", got[:max(n, 0)], err, acl)
+	}
+	var st unix.Stat_t
+	if err := unix.Stat(p, &st); err != nil || st.Mode&0o777 != 0o640 {
+		t.Errorf("mode %o, %v, want the mask in it", st.Mode, err)
+	}
 }
 
 // TestFlock: flock(2)'s locks are of open files.
