@@ -106,6 +106,7 @@ func TestFSPath(t *testing.T) {
 	mounted(false)
 	h.Refused(h.Run("--fs-path", "nosuch"), "nosuch")
 	h.Refused(h.Run("--fs-path", "small:etc"), "absolute")
+	guest("echo team:x:5000:alice >>/etc/group; echo ours >team; chown 0:5000 team; chmod 640 team")
 	h.OK("--manage", "small", "--set-default-user", "alice")
 	path = strings.TrimSpace(h.OK("--fs-path", "small"))
 	if err := os.WriteFile(path+"/etc/passwd", nil, 0o644); !errors.Is(err, unix.EACCES) {
@@ -113,6 +114,13 @@ func TestFSPath(t *testing.T) {
 	}
 	if err := unix.Access(path+"/etc/passwd", unix.W_OK); err != unix.EACCES {
 		t.Errorf("access(2): %v", err)
+	}
+	// Her groups' files as well, as far as they may.
+	if got, err := os.ReadFile(path + "/srv/team"); err != nil || string(got) != "ours\n" {
+		t.Errorf("alice reads her group's file: %q, %v", got, err)
+	}
+	if err := os.WriteFile(path+"/srv/team", nil, 0o644); !errors.Is(err, unix.EACCES) {
+		t.Errorf("alice writes it: %v", err)
 	}
 	testsys.Must(t, os.WriteFile(path+"/home/alice/hers", nil, 0o600))
 	if out := h.OK("-d", "small", "-e", "stat", "-c", "%U", "/home/alice/hers"); out != "alice\n" {

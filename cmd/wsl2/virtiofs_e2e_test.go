@@ -12,6 +12,8 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/wsl2/wsl2/internal/testsys"
 )
 
@@ -182,4 +184,40 @@ func TestShareServerDies(t *testing.T) {
 	}
 	live.Stdin.Close()
 	live.Wait()
+}
+
+// TestShareServerHangs: a share whose server does not answer holds up who waits for it, and nobody else.
+func TestShareServerHangs(t *testing.T) {
+	h := newHost(t)
+	home, data := h.Path("home"), h.Path("data9p")
+	testsys.Must(t, os.MkdirAll(data, 0o755))
+	for _, dir := range []string{home, data} {
+		testsys.Must(t, os.WriteFile(dir+"/f", []byte(dir), 0o644))
+	}
+	h.Config("[shares]", "data = "+data+", transport=9p")
+	read := func(guest string) string {
+		t.Helper()
+		return h.OK("-d", "small", "--cd", "/", "-e", "cat", guest+"/f")
+	}
+	read("/mnt/host")
+	servers := map[string]testsys.Process{"/mnt/host": h.Process("share")}
+	read("/mnt/data")
+	for _, p := range h.Processes() {
+		if p.Role() == "share" && p.PID != servers["/mnt/host"].PID {
+			servers["/mnt/data"] = p
+		}
+	}
+	for guest, other := range map[string]string{"/mnt/host": "/mnt/data", "/mnt/data": "/mnt/host"} {
+		want := map[string]string{"/mnt/host": home, "/mnt/data": data}
+		testsys.Must(t, unix.Kill(servers[guest].PID, unix.SIGSTOP))
+		defer unix.Kill(servers[guest].PID, unix.SIGCONT) //nolint:errcheck // it goes on already, if all is well
+		waits := h.Start("-d", "small", "--cd", "/", "-e", "sh", "-c", "echo asks; cat "+guest+"/f")
+		waits.Expect("asks\n")
+		if got := read(other); got != want[other] {
+			t.Errorf("while %s hangs, %s has %q", guest, other, got)
+		}
+		testsys.Must(t, unix.Kill(servers[guest].PID, unix.SIGCONT))
+		waits.Expect(want[guest])
+		waits.Wait()
+	}
 }

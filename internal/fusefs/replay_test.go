@@ -2,6 +2,7 @@ package fusefs
 
 import (
 	"bytes"
+	"encoding/binary"
 	"fmt"
 	"os"
 	"reflect"
@@ -199,4 +200,79 @@ func arguments(method reflect.Type, header fuse.InHeader, names []string, file, 
 		args = append(args, arg)
 	}
 	return args
+}
+
+// TestGone: who replays a removal finds what the kernel still knows by the name and is no more, also behind what has taken
+// its place; never what is there, nor what is of another kind.
+func TestGone(t *testing.T) {
+	stage := new(replay.Stage)
+	dir := t.TempDir()
+	local, err := localfs.New(dir, localfs.Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer local.Close()
+	at, err := local.Attach("", "", 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	fs := New(at, Config{Replay: stage})
+	defer fs.Close()
+	k := &kernel{handle: fs.Handler(t.Logf)}
+	k.init(t)
+	do := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	root := at.QID().Path
+	found := func(what string, c replay.Change, name string, want uint64) {
+		t.Helper()
+		stage.Set(&c)
+		k.uid = replay.UID
+		errno, b := k.do(t, opLookup, 1, []byte(name+"\x00"))
+		stage.Set(nil)
+		k.uid = 0
+		got := uint64(0)
+		if errno == 0 {
+			got = binary.LittleEndian.Uint64(b)
+		}
+		if errno != 0 && errno != unix.ENOENT || want != 0 && got != want {
+			t.Errorf("%s: node %d, %v, want %d", what, got, errno, want)
+		}
+		for _, known := range []string{"f", "link", "d"} {
+			if _, err := os.Lstat(dir + "/" + known); err == nil && got != want && got == k.lookup(t, known) {
+				t.Errorf("%s: it is what is there", what)
+			}
+		}
+	}
+	removed := replay.Change{Kind: replay.Removed, Dir: root, Name: "f", Mode: unix.S_IFREG}
+	do(os.WriteFile(dir+"/f", nil, 0o644))
+	do(os.Link(dir+"/f", dir+"/link"))
+	first := k.lookup(t, "f")
+	do(os.Remove(dir + "/f"))
+	found("another name is left", removed, "f", 0)
+	do(os.Remove(dir + "/link"))
+	found("nothing is left", removed, "f", first)
+	do(os.WriteFile(dir+"/f", nil, 0o644))
+	second := k.lookup(t, "f")
+	found("another in its place", removed, "f", first)
+	found("renamed over", replay.Change{Kind: replay.Renamed, Dir: root, Name: "e", NewDir: root, NewName: "f", Mode: unix.S_IFREG}, "f", first)
+	found("of another kind", replay.Change{Kind: replay.Removed, Dir: root, Name: "f", Mode: unix.S_IFDIR}, "f", 0)
+	do(os.Mkdir(dir+"/d", 0o755))
+	d := k.lookup(t, "d")
+	found("a directory that is there", replay.Change{Kind: replay.Removed, Dir: root, Name: "d", Mode: unix.S_IFDIR}, "d", 0)
+	do(os.Remove(dir + "/d"))
+	found("a directory", replay.Change{Kind: replay.Removed, Dir: root, Name: "d", Mode: unix.S_IFDIR}, "d", d)
+	for id := first; id <= fs.lastNode; id++ {
+		k.handle(k.request(opForget, id, u64(1<<40)), nil)
+	}
+	found("forgotten", removed, "f", 0)
+	for id := second; id <= fs.lastNode; id++ {
+		k.handle(k.request(opForget, id, u64(1<<40)), nil)
+	}
+	if len(fs.names) != 0 || len(fs.nodes) != 1 {
+		t.Errorf("%d names and %d nodes are left", len(fs.names), len(fs.nodes))
+	}
 }
