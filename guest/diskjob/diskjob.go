@@ -110,7 +110,7 @@ func Mount(slot int32, flags uintptr) (dir string, err error) {
 // Enter confines the process to the disk mounted on dir.
 func Enter(dir string) error {
 	if dir == "." {
-		return distro.Pivot()
+		return distro.Pivot(dir)
 	}
 	if err := unix.Chdir(dir); err != nil {
 		return fmt.Errorf("enter the disk: %w", err)

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"strconv"
 
 	"golang.org/x/sys/unix"
 
@@ -20,13 +19,31 @@ import (
 
 const binfmtMisc = "/proc/sys/fs/binfmt_misc"
 
-// Pivot makes the working directory, a mount, the root, and lets go of the old one.
-func Pivot() error {
+// What package native has mounted in the working directory, with the shares (Argv0).
+const (
+	StagedRoot = "root" // the distro's
+	StagedInit = "init" // /init, the file
+)
+
+// Pivot makes a directory, with what is mounted below it, the root, and lets go of the old one.
+func Pivot(dir string) error {
+	// As a mount that this namespace has made: one that comes with it is locked to its place.
+	tree, err := openTree(dir)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(tree)
+	if err := unix.MoveMount(tree, "", unix.AT_FDCWD, dir, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
+		return fmt.Errorf("mount the new root: %w", err)
+	}
 	old, err := unix.Open("/", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return fmt.Errorf("open the host's root: %w", err)
 	}
 	defer unix.Close(old)
+	if err := unix.Fchdir(tree); err != nil {
+		return fmt.Errorf("enter the new root: %w", err)
+	}
 	// Onto itself: the old root then lies over the new one, and no directory for it is needed. Until it is
 	// detached no path may be followed: ".." of the root leads to it.
 	if err := unix.PivotRoot(".", "."); err != nil {
@@ -58,7 +75,7 @@ func takeHostParts() (table []mounts.Item, err error) {
 			table = append(table, t)
 		}
 	}
-	take(hostSys)
+	take(lockedSys)
 	table = append(table, dirRoot...)
 	for _, b := range hostNodes {
 		take(b)
@@ -66,15 +83,25 @@ func takeHostParts() (table []mounts.Item, err error) {
 	return append(table, dirLast...), errors.Join(errs...)
 }
 
-// makeDirRoot makes the root out of the working directory and reads its wsl.conf. trees are
-// the descriptors of the shares' mounts.
-func (d *distro) makeDirRoot(m *wire.StartDistro, trees []string) error {
+// makeDirRoot makes the root out of StagedRoot and reads its wsl.conf. places are those of the shares, as Argv0 has them.
+func (d *distro) makeDirRoot(m *wire.StartDistro, places []string) error {
 	d.dir = true
 	unix.Umask(0o022)
-	init, initErr := openTree("/proc/self/exe")
+	init, initErr := openTree(StagedInit)
 	resolvConf, resolvErr := os.ReadFile("/etc/resolv.conf")
 	table, takeErr := takeHostParts()
-	if err := Pivot(); err != nil {
+	trees := make([]int, len(places))
+	for i, place := range places {
+		trees[i] = -1
+		if place == "" {
+			continue
+		}
+		var err error
+		if trees[i], err = openTree(place); err != nil {
+			return err
+		}
+	}
+	if err := Pivot(StagedRoot); err != nil {
 		return err
 	}
 	// One thing that cannot be mounted must not lock the user out of the rest.
@@ -114,26 +141,22 @@ func (d *distro) makeDirRoot(m *wire.StartDistro, trees []string) error {
 
 // placeShares mounts the host's directories, which are there from the start: no connection is
 // opened and no process started for them, as in a VM.
-func (d *distro) placeShares(list []wire.Share, trees []string) error {
+func (d *distro) placeShares(list []wire.Share, trees []int) error {
 	d.shares = shares.Start(shares.Config{})
 	if len(trees) != len(list) {
 		return fmt.Errorf("%d mounts came for %d shares", len(trees), len(list))
 	}
 	var table hostpath.Table
 	for i, s := range list {
-		fd, err := strconv.Atoi(trees[i])
-		if err != nil {
-			return fmt.Errorf("mount of the share %s: %w", s.Guest, err)
-		}
 		wanted := narrowed([]wire.Share{s}, &d.conf)
 		if len(wanted) == 0 {
-			unix.Close(fd)
+			unix.Close(trees[i])
 			continue
 		}
 		s = wanted[0]
-		tree := mounts.Tree{FD: fd, Target: s.Guest, Attributes: unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV}
-		if s.ReadOnly {
-			tree.Attributes |= unix.MOUNT_ATTR_RDONLY
+		tree := mounts.Tree{FD: trees[i], Target: s.Guest}
+		if s.ReadOnly { // for the distro alone, if package native has not done it
+			tree.Attributes = unix.MOUNT_ATTR_RDONLY
 		}
 		if err := tree.Make(); err != nil {
 			d.log.Errorf("%s: share %s: %v", d.name, s.Guest, err)

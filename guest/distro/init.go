@@ -45,8 +45,8 @@ import (
 )
 
 // Argv0 is the name under which /init is a distro's init; os.Args[1] is the
-// port of its sessions (package port), os.Args[2] the distro's name (for ps). What follows
-// are descriptors, with version 1: of the mounts that are the shares, -1 for one that there is not.
+// port of its sessions (package port), os.Args[2] the distro's name (for ps). What follows, with
+// version 1, is where the shares are in the working directory, "" for one that is not.
 const Argv0 = "wsl2-distro"
 
 // ChannelFD is the descriptor of the channel to PID 1 of the VM.

@@ -72,15 +72,12 @@ const noSuidDevExec = unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV | unix.MOUN
 // lead to nothing but the distro's.
 var (
 	hostProc  = m.Mount{FSType: "proc", Target: "/proc", Why: "its own pid namespace"}
-	hostSys   = m.Bind{From: "/sys", Target: "/sys", Dir: true, Attributes: unix.MOUNT_ATTR_RDONLY | noSuidDevExec, Why: "the network's, hence the host's: a new one is not allowed"}
+	lockedSys = m.Bind{From: "/sys", Target: "/sys", Dir: true, Why: "package native has made it"}
 	hostNodes = []m.Bind{node("null"), node("zero"), node("full"), node("random"), node("urandom"), node("tty"), node("fuse"), node("net/tun")}
 )
 
 // dirRoot is what comes between /sys and the nodes.
-var dirRoot = slices.Concat([]m.Item{
-	m.Mount{FSType: "tmpfs", Target: "/sys/fs/cgroup", Flags: m.NoSuidDevExec, Data: "mode=755,size=4k", Why: "a file system is not mounted onto itself, and the host's cgroup2 is there"},
-	m.Mount{FSType: "cgroup2", Target: "/sys/fs/cgroup", Flags: m.NoSuidDevExec, Data: "nsdelegate", Optional: true, Why: "as seen from its cgroup namespace"},
-}, ownFileSystems, directories)
+var dirRoot = slices.Concat(ownFileSystems, directories)
 
 // dirLast is what is made when all else is there.
 var dirLast = slices.Concat([]m.Item{hidden("latency_stats"), hidden("sched_debug"), hidden("timer_list")}, links)

@@ -8,6 +8,7 @@ import (
 	"os"
 	"runtime"
 	"strconv"
+	"strings"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -15,6 +16,7 @@ import (
 	"github.com/wsl2/wsl2/guest/distro"
 	"github.com/wsl2/wsl2/guest/exporter"
 	"github.com/wsl2/wsl2/guest/importer"
+	"github.com/wsl2/wsl2/guest/mounts"
 	"github.com/wsl2/wsl2/guest/remover"
 	"github.com/wsl2/wsl2/internal/nsinit"
 	"github.com/wsl2/wsl2/internal/wire"
@@ -28,63 +30,110 @@ var roles = map[string]string{
 	nsinit.Remove: remover.Argv0,
 }
 
-// Run becomes root of the namespaces and executes the role; it returns only an exit status of
-// failure.
+// namespaces are the distro's own, each owned by its root. The network is the host's.
+const namespaces = unix.CLONE_NEWUSER | unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWUTS | unix.CLONE_NEWIPC | unix.CLONE_NEWCGROUP
+
+// Run makes the mounts, starts the role in the namespaces and says at the gate how that went. It returns the exit
+// status.
 func Run(args []string) int {
-	// Identity and capabilities are a thread's; the one that executes the role decides.
+	// Identity, capabilities and the filter are a thread's; the one that starts the role decides.
 	runtime.LockOSThread()
-	err := enter(args)
-	// Whoever waits for the first answer is told instead. Nobody has a channel if nothing else.
-	wire.Write(os.NewFile(nsinit.ChannelFD, "channel"), &wire.Reply{Code: wire.CodeInternal, Text: err.Error()}) //nolint:errcheck // the launcher has gone
-	return 1
+	pid, err := enter(args)
+	reply := &wire.Reply{Text: strconv.Itoa(pid)}
+	if err != nil {
+		reply = &wire.Reply{Code: wire.CodeInternal, Text: err.Error()}
+	}
+	// Nobody has a gate if nothing else.
+	if werr := wire.Write(os.NewFile(nsinit.GateFD, "gate"), reply); errors.Join(err, werr) != nil {
+		return 1
+	}
+	return 0
 }
 
-func enter(args []string) error {
+func enter(args []string) (pid int, err error) {
 	if len(args) < 4 || roles[args[1]] == "" {
-		return fmt.Errorf("`%s` is run by the service of wsl2, not by hand", nsinit.Argv0)
+		return 0, fmt.Errorf("`%s` is run by the service of wsl2, not by hand", nsinit.Argv0)
 	}
 	role, root, name, shares := args[1], args[2], args[3], args[4:]
 	trees, err := pass(len(shares))
 	if err != nil {
-		return err
-	}
-	// The launcher has it start where its limits are (package cgroup).
-	if err := unix.Unshare(unix.CLONE_NEWCGROUP); err != nil {
-		return fmt.Errorf("make a namespace of cgroups: %w", err)
+		return 0, err
 	}
 	// Nothing that is mounted here is seen outside, nor the other way round.
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
-		return fmt.Errorf("make the mounts private: %w", err)
+		return 0, fmt.Errorf("make the mounts private: %w", err)
 	}
-	argv := []string{roles[role], strconv.Itoa(nsinit.Port), name}
-	for i, dir := range shares {
-		// Still with the eyes of the user that the directory is shared by.
-		tree := -1
-		if len(trees) > 0 {
-			tree = trees[i]
-		} else if tree, err = unix.OpenTree(unix.AT_FDCWD, dir, unix.OPEN_TREE_CLONE|unix.AT_RECURSIVE); err != nil {
-			fmt.Fprintf(os.Stderr, "%s: share %s: %v\n", name, dir, err)
-			tree = -1
+	isDistro := role == nsinit.Distro
+	var taken []mounts.Item
+	if isDistro {
+		if taken, err = take(root, name, shares, trees); err != nil {
+			return 0, err
 		}
-		argv = append(argv, strconv.Itoa(tree))
-	}
-	// A mount of its own, so that it can become the root; what is mounted below it comes along.
-	if err := unix.Mount(root, root, "", unix.MS_BIND|unix.MS_REC, ""); err != nil {
-		return fmt.Errorf("bind the root %s: %w", root, err)
 	}
 	if err := unix.Chdir(root); err != nil {
-		return fmt.Errorf("enter the root: %w", err)
+		return 0, fmt.Errorf("enter the root: %w", err)
 	}
 	if err := becomeRoot(); err != nil {
-		return err
+		return 0, err
 	}
-	if role == nsinit.Distro {
+	argv := []string{roles[role], strconv.Itoa(nsinit.Port), name}
+	if isDistro {
+		places, err := place(name, taken)
+		if err != nil {
+			return 0, err
+		}
+		argv = append(argv, places...)
 		if err := confine(); err != nil {
-			return err
+			return 0, err
 		}
 	}
-	err = syscall.Exec("/proc/self/exe", argv, []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin"})
-	return fmt.Errorf("execute %s: %w", argv[0], err)
+	return start(argv)
+}
+
+// start starts the role in the working directory, as the root of all its namespaces and as a child of the launcher's.
+func start(argv []string) (pid int, err error) {
+	uids, err := same("/proc/self/uid_map")
+	if err != nil {
+		return 0, err
+	}
+	gids, err := same("/proc/self/gid_map")
+	if err != nil {
+		return 0, err
+	}
+	pid, err = syscall.ForkExec("/proc/self/exe", argv, &syscall.ProcAttr{
+		Env:   []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin"},
+		Files: []uintptr{0, 1, 2, nsinit.ChannelFD, nsinit.ListenerFD, closed, nsinit.LockFD},
+		Sys: &syscall.SysProcAttr{
+			Cloneflags:  namespaces | unix.CLONE_PARENT,
+			UidMappings: uids, GidMappings: gids, GidMappingsEnableSetgroups: true,
+			Setsid: true,
+			// With the launcher, even if something in the distro has stopped this process. If it has gone already, the channel tells.
+			Pdeathsig: unix.SIGKILL,
+		},
+	})
+	if err != nil {
+		return 0, fmt.Errorf("start %s in its namespaces: %w", argv[0], err)
+	}
+	return pid, nil
+}
+
+// closed is a descriptor that a process does not get (syscall.ProcAttr): nsinit.GateFD.
+const closed = ^uintptr(0)
+
+// same maps each user or group of this namespace to itself (user_namespaces(7), "uid_map").
+func same(path string) (list []syscall.SysProcIDMap, err error) {
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	for line := range strings.Lines(string(text)) {
+		var inside, outside, count int
+		if _, err := fmt.Sscan(line, &inside, &outside, &count); err != nil {
+			return nil, fmt.Errorf("%s: %q: %w", path, line, err)
+		}
+		list = append(list, syscall.SysProcIDMap{ContainerID: inside, HostID: inside, Size: count})
+	}
+	return list, nil
 }
 
 // pass waits at the gate. It returns the mounts that come with the launcher's word, one for each share, or none.
@@ -98,7 +147,6 @@ func pass(shares int) (trees []int, err error) {
 			break
 		}
 	}
-	unix.Close(nsinit.GateFD)
 	if err != nil {
 		return nil, fmt.Errorf("wait for the launcher: %w", err)
 	}
@@ -122,8 +170,8 @@ func pass(shares int) (trees []int, err error) {
 	return trees, nil
 }
 
-// becomeRoot makes the calling thread root, and root only: capabilities that programs would
-// inherit whoever they run as are dropped.
+// becomeRoot makes the calling thread root, without what it has of the caller's. What starts in a new user namespace has
+// that one's capabilities, and no others.
 func becomeRoot() error {
 	// A session keyring of its own: whoever has the caller's may read the keys in it.
 	if _, _, errno := syscall.RawSyscall(unix.SYS_KEYCTL, unix.KEYCTL_JOIN_SESSION_KEYRING, 0, 0); errno != 0 && errno != unix.ENOSYS {
@@ -137,23 +185,6 @@ func becomeRoot() error {
 	}
 	if _, _, errno := syscall.RawSyscall(unix.SYS_SETRESUID, 0, 0, 0); errno != 0 {
 		return fmt.Errorf("become root: %w", errno)
-	}
-	if err := unix.Prctl(unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0); err != nil {
-		return fmt.Errorf("drop the ambient capabilities: %w", err)
-	}
-	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
-	var caps [2]unix.CapUserData
-	if err := unix.Capget(&header, &caps[0]); err != nil {
-		return fmt.Errorf("read the capabilities: %w", err)
-	}
-	caps[0].Inheritable, caps[1].Inheritable = 0, 0
-	if err := unix.Capset(&header, &caps[0]); err != nil {
-		return fmt.Errorf("drop the inheritable capabilities: %w", err)
-	}
-	// With the launcher, even if something in the distro has stopped this process. Becoming somebody else has
-	// taken the launcher's own setting back; if it has gone in between, the channel tells.
-	if err := unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(unix.SIGKILL), 0, 0, 0); err != nil {
-		return fmt.Errorf("ask for the signal of the launcher's end: %w", err)
 	}
 	return nil
 }

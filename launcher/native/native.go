@@ -22,9 +22,8 @@ import (
 	"github.com/wsl2/wsl2/launcher/internal/filelock"
 )
 
-// namespaces are a distro's own; /init adds that of cgroups, of which the one it is in is to be the root, not the
-// launcher's. The network is the host's.
-const namespaces = unix.CLONE_NEWUSER | unix.CLONE_NEWPID | unix.CLONE_NEWNS | unix.CLONE_NEWUTS | unix.CLONE_NEWIPC
+// namespaces are those in which /init makes the mounts of a distro's own (package nsinit).
+const namespaces = unix.CLONE_NEWUSER | unix.CLONE_NEWNS
 
 // LockSuffix makes a root's lock of its name.
 const LockSuffix = ".lock"
@@ -48,7 +47,9 @@ type Process struct {
 	R        *bufio.Reader // the channel
 	Warnings []string      // for the user
 
-	cmd     *exec.Cmd
+	cmd     *exec.Cmd        // what makes its namespaces
+	child   chan *os.Process // itself, once; nil if there will be none
+	process *os.Process      // set when Start returns
 	socket  string
 	channel *os.File
 	writeMu sync.Mutex // serialises frames on channel
@@ -56,7 +57,7 @@ type Process struct {
 	status  syscall.WaitStatus // set before ended is closed
 }
 
-// Start starts /init once nobody uses the root any more; ctx bounds that wait. Everything in
+// Start starts /init once nobody uses the root any more; ctx bounds it. Everything in
 // its namespaces ends with it, and it ends with the channel, hence with this process.
 func Start(ctx context.Context, s Spec) (*Process, error) {
 	user, err := thisUser()
@@ -122,6 +123,9 @@ func Start(ctx context.Context, s Spec) (*Process, error) {
 
 	args := []string{s.Role, s.Root, s.Name}
 	for _, share := range s.Shares {
+		if share.ReadOnly {
+			share.Host = nsinit.ReadOnly + share.Host
+		}
 		args = append(args, share.Host)
 	}
 	cmd := exec.Command(s.Init, args...)
@@ -136,7 +140,7 @@ func Start(ctx context.Context, s Spec) (*Process, error) {
 	if group != nil {
 		cmd.SysProcAttr.UseCgroupFD, cmd.SysProcAttr.CgroupFD = true, int(group.Fd())
 	}
-	p := &Process{R: bufio.NewReader(channel), cmd: cmd, socket: s.Socket, channel: channel, ended: make(chan struct{})}
+	p := &Process{R: bufio.NewReader(channel), cmd: cmd, socket: s.Socket, channel: channel, child: make(chan *os.Process, 1), ended: make(chan struct{})}
 	started := make(chan error, 1)
 	go p.run(started)
 	if err := <-started; err != nil {
@@ -146,19 +150,49 @@ func Start(ctx context.Context, s Spec) (*Process, error) {
 		removeCgroup(s.Socket)
 		return nil, refusal(err)
 	}
-	p.PID, p.Warnings = cmd.Process.Pid, user.overlaps(ids)
+	theirGate.Close() // its end is the end of the process
 	go logLines(stderr, s)
-	err = ids.write(p.PID)
-	if err == nil {
-		err = pass(gate, p.PID, s)
+	stop := context.AfterFunc(ctx, func() { cmd.Process.Kill() })
+	if err = ids.write(cmd.Process.Pid); err == nil {
+		err = pass(gate, cmd.Process.Pid, s)
 	}
+	if err == nil {
+		p.process, err = answer(gate)
+	}
+	if !stop() {
+		err = context.Cause(ctx)
+	}
+	p.child <- p.process
 	if err != nil {
-		p.Kill()
+		cmd.Process.Kill()
+		if p.process != nil {
+			p.Kill()
+		}
 		<-p.ended
 		p.Close()
 		return nil, err
 	}
+	p.PID, p.Warnings = p.process.Pid, user.overlaps(ids)
 	return p, nil
+}
+
+// answer waits until the process runs in its namespaces, and returns it.
+func answer(gate *os.File) (*os.Process, error) {
+	m, err := wire.Read(gate)
+	reply, ok := m.(*wire.Reply)
+	switch {
+	case err != nil:
+		return nil, fmt.Errorf("/init ended in the namespaces of version 1 (the service's log tells more): %w", err)
+	case !ok:
+		return nil, fmt.Errorf("/init answers %v in the namespaces of version 1", m)
+	case reply.Code != wire.CodeOK:
+		return nil, errors.New(reply.Text)
+	}
+	pid, err := strconv.Atoi(reply.Text)
+	if err != nil {
+		return nil, fmt.Errorf("/init says which process it is: %w", err)
+	}
+	return os.FindProcess(pid)
 }
 
 // refusal says why the kernel makes no namespaces.
@@ -272,6 +306,11 @@ func (p *Process) run(started chan<- error) {
 	}
 	p.cmd.Wait()
 	p.status = p.cmd.ProcessState.Sys().(syscall.WaitStatus)
+	if child := <-p.child; child != nil {
+		if state, err := child.Wait(); err == nil {
+			p.status = state.Sys().(syscall.WaitStatus)
+		}
+	}
 	os.Remove(p.socket)
 	removeCgroup(p.socket)
 	close(p.ended)
@@ -284,7 +323,7 @@ func (p *Process) Ended() <-chan struct{} { return p.ended }
 func (p *Process) Status() syscall.WaitStatus { return p.status }
 
 // Kill ends it, and all in its namespaces, without asking.
-func (p *Process) Kill() { p.cmd.Process.Kill() }
+func (p *Process) Kill() { p.process.Kill() }
 
 // Close closes the channel.
 func (p *Process) Close() { p.channel.Close() }
