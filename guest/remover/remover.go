@@ -3,8 +3,13 @@
 package remover
 
 import (
+	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
+	"strconv"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/wsl2/wsl2/guest/diskjob"
 	"github.com/wsl2/wsl2/internal/nsinit"
@@ -54,9 +59,77 @@ func deleteAll() error {
 		return err
 	}
 	for _, name := range names {
-		if err := root.RemoveAll(name); err != nil {
+		err := root.RemoveAll(name)
+		if errors.Is(err, unix.EMFILE) { // it holds a descriptor for each level
+			err = flatten()
+		}
+		if err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// flatten deletes what is in the working directory with a few descriptors, however deep it is: the directories in each
+// directory are moved up before that one is deleted.
+func flatten() error {
+	for moved := 0; ; {
+		names, err := entries(unix.AT_FDCWD, ".")
+		if err != nil || len(names) == 0 {
+			return err
+		}
+		for _, name := range names {
+			if gone(unix.AT_FDCWD, name) {
+				continue
+			}
+			if err := empty(name, &moved); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+// empty moves the directories in a directory to the working directory and deletes all else in it, and the directory. A number
+// that counts those that were moved is the name of each.
+func empty(dir string, moved *int) error {
+	fd, err := unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return &os.PathError{Op: "open", Path: dir, Err: err}
+	}
+	defer unix.Close(fd)
+	names, err := entries(fd, ".")
+	if err != nil {
+		return err
+	}
+	for _, name := range names {
+		if gone(fd, name) {
+			continue
+		}
+		for err = unix.EEXIST; err == unix.EEXIST; *moved++ {
+			err = unix.Renameat2(fd, name, unix.AT_FDCWD, strconv.Itoa(*moved), unix.RENAME_NOREPLACE)
+		}
+		if err != nil {
+			return &os.PathError{Op: "rename", Path: filepath.Join(dir, name), Err: err}
+		}
+	}
+	if err := unix.Rmdir(dir); err != nil {
+		return &os.PathError{Op: "rmdir", Path: dir, Err: err}
+	}
+	return nil
+}
+
+// gone tells whether a file or an empty directory has been deleted.
+func gone(dir int, name string) bool {
+	return unix.Unlinkat(dir, name, 0) == nil || unix.Unlinkat(dir, name, unix.AT_REMOVEDIR) == nil
+}
+
+// entries returns the names in a directory.
+func entries(dir int, path string) ([]string, error) {
+	fd, err := unix.Openat(dir, path, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, &os.PathError{Op: "open", Path: path, Err: err}
+	}
+	f := os.NewFile(uintptr(fd), path)
+	defer f.Close()
+	return f.Readdirnames(-1)
 }

@@ -72,5 +72,25 @@ func TestRun(t *testing.T) {
 	if left, err := os.ReadDir(root); err != nil || len(left) != 0 {
 		t.Errorf("left: %v, %v", left, err)
 	}
+	// A tree deeper than there are descriptors, with directories of the names that its own get.
+	var limit unix.Rlimit
+	must(unix.Getrlimit(unix.RLIMIT_NOFILE, &limit))
+	low := limit
+	low.Cur = 64
+	for range 2 * low.Cur {
+		must(os.MkdirAll("1/b", 0o755), os.WriteFile("file", nil, 0o644), os.Symlink(kept, "link"), os.Mkdir("0", 0o500), os.Chdir("0"))
+	}
+	must(os.Chdir(root), unix.Setrlimit(unix.RLIMIT_NOFILE, &low))
+	if err := os.RemoveAll(root); !errors.Is(err, unix.EMFILE) {
+		t.Errorf("os.RemoveAll has descriptors enough: %v", err)
+	}
+	_, err := run(nil, nil)
+	must(unix.Setrlimit(unix.RLIMIT_NOFILE, &limit), err)
+	if left, err := os.ReadDir(root); err != nil || len(left) != 0 {
+		t.Errorf("left of a deep tree: %v, %v", left, err)
+	}
+	if _, err := os.Stat(filepath.Join(kept, "file")); err != nil {
+		t.Errorf("a link was followed: %v", err)
+	}
 	must(os.Chdir("/"))
 }
