@@ -21,7 +21,8 @@ import (
 // reaches the server; a later connection finds the server where it was.
 func editorServer(ctx context.Context, t *testing.T, h *testsys.Host, config string) {
 	t.Helper()
-	port := 47113
+	// Not one of those that the host gives to whoever connects.
+	port := 27113
 	if version1() { // which has the host's ports, and those of other tests' VMs among them
 		port++
 	}
