@@ -18,6 +18,7 @@ import (
 	"github.com/wsl2/wsl2/guest/importer"
 	"github.com/wsl2/wsl2/guest/mounts"
 	"github.com/wsl2/wsl2/guest/remover"
+	"github.com/wsl2/wsl2/internal/cgroup"
 	"github.com/wsl2/wsl2/internal/nsinit"
 	"github.com/wsl2/wsl2/internal/wire"
 )
@@ -43,6 +44,9 @@ func Run(args []string) int {
 	if err != nil {
 		reply = &wire.Reply{Code: wire.CodeInternal, Text: err.Error()}
 	}
+	if errors.As(err, new(noNamespaces)) {
+		reply.Code = wire.CodeRefused
+	}
 	// Nobody has a gate if nothing else.
 	if werr := wire.Write(os.NewFile(nsinit.GateFD, "gate"), reply); errors.Join(err, werr) != nil {
 		return 1
@@ -51,6 +55,12 @@ func Run(args []string) int {
 }
 
 func enter(args []string) (pid int, err error) {
+	if len(args) == 3 && args[1] == nsinit.RemoveCgroup {
+		if _, err := pass(0); err != nil {
+			return 0, err
+		}
+		return 0, cgroup.Remove(args[2])
+	}
 	if len(args) < 4 || roles[args[1]] == "" {
 		return 0, fmt.Errorf("`%s` is run by the service of wsl2, not by hand", nsinit.Argv0)
 	}
@@ -83,9 +93,11 @@ func enter(args []string) (pid int, err error) {
 			return 0, err
 		}
 		argv = append(argv, places...)
-		if err := confine(); err != nil {
-			return 0, err
-		}
+	} else if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil { // in a distro su and sudo have to work
+		return 0, fmt.Errorf("give up new privileges: %w", err)
+	}
+	if err := confine(); err != nil {
+		return 0, err
 	}
 	return start(argv)
 }
@@ -112,10 +124,13 @@ func start(argv []string) (pid int, err error) {
 		},
 	})
 	if err != nil {
-		return 0, fmt.Errorf("start %s in its namespaces: %w", argv[0], err)
+		return 0, noNamespaces{fmt.Errorf("start %s in its own: %w", argv[0], err)}
 	}
 	return pid, nil
 }
+
+// noNamespaces is the kernel's refusal, for reasons that the launcher tells of.
+type noNamespaces struct{ error }
 
 // closed is a descriptor that a process does not get (syscall.ProcAttr): nsinit.GateFD.
 const closed = ^uintptr(0)

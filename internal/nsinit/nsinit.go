@@ -19,6 +19,9 @@ const (
 	Import = "import"
 	Export = "export"
 	Remove = "remove"
+	// RemoveCgroup is that of a process that ends in the outer namespaces: ROLE CGROUP are its arguments, and a gate its only
+	// descriptor. It deletes the cgroups that a distro's users have made.
+	RemoveCgroup = "remove-cgroup"
 )
 
 // Descriptors. Lock is held open for the life of the process: whoever finds it free (flock) may

@@ -2,6 +2,8 @@ package native
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -10,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/wsl2/wsl2/internal/cgroup"
+	"github.com/wsl2/wsl2/internal/nsinit"
 	"github.com/wsl2/wsl2/internal/wire"
 )
 
@@ -17,43 +20,68 @@ import (
 // be, and a later service removes what it finds.
 const cgroupSuffix = ".cgroup"
 
-// ErrNoCgroup: the user may make none here, from where the service runs.
-type ErrNoCgroup struct{ Reason string }
+// ErrNoCgroup: the user may make none here, from where the service runs. Next is what to do.
+type ErrNoCgroup struct{ Reason, Next string }
+
+// inDelegated is what to do where the service is in no cgroup of the user's.
+const inDelegated = "where systemd runs: wsl2 --shutdown, then systemd-run --user --scope -p Delegate=yes wsl2"
+
+// controllers is what to do where one is missing.
+func controllers() string {
+	if os.Geteuid() == 0 {
+		return "start the host's kernel with it: /proc/cgroups lists them"
+	}
+	return "as root: systemctl edit user@.service, add the lines [Service] and Delegate=cpu memory pids, and log in anew"
+}
 
 func (e *ErrNoCgroup) Error() string { return e.Reason }
+
+// cgroupOf makes a distro's cgroup. Without limits it does without where none can be made, and is in the service's.
+func cgroupOf(s Spec) (dir *os.File, err error) {
+	dir, err = limited(s.Socket, s.Init, s.Limits)
+	if errors.As(err, new(*ErrNoCgroup)) && s.Limits == (wire.Limits{}) {
+		return nil, nil
+	}
+	return dir, err
+}
 
 // limited makes a cgroup with limits and opens the one below it, in which the distro is: there it is
 // root, also of files that belong to who runs wsl2 (cgroup-v2.rst, "Delegation"), and nothing it writes there
 // raises the limits above. The caller closes dir.
-func limited(socket string, l wire.Limits) (dir *os.File, err error) {
+func limited(socket, init string, l wire.Limits) (dir *os.File, err error) {
 	base, err := delegated()
 	if err != nil {
 		return nil, err
 	}
 	path := filepath.Join(base, "wsl2-"+filepath.Base(socket))
 	inner := filepath.Join(path, "distro")
-	os.Remove(socket + cgroupSuffix) // of one that was killed
+	// Of one that was killed. It is not used again: what is started in a cgroup that cgroup.kill was written in can be killed at
+	// once (Linux 6.12 and later).
+	removeCgroup(socket, init)
+	if err := remove(path, init); err != nil {
+		return nil, &ErrNoCgroup{fmt.Sprintf("that of its last start cannot be removed: %v", err), "as root: find " + path + " -depth -type d -delete"}
+	}
 	if err := os.Symlink(path, socket+cgroupSuffix); err != nil {
 		return nil, err
 	}
 	defer func() {
 		if err != nil {
-			removeCgroup(socket)
+			removeCgroup(socket, init)
 		}
 	}()
 	if err := cgroup.Enable(base, l); err != nil {
-		return nil, &ErrNoCgroup{err.Error()}
+		return nil, &ErrNoCgroup{err.Error(), controllers()}
 	}
 	for _, p := range []string{path, inner} {
-		if err := os.Mkdir(p, 0o755); err != nil && !os.IsExist(err) {
-			return nil, err
+		if err := os.Mkdir(p, 0o755); err != nil {
+			return nil, &ErrNoCgroup{err.Error(), inDelegated}
 		}
 		if err := cgroup.Limit(p, l); err != nil {
-			return nil, err
+			return nil, &ErrNoCgroup{err.Error(), controllers()}
 		}
 		if p == path {
 			if err := cgroup.Enable(p, l); err != nil {
-				return nil, err
+				return nil, &ErrNoCgroup{err.Error(), controllers()}
 			}
 		}
 	}
@@ -65,23 +93,68 @@ const emptyTimeout = 10 * time.Second
 
 // removeCgroup removes the cgroup of the distro that listened on a socket, if it had one, and ends what is in it: with
 // its service killed a distro may still be ending. Where that fails the link stays, for the next Sweep.
-func removeCgroup(socket string) {
+func removeCgroup(socket, init string) {
 	path, err := os.Readlink(socket + cgroupSuffix)
 	if err != nil {
 		return
 	}
+	if remove(path, init) == nil {
+		os.Remove(socket + cgroupSuffix)
+	}
+}
+
+// remove removes a cgroup with all in it, if it is there.
+func remove(path, init string) error {
 	ctx, cancel := context.WithTimeout(context.Background(), emptyTimeout)
 	defer cancel()
-	if cgroup.Kill(ctx, path) != nil || cgroup.Remove(path) != nil {
-		return
+	if err := cgroup.Kill(ctx, path); err != nil {
+		return err
 	}
-	os.Remove(socket + cgroupSuffix)
+	err := cgroup.Remove(path)
+	if errors.Is(err, os.ErrPermission) {
+		err = removeAs(ctx, path, init)
+	}
+	return err
+}
+
+// removeAs removes a cgroup in which there are others that belong to users of the distro: only root of their namespace
+// may delete what is in those.
+func removeAs(ctx context.Context, path, init string) error {
+	user, err := thisUser()
+	if err != nil {
+		return err
+	}
+	cmd, err := command(init, nsinit.RemoveCgroup, path)
+	if err != nil {
+		return err
+	}
+	gate, theirs, err := pair("gate")
+	if err != nil {
+		return err
+	}
+	defer gate.Close()
+	cmd.ExtraFiles = []*os.File{nsinit.GateFD - nsinit.ChannelFD: theirs}
+	cmd.SysProcAttr.Pdeathsig = 0 // which a thread's end sends, and no thread is kept for this; the gate tells
+	err = cmd.Start()
+	theirs.Close()
+	if err != nil {
+		return err
+	}
+	defer context.AfterFunc(ctx, func() { cmd.Process.Kill() })()
+	if err = user.all().write(cmd.Process.Pid); err == nil {
+		err = pass(gate, cmd.Process.Pid, Spec{})
+	}
+	if err == nil {
+		_, err = answer(gate)
+	}
+	gate.Close()
+	return errors.Join(err, cmd.Wait())
 }
 
 // Sweep removes what a distro has left that was killed with its service: where it listened, and its cgroup.
-func Sweep(socket string) {
+func Sweep(socket, init string) {
 	if s, ok := strings.CutSuffix(socket, cgroupSuffix); ok {
-		removeCgroup(s)
+		removeCgroup(s, init)
 		return
 	}
 	os.Remove(socket)
@@ -93,7 +166,7 @@ func Sweep(socket string) {
 func delegated() (string, error) {
 	var fs unix.Statfs_t
 	if err := unix.Statfs(cgroup.Root, &fs); err != nil || fs.Type != unix.CGROUP2_SUPER_MAGIC {
-		return "", &ErrNoCgroup{cgroup.Root + " is no cgroup2"}
+		return "", &ErrNoCgroup{cgroup.Root + " is no cgroup2", "mount it there: systemd does with systemd.unified_cgroup_hierarchy=1 on the kernel's command line"}
 	}
 	text, err := os.ReadFile("/proc/self/cgroup")
 	if err != nil {
@@ -101,7 +174,7 @@ func delegated() (string, error) {
 	}
 	own, ok := ownCgroup(string(text))
 	if !ok {
-		return "", &ErrNoCgroup{"the service is in no cgroup that can be seen from here"}
+		return "", &ErrNoCgroup{"the service is in no cgroup that can be seen from here", inDelegated}
 	}
 	path := cgroup.Root
 	for _, name := range append([]string{""}, strings.Split(own, "/")...) {
@@ -110,7 +183,7 @@ func delegated() (string, error) {
 			return path, nil
 		}
 	}
-	return "", &ErrNoCgroup{"no cgroup is delegated to this user where the service runs, " + own}
+	return "", &ErrNoCgroup{"no cgroup is delegated to this user where the service runs, " + own, inDelegated}
 }
 
 // ownCgroup finds the path in cgroup2 in the text of /proc/self/cgroup (cgroups(7)).

@@ -1,6 +1,7 @@
 package native
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -9,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -41,24 +43,33 @@ var sysctls = []struct{ path, value, next string }{
 	{"kernel/apparmor_restrict_unprivileged_userns", "1", "sysctl -w kernel.apparmor_restrict_unprivileged_userns=0"}, // Ubuntu's
 }
 
-// checkNamespaces asks the sysctls below dir, then the kernel. Only the first of the sysctls holds for root.
+// checkTimeout is what /init gets to say what it is for.
+const checkTimeout = 10 * time.Second
+
+// checkNamespaces asks the sysctls below dir, then the kernel. The last of the sysctls does not hold for root; the others do
+// for the inner of the two user namespaces.
 func checkNamespaces(dir string, root bool, init string) Check {
 	c := Check{Name: "namespaces", Detail: "this user may make them"}
 	for i, s := range sysctls {
 		text, err := os.ReadFile(filepath.Join(dir, s.path))
-		if err != nil || strings.TrimSpace(string(text)) != s.value || root && i > 0 {
+		if err != nil || strings.TrimSpace(string(text)) != s.value || root && i == len(sysctls)-1 {
 			continue
 		}
 		c.Detail = strings.ReplaceAll(s.path, "/", ".") + " is " + s.value + ": this user may make none"
 		c.Next = "as root: " + s.next + " (and a line in /etc/sysctl.d, to keep it)"
 		return c
 	}
-	cmd := exec.Command(init) // which says what it is for, and ends
+	ctx, cancel := context.WithTimeoutCause(context.Background(), checkTimeout, fmt.Errorf("%s does not end in them within %v", init, checkTimeout))
+	defer cancel()
+	cmd := exec.CommandContext(ctx, init) // which says what it is for, and ends
 	cmd.Args[0] = nsinit.Argv0
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: namespaces}
 	err := cmd.Run()
 	if errors.As(err, new(*exec.ExitError)) {
 		err = nil
+	}
+	if ctx.Err() != nil {
+		err = context.Cause(ctx)
 	}
 	if err != nil {
 		e := api.AsError(refusal(err))
@@ -103,7 +114,7 @@ func (u hostUser) check() Check {
 		return c
 	}
 	if w := u.overlaps(m); len(w) > 0 {
-		c.Detail, c.Next, _ = strings.Cut(w[0], "; ")
+		c.Detail, c.Next = w[0], separate
 		return c
 	}
 	c.Detail = "users are " + describe(m.UIDs) + ", groups " + describe(m.GIDs)

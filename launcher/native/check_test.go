@@ -31,6 +31,12 @@ func TestChecks(t *testing.T) {
 	if c := checkNamespaces(dir, true, "/bin/true"); strings.Contains(c.Detail, "apparmor") {
 		t.Errorf("root is not held by %+v", c)
 	}
+	if err := os.WriteFile(filepath.Join(dir, sysctls[1].path), []byte(sysctls[1].value), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if c := checkNamespaces(dir, true, "/bin/true"); !strings.Contains(c.Next, sysctls[1].next) {
+		t.Errorf("root is held by %s: %+v", sysctls[1].path, c)
+	}
 	if c := checkNamespaces(t.TempDir(), true, dir+"/none"); c.Next == "" {
 		t.Errorf("without /init: %+v", c)
 	}

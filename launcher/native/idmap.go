@@ -165,6 +165,24 @@ func (u hostUser) newMap() (m IDMap, err error) {
 	return m, nil
 }
 
+// all maps every ID that the user has.
+func (u hostUser) all() (m IDMap) {
+	for _, side := range []struct {
+		to *[]Extent
+		of ids
+	}{{&m.UIDs, u.uids}, {&m.GIDs, u.gids}} {
+		list := []Extent{{0, side.of.self, 1}}
+		for _, r := range side.of.own {
+			if !slices.ContainsFunc(list, r.overlaps) {
+				last := list[len(list)-1]
+				list = append(list, Extent{last.Inside + last.Count, r.first, r.count})
+			}
+		}
+		*side.to = list
+	}
+	return m
+}
+
 // free is a line that the user could have: behind all that there are.
 func (u hostUser) free(of ids) string {
 	first := uint64(100000) // login.defs(5), SUB_UID_MIN
@@ -198,6 +216,9 @@ func (u hostUser) missing(of ids, list []Extent) string {
 	return fmt.Sprintf("%s:%d:%d", u.name, first, end-first)
 }
 
+// separate is what to do about overlaps.
+const separate = "as root, give one of them another range"
+
 // overlaps says whose IDs some of a map's are as well.
 func (u hostUser) overlaps(m IDMap) (warnings []string) {
 	for _, side := range []struct {
@@ -206,7 +227,7 @@ func (u hostUser) overlaps(m IDMap) (warnings []string) {
 	}{{u.uids, m.UIDs}, {u.gids, m.GIDs}} {
 		for _, l := range side.of.others {
 			if slices.ContainsFunc(side.list, l.ids.overlaps) {
-				warnings = append(warnings, fmt.Sprintf("%s gives IDs to %s that users of distros of version 1 have (%d and the %d behind it): each can read and change the other's files; as root, give one of them another range",
+				warnings = append(warnings, fmt.Sprintf("%s gives IDs to %s that users of distros of version 1 have (%d and the %d behind it): each can read and change the other's files",
 					side.of.path, l.user, l.ids.first, l.ids.count-1))
 			}
 		}

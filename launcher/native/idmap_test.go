@@ -148,3 +148,12 @@ func TestMapOfRoot(t *testing.T) {
 		t.Errorf("with a line: %v", err)
 	}
 }
+
+// TestAll: all of a user's ranges are mapped, each once.
+func TestAll(t *testing.T) {
+	u := hostUser{uids: ids{self: 1000, own: []idRange{{100000, 65536}, {165000, 10}, {300000, 5}}}, gids: ids{self: 100}}
+	want := IDMap{UIDs: []Extent{{0, 1000, 1}, {1, 100000, 65536}, {65537, 300000, 5}}, GIDs: []Extent{{0, 100, 1}}}
+	if m := u.all(); !reflect.DeepEqual(m, want) {
+		t.Errorf("%v, want %v", m, want)
+	}
+}

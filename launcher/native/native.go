@@ -64,10 +64,6 @@ func Start(ctx context.Context, s Spec) (*Process, error) {
 	if err != nil {
 		return nil, err
 	}
-	last, err := lastCapability()
-	if err != nil {
-		return nil, err
-	}
 	lock, err := Lock(ctx, s.Root)
 	if err != nil {
 		return nil, err
@@ -110,17 +106,6 @@ func Start(ctx context.Context, s Spec) (*Process, error) {
 		return nil, err
 	}
 	defer theirStderr.Close()
-	var group *os.File
-	if s.Limits != (wire.Limits{}) {
-		if group, err = limited(s.Socket, s.Limits); err != nil {
-			channel.Close()
-			stderr.Close()
-			os.Remove(s.Socket)
-			return nil, err
-		}
-		defer group.Close()
-	}
-
 	args := []string{s.Role, s.Root, s.Name}
 	for _, share := range s.Shares {
 		if share.ReadOnly {
@@ -128,18 +113,23 @@ func Start(ctx context.Context, s Spec) (*Process, error) {
 		}
 		args = append(args, share.Host)
 	}
-	cmd := exec.Command(s.Init, args...)
-	cmd.Args[0] = nsinit.Argv0
-	cmd.Dir, cmd.Env, cmd.Stderr = "/", []string{}, theirStderr
-	cmd.ExtraFiles = []*os.File{theirs, listener, theirGate, lock} // nsinit.ChannelFD and so on
-	// Without a mapping it is nobody in its namespace, and only ambient capabilities outlive execve(2).
-	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: namespaces, Setsid: true, Pdeathsig: unix.SIGKILL}
-	for c := range last + 1 {
-		cmd.SysProcAttr.AmbientCaps = append(cmd.SysProcAttr.AmbientCaps, c)
+	cmd, err := command(s.Init, args...)
+	var group *os.File
+	if err == nil && s.Role == nsinit.Distro {
+		group, err = cgroupOf(s)
+	}
+	if err != nil {
+		channel.Close()
+		stderr.Close()
+		os.Remove(s.Socket)
+		return nil, err
 	}
 	if group != nil {
+		defer group.Close()
 		cmd.SysProcAttr.UseCgroupFD, cmd.SysProcAttr.CgroupFD = true, int(group.Fd())
 	}
+	cmd.Stderr = theirStderr
+	cmd.ExtraFiles = []*os.File{theirs, listener, theirGate, lock} // nsinit.ChannelFD and so on
 	p := &Process{R: bufio.NewReader(channel), cmd: cmd, socket: s.Socket, channel: channel, child: make(chan *os.Process, 1), ended: make(chan struct{})}
 	started := make(chan error, 1)
 	go p.run(started)
@@ -147,7 +137,7 @@ func Start(ctx context.Context, s Spec) (*Process, error) {
 		channel.Close()
 		stderr.Close()
 		os.Remove(s.Socket)
-		removeCgroup(s.Socket)
+		removeCgroup(s.Socket, s.Init)
 		return nil, refusal(err)
 	}
 	theirGate.Close() // its end is the end of the process
@@ -156,8 +146,16 @@ func Start(ctx context.Context, s Spec) (*Process, error) {
 	if err = ids.write(cmd.Process.Pid); err == nil {
 		err = pass(gate, cmd.Process.Pid, s)
 	}
+	var text string
 	if err == nil {
-		p.process, err = answer(gate)
+		text, err = answer(gate)
+	}
+	var pid int
+	if err == nil {
+		pid, err = strconv.Atoi(text)
+	}
+	if err == nil {
+		p.process, err = os.FindProcess(pid)
 	}
 	if !stop() {
 		err = context.Cause(ctx)
@@ -172,36 +170,58 @@ func Start(ctx context.Context, s Spec) (*Process, error) {
 		p.Close()
 		return nil, err
 	}
-	p.PID, p.Warnings = p.process.Pid, user.overlaps(ids)
+	p.PID = p.process.Pid
+	for _, w := range user.overlaps(ids) {
+		p.Warnings = append(p.Warnings, w+"; "+separate)
+	}
 	return p, nil
 }
 
-// answer waits until the process runs in its namespaces, and returns it.
-func answer(gate *os.File) (*os.Process, error) {
+// command is /init where it makes the mounts.
+func command(init string, args ...string) (*exec.Cmd, error) {
+	last, err := lastCapability()
+	if err != nil {
+		return nil, err
+	}
+	cmd := exec.Command(init, args...)
+	cmd.Args[0] = nsinit.Argv0
+	cmd.Dir, cmd.Env = "/", []string{}
+	// Without a mapping it is nobody in its namespace, and only ambient capabilities outlive execve(2).
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: namespaces, Setsid: true, Pdeathsig: unix.SIGKILL}
+	for c := range last + 1 {
+		cmd.SysProcAttr.AmbientCaps = append(cmd.SysProcAttr.AmbientCaps, c)
+	}
+	return cmd, nil
+}
+
+// answer waits for what /init says when it is done.
+func answer(gate *os.File) (string, error) {
 	m, err := wire.Read(gate)
 	reply, ok := m.(*wire.Reply)
 	switch {
 	case err != nil:
-		return nil, fmt.Errorf("/init ended in the namespaces of version 1 (the service's log tells more): %w", err)
+		return "", fmt.Errorf("/init ended in the namespaces of version 1 (the service's log tells more): %w", err)
 	case !ok:
-		return nil, fmt.Errorf("/init answers %v in the namespaces of version 1", m)
+		return "", fmt.Errorf("/init answers %v in the namespaces of version 1", m)
+	case reply.Code == wire.CodeRefused:
+		return "", noNamespaces(reply.Text)
 	case reply.Code != wire.CodeOK:
-		return nil, errors.New(reply.Text)
+		return "", errors.New(reply.Text)
 	}
-	pid, err := strconv.Atoi(reply.Text)
-	if err != nil {
-		return nil, fmt.Errorf("/init says which process it is: %w", err)
-	}
-	return os.FindProcess(pid)
+	return reply.Text, nil
 }
 
 // refusal says why the kernel makes no namespaces.
 func refusal(err error) error {
 	if errors.Is(err, unix.EPERM) || errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EINVAL) {
-		return api.Errorf(api.CodeFailed, "let users make user namespaces (sysctl user.max_user_namespaces, kernel.unprivileged_userns_clone, kernel.apparmor_restrict_unprivileged_userns), or use version 2",
-			"this host makes no namespaces for a distro of version 1: %v", err)
+		return noNamespaces(err.Error())
 	}
 	return err
+}
+
+func noNamespaces(why string) error {
+	return api.Errorf(api.CodeFailed, "let users make user namespaces (sysctl user.max_user_namespaces, kernel.unprivileged_userns_clone, kernel.apparmor_restrict_unprivileged_userns), or use version 2",
+		"this host makes no namespaces for a distro of version 1: %s", why)
 }
 
 // pair makes a socket pair; the first end is the launcher's, on the runtime's poller.
@@ -312,7 +332,7 @@ func (p *Process) run(started chan<- error) {
 		}
 	}
 	os.Remove(p.socket)
-	removeCgroup(p.socket)
+	removeCgroup(p.socket, p.cmd.Path)
 	close(p.ended)
 }
 

@@ -49,8 +49,9 @@ func (n *Native) Boot(_ context.Context, r BootRequest) (Machine, error) {
 // Sweep removes the sockets and cgroups that a service left which was killed: who listened there has ended with it.
 func (n *Native) Sweep() {
 	left, _ := filepath.Glob(n.Paths.NativeSocket() + "-*")
+	init, _ := config.FindInit() // without it no distro has run
 	for _, path := range left {
-		native.Sweep(path)
+		native.Sweep(path, init)
 	}
 }
 
@@ -172,7 +173,7 @@ func (m *nativeMachine) StartDistro(ctx context.Context, r wire.StartDistro) (po
 	}
 	p, id, err := m.process(ctx, nsinit.Distro, r.Name, r.Shares, r.Limits)
 	if none := new(native.ErrNoCgroup); errors.As(err, &none) {
-		return 0, "", needsVM("wslconfig limits what %s may use, and %v (where systemd runs: wsl2 --shutdown, then systemd-run --user --scope -p Delegate=yes wsl2)", r.Name, none)
+		return 0, "", needsVM("wslconfig limits what %s may use, and %v (%s)", r.Name, none, none.Next)
 	}
 	if err != nil {
 		return 0, "", err
@@ -214,11 +215,14 @@ func (m *nativeMachine) StartDistro(ctx context.Context, r wire.StartDistro) (po
 	return nsinit.Port, strings.Join(said, "\n"), nil
 }
 
-// unmet says what wslconfig asks for that does not hold here: of the network, which is the host's, and of shares, which
-// are bind mounts.
+// unmet says what wslconfig asks for that does not hold here: of the network and the kernel, which are the host's, and of
+// shares, which are bind mounts.
 func (m *nativeMachine) unmet(distro string) (warnings []string) {
 	if n := m.req.Settings.Network; n.Off || !n.Policy.Empty() || n.Bandwidth != 0 {
 		warnings = append(warnings, fmt.Sprintf("what wslconfig says of the network does not hold in a distro of version 1, which has the host's: wsl2 --set-version %s 2", distro))
+	}
+	if s := m.req.Settings; s.Kernel != "" || s.KernelCommandLine != "" {
+		warnings = append(warnings, fmt.Sprintf("what wslconfig says of the kernel does not hold in a distro of version 1, which has the host's: wsl2 --set-version %s 2", distro))
 	}
 	for _, s := range m.req.Settings.Shares.Of(distro) {
 		var options []string

@@ -54,13 +54,15 @@ func writeConfig(t *testing.T, text string) string {
 
 // TestVersion1Unmet: what wslconfig asks for and version 1 cannot is told.
 func TestVersion1Unmet(t *testing.T) {
-	const network, masks = "what wslconfig says of the network", "umask, fmask and dmask"
+	const network, kernel, masks = "what wslconfig says of the network", "what wslconfig says of the kernel", "umask, fmask and dmask"
 	for text, want := range map[string][]string{
 		"[shares]\nhost = none\na = /a, umask=077\nb = /b, metadata, fmask=1\nc = /c, ro\n": {masks + " of the share /mnt/a", masks + ", metadata of the share /mnt/b"},
 		"[wsl2]\nnetworkingMode=none\n":    {network},
 		"[network]\ndeny=192.0.2.0/24\n":   {network},
 		"[network]\nallow=192.0.2.0/24\n":  {network},
-		"[wsl2]\nmemory=1GB\nkernel=/none": nil, // the VM's, whose settings these are
+		"[wsl2]\nkernel=/none":             {kernel},
+		"[wsl2]\nkernelCommandLine=quiet":  {kernel},
+		"[wsl2]\nmemory=1GB\nprocessors=2": nil, // the VM's, as in WSL
 	} {
 		settings, warnings := config.Load(writeConfig(t, text), config.Host{MemoryBytes: 8 << 30, CPUs: 2})
 		if len(warnings) != 0 {
