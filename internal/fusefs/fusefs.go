@@ -521,7 +521,7 @@ func (fs *FS) Rename(cancel <-chan struct{}, in *fuse.RenameIn, oldName, newName
 	if err := p9.CheckName(newName); err != nil {
 		return status(err)
 	}
-	return fs.named(cancel, in.NodeId, oldName, func(from p9.Node) error {
+	s := fs.named(cancel, in.NodeId, oldName, func(from p9.Node) error {
 		return syscallError(fs.with(cancel, in.Newdir, func(to p9.Node) error {
 			if in.Flags == 0 {
 				return from.RenameAt(oldName, to, newName)
@@ -532,6 +532,10 @@ func (fs *FS) Rename(cancel <-chan struct{}, in *fuse.RenameIn, oldName, newName
 			return unix.EINVAL
 		}))
 	})
+	if s == fuse.OK {
+		fs.moved(in.NodeId, oldName, in.Newdir, newName, in.Flags)
+	}
+	return s
 }
 
 func (fs *FS) Access(cancel <-chan struct{}, in *fuse.AccessIn) fuse.Status {

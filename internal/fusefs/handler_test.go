@@ -26,6 +26,7 @@ const (
 	opSetattr  = 4
 	opSymlink  = 6
 	opUnlink   = 10
+	opRename   = 12
 	opOpen     = 14
 	opRead     = 15
 	opWrite    = 16

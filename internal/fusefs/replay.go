@@ -44,6 +44,21 @@ func (fs *FS) setName(id, dir uint64, name string) {
 	}
 }
 
+// moved notes a rename, after which the kernel knows the node by the new name without looking it up; with RENAME_EXCHANGE also
+// the other by the old one.
+func (fs *FS) moved(dir uint64, name string, newDir uint64, newName string, flags uint32) {
+	fs.mu.Lock()
+	defer fs.mu.Unlock()
+	old, now := entryName{dir, name}, entryName{newDir, newName}
+	id, other := fs.names[old], fs.names[now]
+	if fs.nodes[id] != nil {
+		fs.setName(id, newDir, newName)
+	}
+	if fs.nodes[other] != nil && flags&unix.RENAME_EXCHANGE != 0 {
+		fs.setName(other, dir, name)
+	}
+}
+
 // maxBefore bounds how many files that had a name before are looked at.
 const maxBefore = 8
 
@@ -163,11 +178,15 @@ func (r replayed) Rename(cancel <-chan struct{}, in *fuse.RenameIn, oldName, new
 	if in.Uid != replay.UID {
 		return r.FS.Rename(cancel, in, oldName, newName)
 	}
-	return r.with(cancel, in.NodeId, func(from p9.Node) error {
+	s := r.with(cancel, in.NodeId, func(from p9.Node) error {
 		return syscallError(r.with(cancel, in.Newdir, func(to p9.Node) error {
 			return r.stage.Done(replay.Change{Kind: replay.Renamed, Dir: from.QID().Path, Name: oldName, NewDir: to.QID().Path, NewName: newName})
 		}))
 	})
+	if s == fuse.OK {
+		r.moved(in.NodeId, oldName, in.Newdir, newName, 0)
+	}
+	return s
 }
 
 func (r replayed) SetAttr(cancel <-chan struct{}, in *fuse.SetAttrIn, out *fuse.AttrOut) fuse.Status {

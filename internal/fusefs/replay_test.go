@@ -265,6 +265,29 @@ func TestGone(t *testing.T) {
 	found("a directory that is there", replay.Change{Kind: replay.Removed, Dir: root, Name: "d", Mode: unix.S_IFDIR}, "d", 0)
 	do(os.Remove(dir + "/d"))
 	found("a directory", replay.Change{Kind: replay.Removed, Dir: root, Name: "d", Mode: unix.S_IFDIR}, "d", d)
+	// What has been renamed the kernel knows without looking it up.
+	rename := func(old, now string) {
+		t.Helper()
+		if errno, _ := k.do(t, opRename, 1, join(u64(1), []byte(old+"\x00"+now+"\x00"))); errno != 0 {
+			t.Fatal(errno)
+		}
+	}
+	do(os.WriteFile(dir+"/own", nil, 0o644))
+	own := k.lookup(t, "own")
+	rename("own", "mine")
+	do(os.Rename(dir+"/mine", dir+"/theirs"))
+	file, err := at.Walk("theirs")
+	do(err)
+	found("of the host's", replay.Change{Kind: replay.Renamed, Dir: root, Name: "mine", NewDir: root, NewName: "theirs", File: file, Mode: unix.S_IFREG}, "mine", own)
+	stage.Set(&replay.Change{Kind: replay.Renamed, Dir: root, Name: "mine", NewDir: root, NewName: "theirs", File: file, Mode: unix.S_IFREG})
+	k.uid = replay.UID
+	k.lookup(t, "mine")
+	rename("mine", "theirs")
+	stage.Set(nil)
+	k.uid = 0
+	file.Close()
+	do(os.Remove(dir + "/theirs"))
+	found("renamed by both", replay.Change{Kind: replay.Removed, Dir: root, Name: "theirs", Mode: unix.S_IFREG}, "theirs", own)
 	for id := first; id <= fs.lastNode; id++ {
 		k.handle(k.request(opForget, id, u64(1<<40)), nil)
 	}
