@@ -39,6 +39,8 @@ type Config struct {
 	// Timeout is how long the kernel may keep names and attributes without asking again. What is opened is
 	// up to date nevertheless.
 	Timeout time.Duration
+	// AttrTimeout, if longer, is how long it may keep attributes. Where names are asked for each time, they come with them.
+	AttrTimeout time.Duration
 	// Lease, if set, is the same for one node, where that is longer: its changes are told (Replay).
 	Lease func(p9.Node) time.Duration
 	// Root, if set, is where the tree is mounted: links with absolute targets point there.
@@ -61,6 +63,10 @@ type (
 	// renamer is renameat2(2)'s flags.
 	renamer interface {
 		RenameAt2(oldName string, newDir p9.Node, newName string, flags uint32) error
+	}
+	// walker has a child's attributes with the child: where each is asked for on another machine.
+	walker interface {
+		WalkAttr(name string, mask p9.AttrMask) (p9.Node, p9.Attr, error)
 	}
 	// seeker finds data and holes (lseek(2)'s SEEK_DATA and SEEK_HOLE).
 	seeker interface {
@@ -185,6 +191,11 @@ func (fs *FS) entry(cancel <-chan struct{}, n p9.Node, dir uint64, name string, 
 		n.Close()
 		return status(err)
 	}
+	return fs.entryOf(n, a, timeout, dir, name, out)
+}
+
+// entryOf is entry of a node with these attributes.
+func (fs *FS) entryOf(n p9.Node, a p9.Attr, timeout time.Duration, dir uint64, name string, out *fuse.EntryOut) fuse.Status {
 	path := n.QID().Path
 	fs.mu.Lock()
 	id := fs.ids[path]
@@ -274,12 +285,22 @@ func (fs *FS) Lookup(cancel <-chan struct{}, in *fuse.InHeader, name string, out
 
 func (fs *FS) lookup(cancel <-chan struct{}, dir uint64, name string, out *fuse.EntryOut) fuse.Status {
 	var child p9.Node
+	var a p9.Attr
+	known := false
 	s := fs.named(cancel, dir, name, func(n p9.Node) (err error) {
-		child, err = n.Walk(name)
+		w, ok := n.(walker)
+		if known = ok && fs.cfg.Lease == nil; known { // else a lease is asked for first
+			child, a, err = w.WalkAttr(name, p9.AttrBasic)
+		} else {
+			child, err = n.Walk(name)
+		}
 		return err
 	})
-	if s != fuse.OK {
+	switch {
+	case s != fuse.OK:
 		return s
+	case known:
+		return fs.entryOf(child, a, fs.cfg.Timeout, dir, name, out)
 	}
 	return fs.entry(cancel, child, dir, name, out)
 }
@@ -304,12 +325,12 @@ func (fs *FS) timeout(n p9.Node) time.Duration {
 	return max(fs.cfg.Timeout, fs.cfg.Lease(n))
 }
 
-// timeoutOf is timeout for a node with these attributes: what has several names may change by one that nobody watches.
+// timeoutOf is timeout for attributes: what has several names may change by one that nobody watches.
 func (fs *FS) timeoutOf(a *p9.Attr, timeout time.Duration) time.Duration {
 	if a.Nlink > 1 && a.QID.Type == p9.QTFile {
-		return fs.cfg.Timeout
+		timeout = fs.cfg.Timeout
 	}
-	return timeout
+	return max(timeout, fs.cfg.AttrTimeout)
 }
 
 // tell notes what the kernel takes a node for.

@@ -267,9 +267,15 @@ func (c *Client) start(ctx context.Context, x *call) (Tag, error) {
 	}
 }
 
-// send sends a request. When ctx ends before any of it is sent, nothing is; else what is left of it is sent
+// frame is a message with its tag.
+type frame struct {
+	tag Tag
+	m   Message
+}
+
+// send sends requests, in one piece. When ctx ends before any of it is sent, nothing is; else what is left of it is sent
 // though nobody waits for that: a frame is sent whole, or the connection is of no use.
-func (c *Client) send(ctx context.Context, tag Tag, m Message) error {
+func (c *Client) send(ctx context.Context, frames ...frame) error {
 	select {
 	case c.sending <- struct{}{}:
 	case <-c.done: // which wait finds
@@ -277,12 +283,15 @@ func (c *Client) send(ctx context.Context, tag Tag, m Message) error {
 	case <-ctx.Done():
 		return givenUp{context.Cause(ctx)}
 	}
-	b, err := Append(c.sendBuf[:0], tag, m, c.msize)
-	c.sendBuf = b[:0]
-	if err != nil {
-		<-c.sending
-		return syscall.ENAMETOOLONG // only a name or a target makes a request too large
+	b := c.sendBuf[:0]
+	for _, f := range frames {
+		var err error
+		if b, err = Append(b, f.tag, f.m, c.msize); err != nil {
+			<-c.sending
+			return syscall.ENAMETOOLONG // only a name or a target makes a request too large
+		}
 	}
+	c.sendBuf = b[:0]
 	ended := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
 		c.conn.SetWriteDeadline(time.Unix(1, 0)) //nolint:errcheck // without it, the connection's end ends the writing
@@ -330,19 +339,69 @@ func exchange[R Message](ctx context.Context, c *Client, m Message, data []byte)
 	x := &call{data: data, done: make(chan struct{})}
 	tag, err := c.start(ctx, x)
 	if err == nil {
-		if err = c.send(ctx, tag, m); err != nil {
-			c.mu.Lock()
-			c.freeTag(tag)
-			c.mu.Unlock()
-		}
+		err = c.sendStarted(ctx, frame{tag, m})
+	} else {
+		c.unsentFor(err, m)
 	}
 	if err != nil {
-		if _, ok := err.(givenUp); ok {
-			c.unsent(m)
-		}
 		return r, err
 	}
-	reply, err := c.wait(ctx, tag, x, m)
+	return receive[R](ctx, c, frame{tag, m}, x)
+}
+
+// exchange2 sends two requests at once, of which the second may fail because the first does.
+func exchange2[A, B Message](ctx context.Context, c *Client, m1, m2 Message) (a A, err1 error, b B, err2 error) {
+	if ctx.Err() != nil {
+		c.settle(m1, nil)
+		err1 = givenUp{context.Cause(ctx)}
+		return a, err1, b, err1
+	}
+	x1, x2 := &call{done: make(chan struct{})}, &call{done: make(chan struct{})}
+	t1, err1 := c.start(ctx, x1)
+	if err1 != nil {
+		c.unsentFor(err1, m1)
+		return a, err1, b, err1
+	}
+	t2, err1 := c.start(ctx, x2)
+	if err1 != nil {
+		c.mu.Lock()
+		c.freeTag(t1)
+		c.mu.Unlock()
+		c.unsentFor(err1, m1)
+		return a, err1, b, err1
+	}
+	if err1 = c.sendStarted(ctx, frame{t1, m1}, frame{t2, m2}); err1 != nil {
+		return a, err1, b, err1
+	}
+	a, err1 = receive[A](ctx, c, frame{t1, m1}, x1)
+	b, err2 = receive[B](ctx, c, frame{t2, m2}, x2)
+	return a, err1, b, err2
+}
+
+// sendStarted sends requests whose tags are theirs, and frees these if it fails.
+func (c *Client) sendStarted(ctx context.Context, frames ...frame) error {
+	err := c.send(ctx, frames...)
+	if err != nil {
+		for _, f := range frames {
+			c.mu.Lock()
+			c.freeTag(f.tag)
+			c.mu.Unlock()
+			c.unsentFor(err, f.m)
+		}
+	}
+	return err
+}
+
+// unsentFor is unsent, if err says that it was given up.
+func (c *Client) unsentFor(err error, m Message) {
+	if _, ok := err.(givenUp); ok {
+		c.unsent(m)
+	}
+}
+
+// receive waits for the answer of a request, of type R.
+func receive[R Message](ctx context.Context, c *Client, f frame, x *call) (r R, err error) {
+	reply, err := c.wait(ctx, f.tag, x, f.m)
 	if err != nil {
 		return r, err
 	}
@@ -350,8 +409,8 @@ func exchange[R Message](ctx context.Context, c *Client, m Message, data []byte)
 		return r, syscall.Errno(e.Errno)
 	}
 	r, ok := reply.(R)
-	if !ok || reply.Type() != m.Type()+1 {
-		err := fmt.Errorf("p9: %w: %T answers %T", ErrMalformed, reply, m)
+	if !ok || reply.Type() != f.m.Type()+1 {
+		err := fmt.Errorf("p9: %w: %T answers %T", ErrMalformed, reply, f.m)
 		c.fail(err)
 		return r, err
 	}
@@ -390,7 +449,7 @@ func (c *Client) takeBack(ctx context.Context, tag Tag, x *call, m Message) (Mes
 	if !endsFID(m) && c.err == nil {
 		c.running.Go(func() { // the server may not even read
 			if t, err := c.start(context.Background(), &call{done: make(chan struct{}), flushes: x, old: tag}); err == nil {
-				c.send(context.Background(), t, &Tflush{Old: tag}) //nolint:errcheck // it is small; the connection's end ends all
+				c.send(context.Background(), frame{t, &Tflush{Old: tag}}) //nolint:errcheck // it is small; the connection's end ends all
 			}
 		})
 	}

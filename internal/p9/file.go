@@ -40,6 +40,11 @@ func (f *File) walk(ctx context.Context, names []string) (*File, error) {
 		return nil, err
 	}
 	r, err := do[*Rwalk](ctx, f.c, &Twalk{FID: f.fid, NewFID: n, Names: names}, nil)
+	return f.walked(n, names, r, err)
+}
+
+// walked makes a File of the answer to a walk.
+func (f *File) walked(n FID, names []string, r *Rwalk, err error) (*File, error) {
 	switch {
 	case err == nil && len(r.QIDs) < len(names):
 		err = syscall.ENOENT
@@ -51,6 +56,56 @@ func (f *File) walk(ctx context.Context, names []string) (*File, error) {
 		q.QID = r.QIDs[len(names)-1]
 	}
 	return f.c.file(n, q, err)
+}
+
+// What is asked of a new fid is asked together with the walk that makes it: our server waits for that (server.await). Of
+// another's the answer may be EBADF, and it is asked again.
+
+// WalkAttr is Walk of one name, and GetAttr of what that is of.
+func (f *File) WalkAttr(ctx context.Context, name string, mask AttrMask) (*File, Attr, error) {
+	n, err := f.c.newFID()
+	if err != nil {
+		return nil, Attr{}, err
+	}
+	names := []string{name}
+	w, err, g, gerr := exchange2[*Rwalk, *Rgetattr](ctx, f.c, &Twalk{FID: f.fid, NewFID: n, Names: names}, &Tgetattr{FID: n, Mask: mask})
+	child, err := f.walked(n, names, w, err)
+	if err != nil {
+		return nil, Attr{}, err
+	}
+	if gerr == nil {
+		return child, g.Attr, nil
+	}
+	a := Attr{}
+	if gerr == syscall.EBADF {
+		a, gerr = child.GetAttr(ctx, mask)
+	}
+	if gerr != nil {
+		child.Close(ctx) //nolint:errcheck // it was not opened
+		return nil, Attr{}, gerr
+	}
+	return child, a, nil
+}
+
+// Reopen returns another File for the same file, which is open.
+func (f *File) Reopen(ctx context.Context, flags int) (*File, error) {
+	n, err := f.c.newFID()
+	if err != nil {
+		return nil, err
+	}
+	w, err, _, oerr := exchange2[*Rwalk, *Ropen](ctx, f.c, &Twalk{FID: f.fid, NewFID: n}, &Tlopen{FID: n, Flags: uint32(flags)})
+	other, err := f.walked(n, nil, w, err)
+	if err != nil {
+		return nil, err
+	}
+	if oerr == syscall.EBADF {
+		oerr = other.Open(ctx, flags)
+	}
+	if oerr != nil {
+		other.Close(ctx) //nolint:errcheck // it was not opened
+		return nil, oerr
+	}
+	return other, nil
 }
 
 // end is Tclunk and Tremove, after which the fid is free whatever the answer. It is sent though ctx has ended: nobody

@@ -42,7 +42,7 @@ func Serve(ctx context.Context, conn io.ReadWriteCloser, fs FS, cfg Config) erro
 		cfg.Logf = func(string, ...any) {}
 	}
 	s := &server{cfg: cfg, fs: fs, conn: conn, msize: MinMsize, slots: make(chan struct{}, cfg.MaxRequests),
-		requests: map[Tag]*request{}, fids: map[FID]*fid{}}
+		requests: map[Tag]*request{}, fids: map[FID]*fid{}, making: map[FID]*request{}}
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
 	err := s.read()
 	conn.Close()
@@ -74,6 +74,7 @@ type server struct {
 	mu       sync.Mutex
 	requests map[Tag]*request // guarded by mu
 	fids     map[FID]*fid     // guarded by mu
+	making   map[FID]*request // the first that is to make a fid; guarded by mu
 	arrived  uint64           // number of the last request; guarded by mu
 	values   atomic.Int32     // fids that are extended attributes
 }
@@ -145,7 +146,7 @@ func (s *server) accept(frame []byte, buf *[]byte) error {
 	if !s.ready {
 		err = fmt.Errorf("%w: no Tversion", ErrMalformed)
 	}
-	if errors.Is(err, ErrMalformed) || tag == NoTag || !s.enter(r) {
+	if errors.Is(err, ErrMalformed) || tag == NoTag || !s.enter(r, m) {
 		s.release(buf)
 		<-s.slots
 		if err == nil {
@@ -158,7 +159,7 @@ func (s *server) accept(frame []byte, buf *[]byte) error {
 		defer s.running.Done()
 		defer func() { <-s.slots }()
 		defer s.release(buf)
-		defer close(r.done)
+		defer s.leave(r, m)
 		if !s.begin(r) {
 			return
 		}
@@ -166,12 +167,13 @@ func (s *server) accept(frame []byte, buf *[]byte) error {
 			s.send(tag, &Rlerror{Errno: uint32(syscall.EOPNOTSUPP)})
 			return
 		}
+		s.await(r, m)
 		s.serve(r, m)
 	}()
 	return nil
 }
 
-func (s *server) enter(r *request) bool {
+func (s *server) enter(r *request, m Message) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.requests[r.tag] != nil {
@@ -180,7 +182,42 @@ func (s *server) enter(r *request) bool {
 	s.requests[r.tag] = r
 	s.arrived++
 	r.number = s.arrived
+	if w, ok := m.(*Twalk); ok && s.making[w.NewFID] == nil {
+		s.making[w.NewFID] = r
+	}
 	return true
+}
+
+// leave ends a request.
+func (s *server) leave(r *request, m Message) {
+	if w, ok := m.(*Twalk); ok {
+		s.mu.Lock()
+		if s.making[w.NewFID] == r {
+			delete(s.making, w.NewFID)
+		}
+		s.mu.Unlock()
+	}
+	close(r.done)
+}
+
+// await waits until a walk that came before has made the fid that the request is for: so that a client may ask for both at
+// once. A walk waits for none, so nobody waits in a circle.
+func (s *server) await(r *request, m Message) {
+	var f FID
+	switch t := m.(type) {
+	case *Tgetattr:
+		f = t.FID
+	case *Tlopen:
+		f = t.FID
+	default:
+		return
+	}
+	s.mu.Lock()
+	walk := s.making[f]
+	s.mu.Unlock()
+	if walk != nil && walk.number < r.number {
+		<-walk.done
+	}
 }
 
 // begin tells whether the request still has to be served.

@@ -65,8 +65,22 @@ func (n node) Walk(name string) (p9.Node, error) {
 	if err != nil {
 		return nil, err
 	}
+	return n.child(f), nil
+}
+
+// child is the node of a child's file, which it takes.
+func (n node) child(f *p9.File) p9.Node {
 	n.Clone()
-	return node{n.inode.ctx, &inode{ctx: n.inode.ctx, f: f, refs: 1, parent: n.inode}}, nil
+	return node{n.inode.ctx, &inode{ctx: n.inode.ctx, f: f, refs: 1, parent: n.inode}}
+}
+
+// WalkAttr is Walk, and GetAttr of the child, in the time of one.
+func (n node) WalkAttr(name string, mask p9.AttrMask) (p9.Node, p9.Attr, error) {
+	f, a, err := n.f.WalkAttr(n.ctx, name, mask)
+	if err != nil {
+		return nil, a, err
+	}
+	return n.child(f), a, nil
 }
 
 func (n node) GetAttr(mask p9.AttrMask) (p9.Attr, error) { return n.f.GetAttr(n.ctx, mask) }
@@ -76,12 +90,8 @@ func (n node) SetAttr(a p9.SetAttr) error { return n.f.SetAttr(n.ctx, a) }
 func (n node) Statfs() (p9.Statfs, error) { return n.f.Statfs(n.ctx) }
 
 func (n node) Open(flags uint32) (p9.Handle, error) {
-	f, err := n.f.Walk(n.ctx)
+	f, err := n.f.Reopen(n.ctx, int(flags))
 	if err != nil {
-		return nil, err
-	}
-	if err := f.Open(n.ctx, int(flags)); err != nil {
-		f.Close(n.ctx) //nolint:errcheck // it was not opened
 		return nil, err
 	}
 	return newHandle(n.inode.ctx, f), nil

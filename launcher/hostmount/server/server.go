@@ -9,6 +9,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
@@ -68,10 +69,11 @@ func mount(ctx context.Context, s hostmount.Spec) (<-chan struct{}, error) {
 	}
 	fs := fusefs.New(remote.Root(ctx, root), fusefs.Config{
 		// Nothing is kept: a command in the distro is often followed by one here that reads what it made.
-		Timeout: 0,
-		Root:    s.Dir,
-		Owner:   &p9.Owner{UID: who.UID, GID: who.GID, ClientUID: uint32(os.Geteuid()), ClientGID: uint32(os.Getegid())},
-		Access:  func(a p9.Attr, mask uint32) error { return access(who, a, mask) },
+		// But attributes for a tick of the kernel's: each name is looked up with them, and the call that wanted them would ask again.
+		AttrTimeout: time.Nanosecond,
+		Root:        s.Dir,
+		Owner:       &p9.Owner{UID: who.UID, GID: who.GID, ClientUID: uint32(os.Geteuid()), ClientGID: uint32(os.Getegid())},
+		Access:      func(a p9.Attr, mask uint32) error { return access(who, a, mask) },
 	})
 	o := fusefs.Options()
 	o.Name, o.FsName, o.DirectMount = "wsl2", s.Distro, os.Geteuid() == 0
