@@ -67,6 +67,7 @@ type (
 	// walker has a child's attributes with the child: where each is asked for on another machine.
 	walker interface {
 		WalkAttr(name string, mask p9.AttrMask) (p9.Node, p9.Attr, error)
+		CreateAttr(name string, flags, mode, gid uint32, mask p9.AttrMask) (p9.Node, p9.Handle, p9.Attr, error)
 	}
 	// seeker finds data and holes (lseek(2)'s SEEK_DATA and SEEK_HOLE).
 	seeker interface {
@@ -181,21 +182,27 @@ func (fs *FS) get(id uint64) (p9.Node, error) {
 	return n.Clone(), nil
 }
 
-// entry gives a node, which it takes, to the kernel: as name of dir.
-func (fs *FS) entry(cancel <-chan struct{}, n p9.Node, dir uint64, name string, out *fuse.EntryOut) fuse.Status {
-	timeout := fs.timeout(n)
-	with, end := until(cancel, n)
-	a, err := with.GetAttr(p9.AttrBasic)
-	end()
-	if err != nil {
-		n.Close()
-		return status(err)
+// walker is a node that has the attributes of its children; nil if it has not, or they would be older than the lease.
+func (fs *FS) walker(n p9.Node) walker {
+	if w, ok := n.(walker); ok && fs.cfg.Lease == nil {
+		return w
 	}
-	return fs.entryOf(n, a, timeout, dir, name, out)
+	return nil
 }
 
-// entryOf is entry of a node with these attributes.
-func (fs *FS) entryOf(n p9.Node, a p9.Attr, timeout time.Duration, dir uint64, name string, out *fuse.EntryOut) fuse.Status {
+// entry gives a node, which it takes, to the kernel: as name of dir. Its attributes, if they are not known, are asked for.
+func (fs *FS) entry(cancel <-chan struct{}, n p9.Node, a *p9.Attr, dir uint64, name string, out *fuse.EntryOut) fuse.Status {
+	timeout := fs.timeout(n)
+	if a == nil {
+		with, end := until(cancel, n)
+		now, err := with.GetAttr(p9.AttrBasic)
+		end()
+		if err != nil {
+			n.Close()
+			return status(err)
+		}
+		a = &now
+	}
 	path := n.QID().Path
 	fs.mu.Lock()
 	id := fs.ids[path]
@@ -203,7 +210,7 @@ func (fs *FS) entryOf(n p9.Node, a p9.Attr, timeout time.Duration, dir uint64, n
 	switch {
 	case known != nil:
 		known.lookups++
-		known.told = stateOf(&a)
+		known.told = stateOf(a)
 	case fs.cfg.MaxNodes > 0 && len(fs.nodes) >= fs.cfg.MaxNodes:
 		fs.mu.Unlock()
 		n.Close()
@@ -211,7 +218,7 @@ func (fs *FS) entryOf(n p9.Node, a p9.Attr, timeout time.Duration, dir uint64, n
 	default:
 		fs.lastNode++
 		id = fs.lastNode
-		fs.nodes[id], fs.ids[path] = &node{Node: n, lookups: 1, told: stateOf(&a)}, id
+		fs.nodes[id], fs.ids[path] = &node{Node: n, lookups: 1, told: stateOf(a)}, id
 	}
 	fs.setName(id, dir, name)
 	fs.isFull()
@@ -221,8 +228,8 @@ func (fs *FS) entryOf(n p9.Node, a p9.Attr, timeout time.Duration, dir uint64, n
 	}
 	out.NodeId, out.Generation = id, 1
 	out.SetEntryTimeout(timeout)
-	out.SetAttrTimeout(fs.timeoutOf(&a, timeout))
-	fs.attr(&a, &out.Attr)
+	out.SetAttrTimeout(fs.timeoutOf(a, timeout))
+	fs.attr(a, &out.Attr)
 	return fuse.OK
 }
 
@@ -285,24 +292,20 @@ func (fs *FS) Lookup(cancel <-chan struct{}, in *fuse.InHeader, name string, out
 
 func (fs *FS) lookup(cancel <-chan struct{}, dir uint64, name string, out *fuse.EntryOut) fuse.Status {
 	var child p9.Node
-	var a p9.Attr
-	known := false
+	var a *p9.Attr
 	s := fs.named(cancel, dir, name, func(n p9.Node) (err error) {
-		w, ok := n.(walker)
-		if known = ok && fs.cfg.Lease == nil; known { // else a lease is asked for first
-			child, a, err = w.WalkAttr(name, p9.AttrBasic)
+		if w := fs.walker(n); w != nil {
+			a = new(p9.Attr)
+			child, *a, err = w.WalkAttr(name, p9.AttrBasic)
 		} else {
 			child, err = n.Walk(name)
 		}
 		return err
 	})
-	switch {
-	case s != fuse.OK:
+	if s != fuse.OK {
 		return s
-	case known:
-		return fs.entryOf(child, a, fs.cfg.Timeout, dir, name, out)
 	}
-	return fs.entry(cancel, child, dir, name, out)
+	return fs.entry(cancel, child, a, dir, name, out)
 }
 
 // attrOf tells the kernel a node's attributes.

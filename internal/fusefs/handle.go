@@ -122,8 +122,14 @@ func (fs *FS) openNode(cancel <-chan struct{}, id uint64, flags uint32, out *fus
 func (fs *FS) Create(cancel <-chan struct{}, in *fuse.CreateIn, name string, out *fuse.CreateOut) fuse.Status {
 	var node p9.Node
 	var h p9.Handle
+	var a *p9.Attr
 	s := fs.named(cancel, in.NodeId, name, func(n p9.Node) (err error) {
-		node, h, err = n.Create(name, in.Flags, in.Mode, in.Gid)
+		if w := fs.walker(n); w != nil {
+			a = new(p9.Attr)
+			node, h, *a, err = w.CreateAttr(name, in.Flags, in.Mode, in.Gid, p9.AttrBasic)
+		} else {
+			node, h, err = n.Create(name, in.Flags, in.Mode, in.Gid)
+		}
 		return err
 	})
 	if s != fuse.OK {
@@ -133,7 +139,7 @@ func (fs *FS) Create(cancel <-chan struct{}, in *fuse.CreateIn, name string, out
 		node.Close()
 		return status(err)
 	}
-	if s = fs.entry(cancel, node, in.NodeId, name, &out.EntryOut); s != fuse.OK {
+	if s = fs.entry(cancel, node, a, in.NodeId, name, &out.EntryOut); s != fuse.OK {
 		fs.release(out.Fh)
 	}
 	return s

@@ -99,7 +99,7 @@ func (r replayed) Lookup(cancel <-chan struct{}, in *fuse.InHeader, name string,
 	if s != fuse.OK {
 		return s
 	}
-	s = r.entry(cancel, child, in.NodeId, name, out)
+	s = r.entry(cancel, child, nil, in.NodeId, name, out)
 	out.SetEntryTimeout(0) // it may be there for this change alone
 	out.SetAttrTimeout(0)
 	return s

@@ -108,6 +108,31 @@ func (f *File) Reopen(ctx context.Context, flags int) (*File, error) {
 	return other, nil
 }
 
+// CreateIn makes and opens a file in the directory, which stays what it is.
+func (f *File) CreateIn(ctx context.Context, name string, flags int, mode, gid uint32) (*File, error) {
+	n, err := f.c.newFID()
+	if err != nil {
+		return nil, err
+	}
+	w, err, r, cerr := exchange2[*Rwalk, *Ropen](ctx, f.c, &Twalk{FID: f.fid, NewFID: n},
+		&Tlcreate{FID: n, Name: name, Flags: uint32(flags), Mode: mode, GID: gid})
+	made, err := f.walked(n, nil, w, err)
+	if err != nil {
+		return nil, err
+	}
+	switch {
+	case cerr == nil:
+		made.qid = r.QID
+	case cerr == syscall.EBADF:
+		cerr = made.Create(ctx, name, flags, mode, gid)
+	}
+	if cerr != nil {
+		made.Close(ctx) //nolint:errcheck // it was not opened
+		return nil, cerr
+	}
+	return made, nil
+}
+
 // end is Tclunk and Tremove, after which the fid is free whatever the answer. It is sent though ctx has ended: nobody
 // else would end the fid.
 func (f *File) end(ctx context.Context, t Type) error {

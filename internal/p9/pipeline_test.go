@@ -83,11 +83,13 @@ func TestWalkAttr(t *testing.T) {
 	got := make(chan result, 1)
 	walk := func() { f, a, err := f.WalkAttr(t.Context(), "a", AttrBasic); _ = a; got <- result{f, err} }
 	reopen := func() { f, err := f.Reopen(t.Context(), 0); got <- result{f, err} }
+	create := func() { f, err := f.CreateIn(t.Context(), "a", 0, 0, 0); got <- result{f, err} }
 	for name, one := range map[string]struct {
 		ask    func()
 		again  Type
 		answer Message
-	}{"WalkAttr": {walk, TGetattr, &Rgetattr{}}, "Reopen": {reopen, TLopen, &Ropen{Kind: TLopen + 1}}} {
+	}{"WalkAttr": {walk, TGetattr, &Rgetattr{}}, "Reopen": {reopen, TLopen, &Ropen{Kind: TLopen + 1}},
+		"CreateIn": {create, TLcreate, &Ropen{Kind: TLcreate + 1}}} {
 		go one.ask()
 		tag, m := p.receive()
 		w, ok := m.(*Twalk)

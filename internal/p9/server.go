@@ -209,6 +209,8 @@ func (s *server) await(r *request, m Message) {
 		f = t.FID
 	case *Tlopen:
 		f = t.FID
+	case *Tlcreate:
+		f = t.FID
 	default:
 		return
 	}

@@ -98,24 +98,26 @@ func (n node) Open(flags uint32) (p9.Handle, error) {
 }
 
 func (n node) Create(name string, flags, mode, gid uint32) (p9.Node, p9.Handle, error) {
-	f, err := n.f.Walk(n.ctx)
+	made, h, _, err := n.CreateAttr(name, flags, mode, gid, 0)
+	return made, h, err
+}
+
+// CreateAttr is Create, and GetAttr of what it makes, in the time of two requests.
+func (n node) CreateAttr(name string, flags, mode, gid uint32, mask p9.AttrMask) (p9.Node, p9.Handle, p9.Attr, error) {
+	f, err := n.f.CreateIn(n.ctx, name, int(flags), mode, gid)
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, p9.Attr{}, err
 	}
-	if err := f.Create(n.ctx, name, int(flags), mode, gid); err != nil {
-		f.Close(n.ctx) //nolint:errcheck // it was not opened
-		return nil, nil, err
-	}
-	made, err := n.Walk(name)
+	made, a, err := n.WalkAttr(name, mask)
 	if err == nil && made.QID().Path != f.QID().Path { // another has taken the name
 		made.Close()
 		err = unix.ESTALE
 	}
 	if err != nil {
 		f.Close(n.ctx) //nolint:errcheck // nothing was written
-		return nil, nil, err
+		return nil, nil, a, err
 	}
-	return made, newHandle(n.inode.ctx, f), nil
+	return made, newHandle(n.inode.ctx, f), a, nil
 }
 
 func (n node) Mkdir(name string, mode, gid uint32) (p9.QID, error) {
