@@ -8,7 +8,7 @@
 // connection that breaks, on either side, breaks on the other: it is reset, not closed. Who
 // reads slowly slows the writer down, nothing is stored beyond one pipe each way, and
 // connections on which nothing passes hold none. Bytes pass by splice(2): they go through the pipe
-// as pages, and are not copied to this process and back.
+// as pages, and are not copied to this process and back, but for little ones, for which that costs less.
 //
 // # UDP
 //
@@ -115,7 +115,11 @@ func ignoreClosed(err error) error {
 	return err
 }
 
-// copy passes on what src sends until it ends.
+// little is what costs less to be copied than to go through a pipe.
+const little = 4 << 10
+
+// copy passes on what src sends until it ends. What comes in little pieces is read and written; once a piece fills
+// the buffer, what follows goes through a pipe, until that has little again.
 func (b *Buffers) copy(dst, src Conn) error {
 	from, err := src.SyscallConn()
 	if err != nil {
@@ -125,21 +129,31 @@ func (b *Buffers) copy(dst, src Conn) error {
 	if err != nil {
 		return err
 	}
-	for {
-		p, n, err := b.fill(from)
-		switch {
-		case err == errNoPipe:
-			n, err = b.copySome(dst, from)
-		case err == nil && n > 0:
-			// One that is not empty goes to no pool.
-			if err = p.drain(to, n); err == nil {
-				b.pipes.Put(p)
-			}
+	for n := 0; ; {
+		if n < little {
+			n, err = b.copySome(dst, from, little)
+		} else {
+			n, err = b.spliceSome(dst, to, from)
 		}
 		if err != nil || n == 0 {
 			return err
 		}
 	}
+}
+
+// spliceSome passes on what a pipe holds; what no pipe takes, it copies.
+func (b *Buffers) spliceSome(dst io.Writer, to, from syscall.RawConn) (int, error) {
+	p, n, err := b.fill(from)
+	switch {
+	case err == errNoPipe:
+		return b.copySome(dst, from, bufferSize)
+	case err == nil && n > 0:
+		// One that is not empty goes to no pool.
+		if err = p.drain(to, n); err == nil {
+			b.pipes.Put(p)
+		}
+	}
+	return n, err
 }
 
 // errNoPipe says that there are bytes, but none that a pipe takes.
@@ -205,9 +219,9 @@ func splice(from, to, most int) (int, error) {
 	}
 }
 
-// copySome passes on one buffer.
-func (b *Buffers) copySome(dst io.Writer, from syscall.RawConn) (int, error) {
-	p, n, err := b.read(from, 0)
+// copySome passes on one buffer, of so many bytes at most.
+func (b *Buffers) copySome(dst io.Writer, from syscall.RawConn, most int) (int, error) {
+	p, n, err := b.read(from, 0, most)
 	if err == nil && n > 0 {
 		_, err = dst.Write((*p)[:n])
 	}
@@ -217,12 +231,12 @@ func (b *Buffers) copySome(dst io.Writer, from syscall.RawConn) (int, error) {
 	return n, err
 }
 
-// read waits for data and returns it in a buffer, behind so many bytes of room.
-func (b *Buffers) read(raw syscall.RawConn, room int) (p *[]byte, n int, err error) {
+// read waits for data and returns it in a buffer, at most so many bytes behind so many of room.
+func (b *Buffers) read(raw syscall.RawConn, room, most int) (p *[]byte, n int, err error) {
 	waited := raw.Read(func(fd uintptr) bool {
 		p = b.get()
 		for {
-			if n, err = unix.Read(int(fd), (*p)[room:]); err != unix.EINTR {
+			if n, err = unix.Read(int(fd), (*p)[room:][:most]); err != unix.EINTR {
 				break
 			}
 		}
@@ -313,7 +327,7 @@ func (b *Buffers) RelayDatagrams(udp Datagrams, c io.ReadWriteCloser) error {
 	go func() {
 		defer close(done)
 		for {
-			p, n, err := b.read(raw, Overhead)
+			p, n, err := b.read(raw, Overhead, bufferSize-Overhead)
 			if p == nil {
 				return // closed
 			}
