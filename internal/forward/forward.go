@@ -36,7 +36,12 @@ type Conn interface {
 	CloseWrite() error
 }
 
-const bufferSize = 64 << 10
+const (
+	bufferSize = 64 << 10
+	// pipeSize is that of pipes, where the user may have so much. A kernel's own are a quarter: each end would
+	// be woken four times as often.
+	pipeSize = 256 << 10
+)
 
 // Buffers are shared by the connections of a process.
 type Buffers struct{ pool, pipes sync.Pool }
@@ -64,6 +69,7 @@ func (b *Buffers) pipe() *pipe {
 		return nil
 	}
 	p := &pipe{fds[0], fds[1]}
+	_, _ = unix.FcntlInt(uintptr(fds[1]), unix.F_SETPIPE_SZ, pipeSize) // else it is smaller
 	// A pool forgets what has not been used for some time.
 	runtime.AddCleanup(p, func(fds [2]int) {
 		unix.Close(fds[0])
@@ -174,7 +180,7 @@ func (b *Buffers) fill(from syscall.RawConn) (p *pipe, n int, err error) {
 			err = errNoPipe
 			return true
 		}
-		n, err = splice(int(fd), p.w, bufferSize)
+		n, err = splice(int(fd), p.w, pipeSize)
 		if n > 0 {
 			return true
 		}
