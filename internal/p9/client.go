@@ -1,6 +1,7 @@
 package p9
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -145,9 +146,10 @@ func (c *Client) fail(err error) {
 // read hands out the answers until the connection ends.
 func (c *Client) read() {
 	defer close(c.deaf)
+	r := bufio.NewReaderSize(c.conn, readAhead)
 	buf := make([]byte, MinMsize)
 	for {
-		frame, err := readFrame(c.conn, c.msize, func(n int) []byte {
+		frame, err := readFrame(r, c.msize, func(n int) []byte {
 			if n > len(buf) {
 				buf = make([]byte, c.msize)
 			}

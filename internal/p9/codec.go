@@ -54,6 +54,10 @@ func Decode(frame []byte) (Tag, Message, error) {
 	return tag, m, nil
 }
 
+// readAhead is how much of a connection is read at a time: a frame's size with what follows, and more frames if they are
+// there. What is larger is read where it belongs.
+const readAhead = 4 << 10
+
 // readFrame reads a frame of at most msize bytes into memory that alloc returns.
 // io.EOF, unwrapped, is the peer's orderly end.
 func readFrame(r io.Reader, msize uint32, alloc func(n int) []byte) ([]byte, error) {

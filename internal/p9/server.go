@@ -1,6 +1,7 @@
 package p9
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -111,10 +112,11 @@ type xattrValue struct {
 
 // read reads requests until the connection ends.
 func (s *server) read() error {
+	r := bufio.NewReaderSize(s.conn, readAhead)
 	for {
 		s.slots <- struct{}{}
 		buf := s.buffer(MinMsize)
-		frame, err := readFrame(s.conn, max(s.msize, MinMsize), func(n int) []byte {
+		frame, err := readFrame(r, max(s.msize, MinMsize), func(n int) []byte {
 			if n > cap(*buf) {
 				s.release(buf)
 				buf = s.buffer(n)
