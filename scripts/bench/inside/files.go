@@ -484,7 +484,8 @@ func (h *host) mountSSHFS(q *qemu) (dir string, stop func(), err error) {
 	if err != nil {
 		return "", nil, err
 	}
-	const setUp = `set -e; mkdir -p /root/.ssh /usr/lib/openssh; echo "$0" >/root/.ssh/authorized_keys; chmod 700 /root /root/.ssh; echo /bin/sh >/etc/shells
+	// Our guests' cards ask nobody for an address, for ours answers to any. QEMU's does not.
+	const setUp = `set -e; ifconfig eth0 arp; mkdir -p /root/.ssh /usr/lib/openssh; echo "$0" >/root/.ssh/authorized_keys; chmod 700 /root /root/.ssh; echo /bin/sh >/etc/shells
 ln -s /bin/sftp-server /usr/lib/sftp-server; ln -s /bin/sftp-server /usr/lib/openssh/sftp-server; mkdir -p /etc/dropbear; printf "$1" >/etc/dropbear/host`
 	var octal strings.Builder
 	for _, c := range private {
@@ -509,18 +510,13 @@ ln -s /bin/sftp-server /usr/lib/sftp-server; ln -s /bin/sftp-server /usr/lib/ope
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return "", nil, err
 	}
-	c := exec.Command(sshfsPath, "root@127.0.0.1:/root/sshfs", dir, "-p", sshPort, "-o", "ssh_command=/rig/bin/ssh -F /dev/null -i "+key,
+	// sshfs keeps for itself what its ssh says.
+	log := filepath.Join(keys, "log")
+	c := exec.Command(sshfsPath, "root@127.0.0.1:/root/sshfs", dir, "-p", sshPort, "-o", "ssh_command=/rig/bin/ssh -E "+log+" -F /dev/null -i "+key,
 		"-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null")
 	c.Env = h.env
-	// A file, not a pipe: its ssh, which stays, has it as well, and a pipe would be waited for.
-	log, err := os.Create(filepath.Join(keys, "log"))
-	if err != nil {
-		return "", nil, err
-	}
-	defer log.Close()
-	c.Stderr = log
 	if err := superviseFor(filesHang(), c); err != nil {
-		text, _ := os.ReadFile(log.Name()) //nolint:errcheck // what there is of it
+		text, _ := os.ReadFile(log) //nolint:errcheck // what there is of it
 		return "", nil, fmt.Errorf("sshfs: %w: %s", err, text)
 	}
 	return dir, func() { unix.Unmount(dir, unix.MNT_DETACH); s.close() }, nil
