@@ -5,12 +5,14 @@ package fusefs_test
 import (
 	"bufio"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"os"
 	"os/exec"
+	"slices"
 	"sync"
 	"syscall"
 	"testing"
@@ -122,9 +124,12 @@ func overGate(t *testing.T, fs *localfs.FS, g *gate) p9.Node {
 	return remote.Root(context.Background(), root)
 }
 
-// gate is a connection that can be stopped at a request, behind which nothing is read. A frame is read as its size, and the rest.
+// gate is a connection that can be stopped at a request, behind which nothing is read.
 type gate struct {
 	net.Conn
+	head []byte // of a frame, up to its type; of who reads
+	left int    // what is still to come of the frame; of who reads
+
 	mu     sync.Mutex
 	stop   p9.Type       // 0: at none; guarded by mu
 	wanted chan struct{} // closed when the request has come; guarded by mu
@@ -142,9 +147,10 @@ func (g *gate) shut(at p9.Type) (wanted <-chan struct{}, open func()) {
 
 func (g *gate) Read(p []byte) (int, error) {
 	n, err := g.Conn.Read(p)
+	types := g.types(p[:n])
 	g.mu.Lock()
 	var wait chan struct{}
-	if n > 0 && len(p) != 4 && g.stop != 0 && p9.Type(p[0]) == g.stop {
+	if g.stop != 0 && slices.Contains(types, g.stop) {
 		close(g.wanted)
 		wait, g.stop = g.open, 0
 	}
@@ -153,6 +159,21 @@ func (g *gate) Read(p []byte) (int, error) {
 		<-wait
 	}
 	return n, err
+}
+
+// types are those of the frames that begin in what has been read: size[4] type[1].
+func (g *gate) types(b []byte) (list []p9.Type) {
+	for len(b) > 0 {
+		n := min(g.left, len(b))
+		g.left, b = g.left-n, b[n:]
+		n = min(5-len(g.head), len(b))
+		g.head, b = append(g.head, b[:n]...), b[n:]
+		if len(g.head) == 5 {
+			list = append(list, p9.Type(g.head[4]))
+			g.head, g.left = g.head[:0], int(binary.LittleEndian.Uint32(g.head))-5
+		}
+	}
+	return list
 }
 
 // TestInterrupt: a program that waits for a lock, or for a server that is silent, can be ended, and leaves nothing behind.
