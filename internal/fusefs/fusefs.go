@@ -56,6 +56,8 @@ type Config struct {
 	Replay *replay.Stage
 	// MaxNodes and MaxHandles bound what the kernel may hold; 0 means no bound.
 	MaxNodes, MaxHandles int
+	// Full, if set, is called when it holds half of MaxNodes, and at each eighth more: to have it forget some. It does not block.
+	Full func()
 }
 
 // What a Node or Handle may be able to do beyond what 9P has.
@@ -91,6 +93,7 @@ type FS struct {
 	locks      map[lockOwner]*handle // guarded by mu
 	prune      chan struct{}         // holds a token while there are more nodes than Prune wants; nil without it
 	keep       int                   // nodes that Prune wants at most; guarded by mu
+	full       int                   // nodes at which Config.Full is called next; guarded by mu
 	lastNode   uint64                // guarded by mu
 	lastHandle uint64                // guarded by mu
 }
@@ -126,7 +129,7 @@ type handle struct {
 
 // New returns a FS of the tree at root, which it owns.
 func New(root p9.Node, cfg Config) *FS {
-	return &FS{RawFileSystem: fuse.NewDefaultRawFileSystem(), cfg: cfg,
+	return &FS{RawFileSystem: fuse.NewDefaultRawFileSystem(), cfg: cfg, full: cfg.MaxNodes / 2,
 		nodes: map[uint64]*node{fuse.FUSE_ROOT_ID: {Node: root, lookups: 1}}, ids: map[uint64]uint64{root.QID().Path: fuse.FUSE_ROOT_ID},
 		names: map[entryName]uint64{}, handles: map[uint64]*handle{}, locks: map[lockOwner]*handle{}, lastNode: fuse.FUSE_ROOT_ID}
 }
@@ -216,6 +219,10 @@ func (fs *FS) entry(cancel <-chan struct{}, n p9.Node, a *p9.Attr, dir uint64, n
 		n.Close()
 		return fuse.Status(unix.EMFILE)
 	default:
+		if fs.cfg.Full != nil && len(fs.nodes) >= fs.full {
+			fs.full = len(fs.nodes) + fs.cfg.MaxNodes/8
+			fs.cfg.Full()
+		}
 		fs.lastNode++
 		id = fs.lastNode
 		fs.nodes[id], fs.ids[path] = &node{Node: n, lookups: 1, told: stateOf(a)}, id
@@ -247,6 +254,9 @@ func (fs *FS) Forget(id, lookups uint64) {
 	fs.setName(id, 0, "")
 	delete(fs.nodes, id)
 	delete(fs.ids, n.QID().Path)
+	if len(fs.nodes) < fs.cfg.MaxNodes/4 {
+		fs.full = fs.cfg.MaxNodes / 2
+	}
 	fs.mu.Unlock()
 	n.Close()
 }

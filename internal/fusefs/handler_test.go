@@ -512,6 +512,35 @@ func TestKept(t *testing.T) {
 	}
 }
 
+// TestFull: the kernel is asked to forget before it holds too much, and again only when it comes to hold more.
+func TestFull(t *testing.T) {
+	asked := 0
+	k, dir := serve(t, Config{MaxNodes: 16, Full: func() { asked++ }})
+	k.init(t)
+	look := func(what string, names, want int) {
+		t.Helper()
+		for i := range names {
+			name := fmt.Sprint("f", i)
+			if err := os.WriteFile(filepath.Join(dir, name), nil, 0o644); err != nil {
+				t.Fatal(err)
+			}
+			k.lookup(t, name)
+		}
+		if asked != want {
+			t.Errorf("%s: asked %d times, want %d", what, asked, want)
+		}
+	}
+	look("less than half", 7, 0) // the root is one
+	look("half", 8, 1)
+	look("the same", 8, 1)
+	look("an eighth more", 10, 2)
+	for id := uint64(2); id <= 11; id++ {
+		k.handle(k.request(opForget, id, u64(4)), nil)
+	}
+	asked = 0
+	look("half again", 8, 1)
+}
+
 // TestSync: that a guest syncs is no line in the log.
 func TestSync(t *testing.T) {
 	local, err := localfs.New(t.TempDir(), localfs.Config{})

@@ -49,8 +49,9 @@ type changes struct {
 
 // tellChanges tells the distro what others than we change in directories that it knows, until stop is
 // called. Where that does not work, a share is one without it.
-// lease is what the guest may keep of a node beyond that for being told of its changes (fusefs.Config).
-func tellChanges(ctx context.Context, s share.Spec, fs *localfs.FS, logf func(format string, args ...any)) (stage *replay.Stage, lease func(p9.Node) time.Duration, stop func()) {
+// lease is what the guest may keep of a node beyond that for being told of its changes (fusefs.Config), and forget has it
+// forget what nobody uses.
+func tellChanges(ctx context.Context, s share.Spec, fs *localfs.FS, logf func(format string, args ...any)) (stage *replay.Stage, lease func(p9.Node) time.Duration, forget, stop func()) {
 	stage = new(replay.Stage)
 	limit := watchLimit()
 	c := &changes{again: map[replay.Change]bool{}, some: make(chan struct{}, 1), logf: logf}
@@ -59,7 +60,7 @@ func tellChanges(ctx context.Context, s share.Spec, fs *localfs.FS, logf func(fo
 	}))
 	if err != nil {
 		logf("%s: inotify in the distro will not see what the host changes: %v", s.Dir, err)
-		return stage, nil, func() {}
+		return stage, nil, nil, func() {}
 	}
 	longest := shortLease
 	if watch.Complete() {
@@ -83,7 +84,7 @@ func tellChanges(ctx context.Context, s share.Spec, fs *localfs.FS, logf func(fo
 		}
 		return min(longest, c.lease())
 	}
-	return stage, lease, func() {
+	return stage, lease, c.forget, func() {
 		cancel()
 		running.Wait()
 	}
@@ -160,6 +161,12 @@ func (c *changes) add(change *replay.Change) {
 	case c.some <- struct{}{}:
 	default:
 	}
+}
+
+func (c *changes) forget() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.loseLocked()
 }
 
 func (c *changes) lose() {

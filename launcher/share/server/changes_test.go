@@ -26,7 +26,7 @@ func TestChanges(t *testing.T) {
 	}
 	defer fs.Close()
 	guest := accept(t, s.VsockPath)
-	_, _, stop := tellChanges(t.Context(), s, fs, t.Logf)
+	_, _, _, stop := tellChanges(t.Context(), s, fs, t.Logf)
 	others := func(script string) {
 		t.Helper()
 		cmd := exec.Command("sh", "-c", script)

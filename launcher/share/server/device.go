@@ -49,9 +49,9 @@ func serveDevice(ctx context.Context, s share.Spec, logf func(format string, arg
 		conn.Close()
 		return err
 	}
-	stage, lease, stopChanges := tellChanges(ctx, s, dir, logf)
+	stage, lease, forget, stopChanges := tellChanges(ctx, s, dir, logf)
 	defer stopChanges()
-	files := fusefs.New(root, fusefs.Config{Timeout: keep, Lease: lease, LockWait: lockWait, Replay: stage, MaxNodes: maxFIDs(), MaxHandles: maxFIDs() / 2})
+	files := fusefs.New(root, fusefs.Config{Timeout: keep, Lease: lease, LockWait: lockWait, Replay: stage, MaxNodes: maxFIDs(), MaxHandles: maxFIDs() / 2, Full: forget})
 	defer files.Close()
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
 	defer stop()

@@ -37,7 +37,7 @@ func Serve(ctx context.Context, s share.Spec, logf func(format string, args ...a
 		return err
 	}
 	defer fs.Close()
-	stage, _, stop := tellChanges(ctx, s, fs, logf)
+	stage, _, _, stop := tellChanges(ctx, s, fs, logf)
 	defer stop()
 	err = p9.Serve(ctx, conn, replay.FS(fs, stage), p9.Config{MaxFIDs: maxFIDs(), Logf: logf})
 	if errors.Is(err, unix.ECONNRESET) || errors.Is(err, unix.EPIPE) || errors.Is(err, net.ErrClosed) { // the VM's end
