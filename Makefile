@@ -73,7 +73,7 @@ soak: build ## the full counts: 1,000,000 operations on files, 100,000 connectio
 	@scripts/deps test soak
 	WSL2_SOAK=1 $(GO) test -count=1 -timeout 2h -run '^TestModel$$' ./internal/p9/localfs
 	WSL2_SOAK=1 $(GO) test -count=1 -timeout 2h -run '^TestSoakConnections$$' ./vmm/usernet
-	WSL2_SOAK=1 $(GO) test -tags e2e,soak -count=1 -timeout 2h -run '^(TestFloods|TestShortCommands|TestAnsible|TestSharePrograms|TestShareTransports)$$' ./cmd/wsl2
+	WSL2_SOAK=1 $(GO) test -tags e2e,soak -count=1 -timeout 2h -run '^(TestFloods|TestShortCommands|TestAnsible|TestSharePrograms|TestShareTransports|TestVersion1Soak|TestVersion1Debian)$$' ./cmd/wsl2
 	@WSL2_SOAK=1 scripts/ring kvm
 
 .PHONY: fuzz

@@ -23,6 +23,9 @@ func TestJSON(t *testing.T) {
 	h.Config("[wsl2]", "defaultVhdSize=2GB", "[general]", "distributionListUrl=file://"+lists)
 	first := h.Start("-d", "small", "-e", "sh", "-c", "echo ready; cat")
 	first.Expect("ready\n")
+	h.OK("--import", "native", rootfs, "--version", "1") // whose processes ps lists
+	second := h.Start("-d", "native", "-e", "sh", "-c", "echo ready; cat")
+	second.Expect("ready\n")
 
 	const listed = ".distros[].default .distros[].disk .distros[].name .distros[].sessions .distros[].sizeBytes .distros[].state .distros[].usedBytes .distros[].version"
 	tested := map[string]bool{}
@@ -32,12 +35,12 @@ func TestJSON(t *testing.T) {
 		{"--list --running", listed},
 		{"--list --online", "[].friendlyName [].name"},
 		{"--version", ".version"},
-		{"doctor", ".accel .checks[].detail .checks[].name .checks[].ok .usable"},
+		{"doctor", ".accel .checks[].detail .checks[].name .checks[].ok .usable .version1"},
 		{"doctor --kvm", ".detail .name .ok"},
 		{"ports", ".ports .rules .serial"},
 		{"ports --publish small:8080", ".ports .rules[].distro .serial"}, // nobody serves it: nothing listens
 		{"ports --unpublish small:8080", ".ports .rules .serial"},
-		{"ps", ""},
+		{"ps", "[].command [].distro [].hostPid [].hostUid [].pid"},
 		{"--mount " + disk + " --name data", ".disk .mounts[].at .mounts[].name"},
 		{"--status", ".default .defaultVersion .disks[].disk .disks[].mounts[].at .distros .kvm.name .kvm.ok .pid .running .sessions .version .vm.accel .vm.cpus .vm.kernel .vm.kernelRelease .vm.memoryBytes .vm.pid"},
 		{"--install --from-file " + rootfs + " --name second", ".name"},
@@ -81,8 +84,10 @@ func TestJSON(t *testing.T) {
 		}
 	}
 	h.OK("--unmount")
-	first.Stdin.Close()
-	h.Want(first.Wait(), 0)
+	for _, l := range []*testsys.Live{first, second} {
+		l.Stdin.Close()
+		h.Want(l.Wait(), 0)
+	}
 }
 
 // keysOf collects the keys of a document with the way to them: .a, .a.b, .a[].b.

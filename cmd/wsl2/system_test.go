@@ -161,6 +161,7 @@ func enter(h *testsys.Host, moment string, promised *int) *testsys.Live {
 	case "importing", "installing":
 		fifo := h.Path("fifo.tar")
 		testsys.Must(h.TB, unix.Mkfifo(fifo, 0o600))
+		testsys.Must(h.TB, os.Chmod(fifo, 0o666)) // of whoever the host is
 		args := []string{"--import", "never", fifo}
 		if moment == "installing" {
 			args = []string{"--install", "--from-file", fifo, "--name", "never"}

@@ -29,12 +29,14 @@ var both = []struct {
 // differences are the rows of the table in docs/version1.md, and the tests that show them; after them those that are
 // not run with version 1 because of them.
 var differences = map[string]struct{ shown, ofVersion2 []string }{
-	"kernel, modules, `uname -r`, sysctls": {[]string{"TestVersion1Life"}, []string{"TestPanic", "TestSwap"}},
-	"processes":                            {[]string{"TestVersion1Life"}, nil},
-	"network":                              {[]string{"TestVersion1Settings"}, []string{"TestNetwork", "TestNetworkRules", "TestPorts", "TestDistroNetworks"}},
-	"`/etc/resolv.conf`":                   {[]string{"TestVersion1Debian"}, nil}, // apt finds its mirror
-	"shared directories":                   {[]string{"TestShare"}, []string{"TestSharePrograms", "TestShareTransports", "TestShareServerDies"}},
-	"shares, started by root":              {[]string{"TestShare"}, nil},
+	"kernel, modules, `uname -r`, sysctls":       {[]string{"TestVersion1Life"}, []string{"TestPanic", "TestSwap"}},
+	"wslconfig's `kernel`, `kernelCommandLine`":  {[]string{"TestVersion1Settings"}, nil},
+	"wslconfig's `memory`, `processors`, `swap`": {nil, nil}, // as in WSL
+	"processes":               {[]string{"TestVersion1Life"}, nil},
+	"network":                 {[]string{"TestVersion1Settings"}, []string{"TestNetwork", "TestNetworkRules", "TestPorts", "TestDistroNetworks"}},
+	"`/etc/resolv.conf`":      {[]string{"TestVersion1Debian"}, nil}, // apt finds its mirror
+	"shared directories":      {[]string{"TestShare"}, []string{"TestSharePrograms", "TestShareTransports", "TestShareServerDies", "TestShareServerHangs"}},
+	"shares, started by root": {[]string{"TestShare"}, nil},
 	"shares' `umask`, `fmask`, `dmask` and `metadata`": {[]string{"TestVersion1Settings"}, []string{"TestShareSettings"}},
 	"`/mnt/wsl`, `--mount`":                            {[]string{"TestVersion1Settings"}, []string{"TestMount", "TestMountDevice", "TestShared"}},
 	"systemd (`boot.systemd`)":                         {[]string{"TestWSLConfWarns"}, []string{"TestSystemd", "TestSystemdIdle"}},
@@ -54,6 +56,26 @@ var differences = map[string]struct{ shown, ofVersion2 []string }{
 	"setuid files in shares, started by root": {[]string{"TestVersion1Mounts"}, nil},
 }
 
+// apart are the tests that are run with version 2 only though version 1 has what they test, and why.
+var apart = map[string]string{
+	"TestAsUser":           "it repeats tests of both as another user: TestVersion1Life and TestVersion1Debian are run by one",
+	"TestPrograms":         "it is about a whole Debian in a VM: TestVersion1Debian",
+	"TestHostCertificates": "the distro's init does the same in both, before it knows of a kernel",
+	"TestIdleStop":         "it is about the VM's end: TestVersion1Life stops when idle",
+	"TestImport":           "its archives go to the same importer: TestVersion1Life",
+	"TestInstall":          "it ends in the import of an archive: TestVersion1Life",
+	"TestInstallKilled":    "as TestInstall",
+	"TestInstalled":        "it is about the files of an installation",
+	"TestJSON":             "it has distros of both",
+	"TestKilled":           "TestVersion1Killed",
+	"TestKilledVerbs":      "TestVersion1Killed and TestSetVersion",
+	"TestManage":           "it is about disks: TestVersion1Life",
+	"TestVerbs":            "it is about the registry, which both have in common",
+	"TestDoctor":           "it starts no distro: TestVersion1IDs",
+	"TestMakeRun":          "it starts what was built",
+	"TestStaleSocket":      "it is about the service's socket",
+}
+
 // TestVersion1 runs the tests of both once more, with distros of version 1.
 func TestVersion1(t *testing.T) {
 	t.Setenv(versionVariable, "1")
@@ -67,6 +89,7 @@ func TestVersion1Table(t *testing.T) {
 	text, err := os.ReadFile(filepath.Join(testsys.Root(), "docs/version1.md"))
 	testsys.Must(t, err)
 	_, table, _ := strings.Cut(string(text), "## Differences to version 2")
+	table, _, _ = strings.Cut(table, "\n## ")
 	rows := map[string]bool{}
 	for line := range strings.Lines(table) {
 		cells := strings.Split(strings.Trim(strings.TrimSpace(line), "|"), " | ")
@@ -82,6 +105,21 @@ func TestVersion1Table(t *testing.T) {
 			t.Errorf("the difference %q has no reason", name)
 		}
 	}
+	placed := map[string]bool{}
+	for _, c := range both {
+		placed["Test"+c.name] = true
+	}
+	for name, why := range apart {
+		if placed[name] || why == "" {
+			t.Errorf("%s is run with both versions, or has no reason not to be", name)
+		}
+		placed[name] = true
+	}
+	for _, d := range differences {
+		for _, name := range d.ofVersion2 {
+			placed[name] = true
+		}
+	}
 	tests := map[string]bool{}
 	files, err := filepath.Glob("*_e2e_test.go")
 	testsys.Must(t, err)
@@ -92,6 +130,17 @@ func TestVersion1Table(t *testing.T) {
 			if fn, ok := d.(*ast.FuncDecl); ok && fn.Recv == nil {
 				tests[fn.Name.Name] = true
 			}
+		}
+	}
+	for name := range tests {
+		own := strings.HasPrefix(name, "TestVersion1") || name == "TestSetVersion"
+		if strings.HasPrefix(name, "Test") && !own && !placed[name] {
+			t.Errorf("%s is neither run with both versions, nor does anything say why not", name)
+		}
+	}
+	for name := range apart {
+		if !tests[name] {
+			t.Errorf("there is no %s", name)
 		}
 	}
 	for name, d := range differences {

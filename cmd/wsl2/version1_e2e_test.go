@@ -17,6 +17,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/wsl2/wsl2/internal/testsys"
+	"github.com/wsl2/wsl2/launcher/api"
+	"github.com/wsl2/wsl2/launcher/client"
 )
 
 // special are files of which a copy has to keep something that is easily lost.
@@ -118,7 +120,9 @@ func TestVersion1Life(t *testing.T) {
 			for script, says := range map[string]string{
 				"mknod /tmp/n c 1 3": "not permitted", "echo 1 >/proc/sys/kernel/panic": "ermission denied",
 				"ulimit -Hn 4000000": "not permitted", "touch /tmp/image && mount -o loop /tmp/image /srv": "mount",
-				"date -s 2000-01-01": "not permitted", "insmod /bin/busybox": "not permitted", "echo x >/sys/kernel/uevent_helper": "ead-only",
+				"date -s 2000-01-01": "not permitted", "swapon /srv/suid": "not permitted", "insmod /bin/busybox": "not permitted", "rmmod none": "not permitted",
+				"ip link add x type dummy": "not permitted", "httpd -f -p 127.0.0.1:1": "ermission denied", "mknod /tmp/b b 7 0": "not permitted",
+				"mount -t ext4 /dev/null /srv": "mount", "echo x >/sys/kernel/uevent_helper": "ead-only",
 			} {
 				if r := h.Run("-d", "small", "-e", "sh", "-c", script); !strings.Contains(r.Stderr, says) {
 					t.Errorf("%v, want %q", r, says)
@@ -242,6 +246,9 @@ func TestVersion1IDs(t *testing.T) {
 	if r := h.Run("doctor"); !strings.Contains(r.Stdout, "Distros of version 1 do not run here") || !strings.Contains(r.Stdout, "tester:100000:65536") {
 		t.Errorf("doctor: %s", r.Stdout)
 	}
+	if r := h.Run("doctor", "--json"); !strings.Contains(r.Stdout, `"next":`) {
+		t.Errorf("doctor --json: %s", r.Stdout)
+	}
 	// Nor can they be deleted until it is his again; then a service does.
 	h.Refused(h.Run("--unregister", "small", "--yes"), "tester:700000:65536")
 	h.InNamespace(`echo tester:700000:65536 >"$DIR/ranges"`)
@@ -264,11 +271,11 @@ func TestVersion1Settings(t *testing.T) {
 	h.CheckNothingLeft() // a service that still runs is not in the namespace
 	h.MountNamespace("mount -t tmpfs none /sys/fs/cgroup")
 	h.Config("[distro.small]", "pids=50")
-	h.Refused(h.Run("-d", "small", "-e", "true"), "/sys/fs/cgroup is no cgroup2", "systemd-run", "--set-version", "2")
+	h.Refused(h.Run("-d", "small", "-e", "true"), "/sys/fs/cgroup is no cgroup2", "systemd.unified_cgroup_hierarchy", "--set-version", "2")
 	h.Config("[distro.small]", "vm=own")
 	h.Refused(h.Run("-d", "small", "-e", "true"), "vm=own", "--set-version", "2")
-	h.Config("[wsl2]", "networkingMode=none")
-	h.Want(h.Run("-d", "small", "-e", "true"), 0, "what wslconfig says of the network", "--set-version small 2")
+	h.Config("[wsl2]", "networkingMode=none", "kernelCommandLine=quiet")
+	h.Want(h.Run("-d", "small", "-e", "true"), 0, "what wslconfig says of the network", "what wslconfig says of the kernel", "--set-version small 2")
 	if out := inside(h, "small", "test -e /mnt/wsl || echo none"); out != "none" {
 		t.Errorf("/mnt/wsl: %s", out)
 	}
@@ -309,8 +316,9 @@ func TestVersion1Soak(t *testing.T) {
 			}
 			group.Wait()
 			for _, distro := range []string{"one", "two"} {
-				if out := inside(h, distro, "ps -o pid | wc -l"); out != "6" { // the heading, init, sh, ps, wc and what it is in
-					t.Logf("%s has %s", distro, out)
+				// The heading, init, sh and ps: who has seen a command end finds nothing of it.
+				if out := inside(h, distro, "ps -o pid,args >/tmp/ps; cat /tmp/ps"); strings.Count(out, "\n") != 3 {
+					t.Errorf("processes are left in %s:\n%s", distro, out)
 				}
 			}
 			if now := service.FDs(); now > fds+8 {
@@ -327,34 +335,56 @@ func TestVersion1Soak(t *testing.T) {
 	}
 }
 
-// TestVersion1Debian: an ordinary user works in a Debian of version 1 as in any: packages, a build, su, sudo, tmux.
+// TestVersion1Debian: an ordinary user, and root, work in a Debian of version 1 as in any: packages, a build, su, sudo, tmux.
+// gcc, with all that it needs, and git are installed in `make soak` only; their download takes too long.
 func TestVersion1Debian(t *testing.T) {
-	h := testsys.New(t)
-	archive := debianArchive(t)
-	anotherUser(h)
-	h.OK("--import", "debian", archive, "--version", "1")
-	inside(h, "debian", "echo 'alice ALL=(ALL) NOPASSWD: ALL' >/etc/sudoers.d/alice; echo root:secret | chpasswd; "+
-		"apt-get update -q=2 && DEBIAN_FRONTEND=noninteractive apt-get install -q=2 -y --no-install-recommends bc >/tmp/apt.log 2>&1 || { cat /tmp/apt.log >&2; exit 1; }")
-	as := func(script, want string) {
-		t.Helper()
-		if got := h.OK("-d", "debian", "-u", "alice", "--cd", "~", "-e", "bash", "-c", script); got != want {
-			t.Errorf("%s: %q, want %q", script, got, want)
-		}
+	install := "apt-get install -q=2 -y --no-install-recommends bc"
+	build := `printf 'a:\n\techo 6*7 | bc >a\n' >Makefile && make -s && cat a`
+	if os.Getenv("WSL2_SOAK") != "" {
+		install = "apt-get remove -q=2 -y git && apt-get install -q=2 -y --no-install-recommends gcc libc6-dev git"
+		build = `printf '#include <stdio.h>\nint main(void) { printf("%%d\\n", 6*7); }\n' >a.c && make -s a && ./a`
 	}
-	as(`printf 'a:\n\techo 6*7 | bc >a\n' >Makefile && make -s && cat a`, "42\n")
-	as(`git init -q x && cd x && cp ../a . && git add . && git -c user.name=a -c user.email=a@b commit -qm one && git log --oneline | wc -l`, "1\n")
-	as(`id -un; sudo id -un; echo secret | su -c 'id -un' root 2>/dev/null`, "alice\nroot\nroot\n")
-	as(`tmux new-session -d 'id -un >in-tmux; tmux wait-for -S written; read end' && tmux wait-for written; cat in-tmux; tmux kill-server`, "alice\n")
-	h.OK("--unregister", "debian", "--yes")
-	if left := h.Files(); len(left) != 1 || left[0] != "registry.json" {
-		t.Errorf("left of the distro: %v", left)
+	for name, of := range map[string]func(*testsys.Host){"root": func(*testsys.Host) {}, "user": anotherUser} {
+		t.Run(name, func(t *testing.T) {
+			h := testsys.New(t)
+			archive := debianArchive(t)
+			of(h)
+			h.OK("--import", "debian", archive, "--version", "1")
+			inside(h, "debian", "echo 'alice ALL=(ALL) NOPASSWD: ALL' >/etc/sudoers.d/alice; echo root:secret | chpasswd; export DEBIAN_FRONTEND=noninteractive; "+
+				"{ apt-get update -q=2 && "+install+"; } >/tmp/apt.log 2>&1 || { cat /tmp/apt.log >&2; exit 1; }")
+			as := func(script, want string) {
+				t.Helper()
+				if got := h.OK("-d", "debian", "-u", "alice", "--cd", "~", "-e", "bash", "-c", script); got != want {
+					t.Errorf("%s: %q, want %q", script, got, want)
+				}
+			}
+			as(build, "42\n")
+			as(`git init -q x && cd x && cp ../a . && git add . && git -c user.name=a -c user.email=a@b commit -qm one && git log --oneline | wc -l`, "1\n")
+			as(`id -un; sudo id -un; echo secret | su -c 'id -un' root 2>/dev/null`, "alice\nroot\nroot\n")
+			as(`tmux new-session -d 'id -un >in-tmux; tmux wait-for -S written; read end' && tmux wait-for written; cat in-tmux; tmux kill-server`, "alice\n")
+			h.OK("--unregister", "debian", "--yes")
+			if left := h.Files(); len(left) != 1 || left[0] != "registry.json" {
+				t.Errorf("left of the distro: %v", left)
+			}
+		})
 	}
 }
 
 // TestVersion1Killed: whatever is killed, nothing of a distro is left running, and the next command works.
 func TestVersion1Killed(t *testing.T) {
-	t.Setenv(versionVariable, "1")
-	h := newHost(t)
+	for name, of := range map[string]func(*testsys.Host){"root": func(*testsys.Host) {}, "user": anotherUser} {
+		t.Run(name, func(t *testing.T) {
+			h := testsys.New(t)
+			archive := h.File("small.tar", testsys.Tar(t, testsys.Busybox(t)...))
+			of(h)
+			h.OK("--set-default-version", "1")
+			h.OK("--import", "small", archive)
+			killedInTurn(t, h)
+		})
+	}
+}
+
+func killedInTurn(t *testing.T, h *testsys.Host) {
 	for _, victim := range []string{"client", "distro", "service", "stopped"} {
 		l := h.Start("-d", "small", "-e", "sh", "-c", "(setsid sleep 100000 &) ; echo ready; cat")
 		l.Expect("ready\n")
@@ -380,13 +410,52 @@ func TestVersion1Killed(t *testing.T) {
 		h.CheckNothingLeft()
 	}
 	before := h.Files()
-	l := enter(h, "importing", nil)
-	h.OK("--shutdown", "--force")
-	h.Refused(l.Wait())
-	h.CheckNothingLeft()
-	if left := h.Files(); !slices.Equal(left, before) {
-		t.Errorf("left of an import: %v, before it: %v", left, before)
+	for _, end := range []func(){
+		func() { h.OK("--shutdown", "--force") },
+		func() { killInit(t, h, "wsl2-import"); h.OK("--shutdown") },
+	} {
+		l := enter(h, "importing", nil)
+		end()
+		h.Refused(l.Wait())
+		h.CheckNothingLeft()
+		if left := h.Files(); !slices.Equal(left, before) {
+			t.Errorf("left of an import: %v, before it: %v", left, before)
+		}
+		testsys.Must(t, os.Remove(h.Path("fifo.tar")))
 	}
+	h.OK("--unregister", "small")
+	if left := h.Files(); len(left) != 1 || left[0] != "registry.json" {
+		t.Errorf("left of the distro: %v", left)
+	}
+}
+
+// killInit kills /init in this role, which works on the root of a distro. It tells whether there was one.
+func killInit(t *testing.T, h *testsys.Host, argv0 string) bool {
+	t.Helper()
+	for _, p := range h.Processes() {
+		if p.Argv[0] == argv0 {
+			p.Kill(t)
+			return true
+		}
+	}
+	return false
+}
+
+// convert asks the service for another version of small. progress is told what a terminal is shown.
+func convert(t *testing.T, h *testsys.Host, version int, progress func(api.Progress)) error {
+	t.Helper()
+	getenv := func(key string) string {
+		for _, e := range slices.Backward(h.Env) {
+			if value, ok := strings.CutPrefix(e, key+"="); ok {
+				return value
+			}
+		}
+		return ""
+	}
+	cl, err := client.New(testsys.Exe(t), getenv)
+	testsys.Must(t, err)
+	cl.Service.Env, cl.Progress = h.Env, progress
+	return cl.Call(api.Call{Verb: api.VerbSetVersion, Name: "small", Version: version}, nil, true)
 }
 
 // TestSetVersion converts a distro there and back; one that is cut off is as it was.
@@ -394,9 +463,24 @@ func TestSetVersion(t *testing.T) {
 	h := testsys.New(t)
 	h.Config("[wsl2]", "defaultVhdSize=2GB")
 	h.OK("--set-default-version", "1")
-	h.Import("small", append(testsys.Busybox(t), special()...)...)
+	// cap_net_raw+ep (capabilities(7), "File capability extended attribute versioning").
+	capability := "\x01\x00\x00\x02\x00\x20\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00"
+	h.Import("small", append(append(testsys.Busybox(t), special()...),
+		testsys.Entry{Name: "srv/capable", Content: []byte("c"), Mode: 0o755, PAX: map[string]string{"SCHILY.xattr.security.capability": capability}})...)
 	inside(h, "small", "dd if=/dev/zero of=/srv/holes bs=1 count=1 seek=8388608 2>/dev/null")
 	before := contents(h, "small")
+	attributes := func() string {
+		t.Helper()
+		var all []string
+		for _, a := range []struct{ file, name string }{{"attributes", "user.note"}, {"capable", "security.capability"}} {
+			value := make([]byte, 64)
+			n, err := unix.Getxattr(filepath.Join(h.Data(), "distros/small/rootfs/srv", a.file), a.name, value)
+			testsys.Must(t, err)
+			all = append(all, fmt.Sprintf("%s %x", a.name, value[:n]))
+		}
+		return strings.Join(all, "\n")
+	}
+	attributesBefore := attributes()
 	registered := func() string {
 		t.Helper()
 		text, err := os.ReadFile(filepath.Join(h.Data(), "registry.json"))
@@ -434,12 +518,42 @@ func TestSetVersion(t *testing.T) {
 		}
 		testsys.WaitGone(t, filepath.Join(h.Data(), "distros"), ".change-*") // what it had made is being deleted
 		h.OK("--terminate", "small")
-		h.OK("--set-version", "small", version)
+		// So it is when /init is killed, which reads or writes its root.
+		number, err := strconv.Atoi(version)
+		testsys.Must(t, err)
+		back := map[int]int{1: 2, 2: 1}[number]
+		killed := func() bool {
+			was, found := registered(), false
+			err := convert(t, h, number, func(api.Progress) {
+				found = found || killInit(t, h, map[int]string{1: "wsl2-import", 2: "wsl2-export"}[number])
+			})
+			if (err == nil) == (registered() == was) {
+				t.Errorf("converting ended with %v, the registry is %s, was %s", err, registered(), was)
+			}
+			return found && err != nil
+		}
+		for tries := 10; !killed(); tries-- { // it was done before the kill came
+			if tries == 0 {
+				t.Fatal("/init is never killed in time")
+			}
+			testsys.Must(t, convert(t, h, back, nil))
+		}
+		testsys.WaitGone(t, filepath.Join(h.Data(), "distros"), ".change-*")
+		var told []api.Progress
+		testsys.Must(t, convert(t, h, number, func(p api.Progress) { told = append(told, p) }))
+		if len(told) == 0 || told[0].What != "copying the files" || told[0].Done == 0 || told[0].Total <= told[0].Done {
+			t.Errorf("told of converting: %+v", told)
+		}
 		if out := h.OK("--list", "--verbose"); !strings.Contains(out, "Stopped       "+version) {
 			t.Errorf("--list --verbose: %s", out)
 		}
 		if after := contents(h, "small"); after != before {
 			t.Errorf("as version %s it is\n%s\nwant\n%s", version, after, before)
+		}
+		if version == "1" { // after both conversions
+			if after := attributes(); after != attributesBefore {
+				t.Errorf("the attributes are\n%s\nwant\n%s", after, attributesBefore)
+			}
 		}
 		if blocks := strings.TrimSpace(inside(h, "small", "stat -c %b /srv/holes")); len(blocks) > 2 {
 			t.Errorf("as version %s a file with a hole of 8 MiB has %s blocks", version, blocks)
