@@ -18,7 +18,8 @@ import (
 // TestVersion1Cgroups: each distro has a cgroup of its own, started by root or by a user to whom one is delegated, and
 // nothing is left of it, whoever has made others in it. Limits are TestVersion1Limits.
 func TestVersion1Cgroups(t *testing.T) {
-	const mount = "mount -t cgroup2 none " + cgroup.Root // where the host may have those of version 1
+	// Where the host may have cgroups of version 1, or of version 2, which are not mounted onto themselves.
+	const mount = "mount -t tmpfs none " + cgroup.Root + " && mount -t cgroup2 none " + cgroup.Root
 	for _, user := range []bool{false, true} {
 		t.Run(map[bool]string{false: "root", true: "user"}[user], func(t *testing.T) {
 			all, err := os.MkdirTemp("", "cgroup")
