@@ -34,6 +34,7 @@ type Client struct {
 	nextFID  FID                   // guarded by mu
 	freeFIDs []FID                 // guarded by mu
 	locking  map[FID]chan struct{} // whose last Tlock is not settled, closed when it is; guarded by mu
+	locked   map[FID]bool          // by which a lock is held, unless it was released in parts; guarded by mu
 	tagFreed chan struct{}         // holds a token when a tag was freed
 	done     chan struct{}         // closed when err is set
 	deaf     chan struct{}         // closed when nothing is read any more
@@ -71,7 +72,7 @@ func NewClient(ctx context.Context, conn net.Conn, msize uint32) (*Client, error
 	if msize == 0 {
 		msize = MaxMsize
 	}
-	c := &Client{conn: conn, msize: msize, sending: make(chan struct{}, 1), calls: map[Tag]*call{}, locking: map[FID]chan struct{}{},
+	c := &Client{conn: conn, msize: msize, sending: make(chan struct{}, 1), calls: map[Tag]*call{}, locking: map[FID]chan struct{}{}, locked: map[FID]bool{},
 		tagFreed: make(chan struct{}, 1), done: make(chan struct{}), deaf: make(chan struct{})}
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
 	err := c.version()
@@ -308,6 +309,10 @@ func (c *Client) send(ctx context.Context, frames ...frame) error {
 		c.sent(err)
 		return nil
 	}
+	if n == 0 {
+		<-c.sending
+		return givenUp{context.Cause(ctx)}
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.err == nil { // there is who reads: see running
@@ -489,7 +494,8 @@ func (c *Client) settle(m, reply Message) {
 	case *Txattrwalk:
 		c.endFID(t.NewFID, reply != nil && !refused)
 	case *Tlock:
-		if r, ok := reply.(*Rlock); ok && r.Status == LockSuccess && t.Lock.Type != LockUnlock {
+		// A lock that was held before would go with it: then it stays until the next is asked for, or the file closed.
+		if r, ok := reply.(*Rlock); ok && r.Status == LockSuccess && t.Lock.Type != LockUnlock && !c.isLocked(t.FID) {
 			undo := *t
 			undo.Lock.Type = LockUnlock
 			exchange[*Rlock](context.Background(), c, &undo, nil) //nolint:errcheck // of a file that is closed there is none
@@ -529,6 +535,24 @@ func (c *Client) beginLock(ctx context.Context, f FID) error {
 	}
 }
 
+// setLocked notes what the server has answered of a lock.
+func (c *Client) setLocked(f FID, l Lock) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	switch {
+	case l.Type != LockUnlock:
+		c.locked[f] = true
+	case l.Start == 0 && l.Length == 0:
+		delete(c.locked, f)
+	}
+}
+
+func (c *Client) isLocked(f FID) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.locked[f]
+}
+
 func (c *Client) settleLock(f FID) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -560,6 +584,7 @@ func (c *Client) newFID() (FID, error) {
 func (c *Client) freeFID(f FID) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	delete(c.locked, f)
 	if c.locking[f] != nil {
 		return
 	}

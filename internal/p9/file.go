@@ -302,11 +302,17 @@ func (f *File) Fsync(ctx context.Context, datasync bool) error {
 
 // Lock takes or releases a lock; it does not wait.
 func (f *File) Lock(ctx context.Context, l Lock) (LockStatus, error) {
+	if ctx.Err() != nil {
+		return LockError, givenUp{context.Cause(ctx)}
+	}
 	if err := f.c.beginLock(ctx, f.fid); err != nil {
 		return LockError, err
 	}
 	r, err := exchange[*Rlock](ctx, f.c, &Tlock{FID: f.fid, Lock: l}, nil)
 	if answered(err) { // else it is given up, and settled later
+		if err == nil && r.Status == LockSuccess {
+			f.c.setLocked(f.fid, l)
+		}
 		f.c.settleLock(f.fid)
 	}
 	if err != nil {

@@ -9,6 +9,20 @@ import (
 	"testing"
 )
 
+// noted is a connection that tells when a write begins, once until that is read.
+type noted struct {
+	net.Conn
+	begun chan struct{}
+}
+
+func (n *noted) Write(p []byte) (int, error) {
+	select {
+	case n.begun <- struct{}{}:
+	default:
+	}
+	return n.Conn.Write(p)
+}
+
 // scripted is a client whose server is the test, and a file of it.
 func scripted(t *testing.T) (*Client, *File, *raw) {
 	t.Helper()
@@ -22,7 +36,7 @@ func scripted(t *testing.T) (*Client, *File, *raw) {
 		tag, _ := r.receive()
 		r.send(tag, &Rqid{Kind: TAttach + 1})
 	}()
-	c, err := NewClient(t.Context(), ours, 0)
+	c, err := NewClient(t.Context(), &noted{ours, make(chan struct{}, 1)}, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -57,8 +71,22 @@ func asked(what func(context.Context) error) (interrupt func(), result <-chan er
 // TestFrozen: a request ends with its context though the server does not read; what it has begun to send arrives whole, and
 // nothing of what it has not.
 func TestFrozen(t *testing.T) {
-	_, root, r := scripted(t)
+	c, root, r := scripted(t)
 	data := make([]byte, 4096)
+	begun := c.conn.(*noted).begun
+	<-begun // of what came before
+	unread, nothing := asked(func(ctx context.Context) error { _, err := root.WriteAt(ctx, data, 0); return err })
+	<-begun
+	unread()
+	if err := <-nothing; !errors.Is(err, syscall.EINTR) {
+		t.Errorf("of which nothing was read: %v, want EINTR", err)
+	}
+	_, next := asked(func(ctx context.Context) error { _, err := root.Statfs(ctx); return err })
+	first, _ := expect[*Tfid](r)
+	r.send(first, &Rstatfs{})
+	if err := <-next; err != nil {
+		t.Error(err)
+	}
 	interrupt, written := asked(func(ctx context.Context) error { _, err := root.WriteAt(ctx, data, 0); return err })
 	head := make([]byte, 4)
 	if _, err := r.conn.Read(head); err != nil { // a pipe: the rest waits for who reads it
@@ -192,6 +220,11 @@ func TestLate(t *testing.T) {
 	tag, _ = expect[*Tlock](r)
 	giveUp(interrupt, result)
 	flushed(tag, &Rlock{Status: LockBlocked})
+	// With a lock that is held already nothing is undone: it would go as well.
+	interrupt, result = asked(lock(LockWrite))
+	tag, _ = expect[*Tlock](r)
+	giveUp(interrupt, result)
+	flushed(tag, &Rlock{Status: LockSuccess})
 
 	// A fid whose end nobody waits for ends nevertheless.
 	_, result = asked(func(ctx context.Context) error {
@@ -211,8 +244,8 @@ func TestLate(t *testing.T) {
 		t.Error(err)
 	}
 	c.Close()
-	if len(c.locking) != 0 || len(c.calls) != 0 {
-		t.Errorf("%d locks and %d requests are not settled", len(c.locking), len(c.calls))
+	if len(c.locking) != 0 || len(c.locked) != 1 || len(c.calls) != 0 {
+		t.Errorf("%d locks and %d requests are not settled, %d fids have locks, want the root", len(c.locking), len(c.calls), len(c.locked))
 	}
 	free := map[FID]bool{}
 	for _, f := range c.freeFIDs {
