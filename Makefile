@@ -47,11 +47,12 @@ run: ## build, import Debian and open its shell (no terminal: run one command th
 	@scripts/run
 
 .PHONY: test
-test: build ## all three rings, and every fuzz target for FUZZTIME (3s)
+test: build ## all rings, and every fuzz target for FUZZTIME (3s)
 	@scripts/deps test
 	@scripts/ring unit
 	@scripts/ring fuzz $(FUZZTIME)
 	@scripts/ring kvm
+	@scripts/ring icount
 	@scripts/ring e2e
 
 .PHONY: test-unit
@@ -69,12 +70,13 @@ test-e2e: build ## e2e ring: the built wsl2 as a user runs it, on this host's ac
 	@scripts/ring e2e
 
 .PHONY: soak
-soak: build ## the full counts: 1,000,000 operations on files, 100,000 connections, 10,000 commands, kvm ring (100 boots...)
+soak: build ## the full counts: 1,000,000 operations on files, 100,000 connections, 10,000 commands, a day, kvm ring (100 boots...)
 	@scripts/deps test soak
 	WSL2_SOAK=1 $(GO) test -count=1 -timeout 2h -run '^TestModel$$' ./internal/p9/localfs
 	WSL2_SOAK=1 $(GO) test -count=1 -timeout 2h -run '^TestSoakConnections$$' ./vmm/usernet
 	WSL2_SOAK=1 $(GO) test -tags e2e,soak -count=1 -timeout 2h -run '^(TestFloods|TestShortCommands|TestAnsible|TestSharePrograms|TestShareTransports|TestVersion1Soak|TestVersion1Debian)$$' ./cmd/wsl2
 	@WSL2_SOAK=1 scripts/ring kvm
+	@WSL2_SOAK=1 scripts/ring icount
 
 .PHONY: fuzz
 fuzz: ## every fuzz target for FUZZTIME (make fuzz FUZZTIME=10m)
