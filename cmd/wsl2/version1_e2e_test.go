@@ -3,6 +3,7 @@
 package main_test
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -454,7 +455,9 @@ func convert(t *testing.T, h *testsys.Host, version int, progress func(api.Progr
 	}
 	cl, err := client.New(testsys.Exe(t), getenv)
 	testsys.Must(t, err)
-	cl.Service.Env, cl.Progress = h.Env, progress
+	var built struct{ Version string } // which a test binary does not know
+	testsys.Must(t, json.Unmarshal([]byte(h.OK("--version", "--json")), &built))
+	cl.Self.Version, cl.Service.Env, cl.Progress = built.Version, h.Env, progress
 	return cl.Call(api.Call{Verb: api.VerbSetVersion, Name: "small", Version: version}, nil, true)
 }
 
