@@ -122,9 +122,8 @@ func TestGarbage(t *testing.T) {
 	if err := g.ping("10.77.0.1"); err != nil {
 		t.Error(err)
 	}
-	if n := len(g.net.limits.tcp); n > 0 {
-		t.Errorf("%d connections", n)
-	}
+	// One to where nobody is may just be on its way.
+	eventually(t, "there are no connections", func() bool { return len(g.net.limits.tcp) == 0 })
 }
 
 // TestSYNFlood: connections that are asked for and never made are bounded, and so is
