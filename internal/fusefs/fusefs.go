@@ -393,7 +393,8 @@ func (fs *FS) current(id uint64, thread uint32, n p9.Node) (keep bool, err error
 	return false, unix.ESTALE
 }
 
-// keepContent is how long the kernel may keep what it has read. What nothing tells of, as writing to a mapping, is seen thereafter.
+// keepContent is how long the kernel may keep what it has read of a file. What nothing tells of, as writing to a mapping, is
+// seen thereafter.
 const keepContent = 10 * time.Second
 
 // keep tells whether the kernel may keep what it has read of a file while it may its attributes, from the first
@@ -406,7 +407,10 @@ func (n *node) keep(lease time.Duration, a *p9.Attr) bool {
 	case now.Before(n.keeps):
 		return true
 	default:
-		n.keeps = now.Add(min(lease, keepContent))
+		if a.QID.Type == p9.QTFile {
+			lease = min(lease, keepContent)
+		}
+		n.keeps = now.Add(lease)
 	}
 	return false
 }
