@@ -15,6 +15,7 @@ import (
 const (
 	inHeader  = 40 // length[4] opcode[4] unique[8] ...
 	outHeader = 16 // length[4] error[4] unique[8]
+	opForget  = 2
 	opInit    = 26
 	opSyncfs  = 50
 )
@@ -48,6 +49,11 @@ func (fs *FS) Handler(logf func(format string, args ...any)) func(request, room 
 			if !ok {
 				return refuse(request, room, unix.EIO)
 			}
+		}
+		// A kernel that drops what it knows sends one for each file. They have no answer.
+		if binary.LittleEndian.Uint32(request[4:]) == opForget && len(request) >= inHeader+8 {
+			fs.Forget(binary.LittleEndian.Uint64(request[16:]), binary.LittleEndian.Uint64(request[inHeader:]))
+			return 0
 		}
 		// sync(2) of a guest: it is not to have this machine write back a whole file system, and go-fuse would log that.
 		if binary.LittleEndian.Uint32(request[4:]) == opSyncfs {

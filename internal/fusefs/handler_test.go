@@ -21,7 +21,6 @@ import (
 // Requests that the tests make (include/uapi/linux/fuse.h).
 const (
 	opLookup   = 1
-	opForget   = 2
 	opGetattr  = 3
 	opSetattr  = 4
 	opSymlink  = 6
