@@ -101,7 +101,7 @@ func (m *Mounter) replayer(id wire.SessionID) *replayer {
 // do makes a change that the host has made, through the mount, so that the kernel tells of
 // it. The server leaves everything as it is.
 func (r *replayer) do(c *wire.ShareChange) error {
-	if replay.Kind(c.Kind) == replay.Lost {
+	if replay.Kind(c.Kind) == replay.Forget {
 		return forget()
 	}
 	root, err := r.root()

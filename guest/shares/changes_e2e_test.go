@@ -141,14 +141,14 @@ func testReplay(t *testing.T, timeout time.Duration) {
 			t.Errorf("%+v: in the mount is\n%s\nin the tree\n%s", c.change, now, before)
 		}
 	}
-	// What was lost is found when the kernel has forgotten what it has kept.
-	write("d/lost")
-	if out, err := os.ReadFile(dir + "/d/lost"); err != nil || string(out) != "text" {
+	// What it was not told of the kernel finds when it has forgotten what it has kept.
+	write("d/untold")
+	if out, err := os.ReadFile(dir + "/d/untold"); err != nil || string(out) != "text" {
 		t.Fatalf("%q, %v", out, err)
 	}
-	check(t, os.Remove(tree+"/d/lost"))
-	check(t, r.do(&wire.ShareChange{Kind: uint8(replay.Lost)}))
-	if _, err := os.Stat(dir + "/d/lost"); !errors.Is(err, os.ErrNotExist) {
+	check(t, os.Remove(tree+"/d/untold"))
+	check(t, r.do(&wire.ShareChange{Kind: uint8(replay.Forget)}))
+	if _, err := os.Stat(dir + "/d/untold"); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("after the kernel has forgotten it: %v", err)
 	}
 	// In another mount at its place nothing is done.

@@ -170,19 +170,6 @@ func (w *Watch) Covers(n p9.Node) bool {
 	return w.dirs[parent.qid.Path] != nil && (i.mode&unix.S_IFMT != unix.S_IFDIR || w.dirs[i.qid.Path] != nil)
 }
 
-// Complete tells whether this machine alone changes the root's file system: fanotify knows nothing of others.
-func (w *Watch) Complete() bool {
-	var st unix.Statfs_t
-	if err := unix.Fstatfs(w.fs.root.fd, &st); err != nil {
-		return false
-	}
-	switch st.Type {
-	case unix.EXT4_SUPER_MAGIC, unix.XFS_SUPER_MAGIC, unix.BTRFS_SUPER_MAGIC, unix.F2FS_SUPER_MAGIC, unix.OVERLAYFS_SUPER_MAGIC, unix.TMPFS_MAGIC:
-		return true
-	}
-	return false
-}
-
 // lookup returns a watched directory with a reference, or nil.
 func (w *Watch) lookup(id string) *inode {
 	w.mu.Lock()

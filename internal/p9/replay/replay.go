@@ -34,7 +34,7 @@ const (
 	Modified        // the content of a file
 	Attributes      // owner, mode, times
 	Written         // a program that wrote to the file has closed it
-	Lost            // of no file: some changes are not told, and what the client's kernel keeps may be of before them
+	Forget          // no change: the client's kernel is to forget the names and files that nobody uses
 )
 
 // Change is one that was made to the entry Name of a directory.

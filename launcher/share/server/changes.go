@@ -23,11 +23,10 @@ const (
 	// maxPending is how many changes wait for the guest at most.
 	maxPending = 1 << 14
 	// leaseTime is how long a guest keeps names and attributes in directories that are watched, where the host has not
-	// changed anything for quietTime. What it is not told of is seen thereafter: shortLease is for where that may be more than
-	// what programs write to mappings.
-	leaseTime  = 5 * time.Minute
-	shortLease = 10 * time.Second
-	quietTime  = time.Second
+	// changed anything for quietTime. What it cannot be told of (by a mapping, by another machine, by another name of a file, in
+	// a directory that is no longer watched) it sees thereafter.
+	leaseTime = 10 * time.Second
+	quietTime = time.Second
 	// raiseWait bounds the guest's answer to a change.
 	raiseWait = time.Minute
 )
@@ -37,10 +36,9 @@ type changes struct {
 	mu      sync.Mutex
 	pending []*replay.Change       // guarded by mu
 	again   map[replay.Change]bool // those of pending that need not be told twice; guarded by mu
-	lost    bool                   // the guest is to be told that some were; guarded by mu
-	said    bool                   // that some were lost; guarded by mu
-	full    time.Time              // when a directory was last no longer watched; guarded by mu
-	untold  time.Time              // when the guest could last not be told; guarded by mu
+	drop    bool                   // the guest is to forget what nobody uses; guarded by mu
+	said    bool                   // that some were missed; guarded by mu
+	untold  time.Time              // when the guest was last not told of one; guarded by mu
 	some    chan struct{}          // holds a token while there are pending
 	raising bool                   // the guest is being told of one; guarded by mu
 	last    time.Time              // when the last one came; guarded by mu
@@ -49,22 +47,18 @@ type changes struct {
 
 // tellChanges tells the distro what others than we change in directories that it knows, until stop is
 // called. Where that does not work, a share is one without it.
-// lease is what the guest may keep of a node beyond that for being told of its changes (fusefs.Config), and forget has it
+// lease is how long the guest may keep what it knows of a node, for being told of its changes (fusefs.Config), and forget has it
 // forget what nobody uses.
 func tellChanges(ctx context.Context, s share.Spec, fs *localfs.FS, logf func(format string, args ...any)) (stage *replay.Stage, lease func(p9.Node) time.Duration, forget, stop func()) {
 	stage = new(replay.Stage)
 	limit := watchLimit()
 	c := &changes{again: map[replay.Change]bool{}, some: make(chan struct{}, 1), logf: logf}
-	watch, err := fs.Watch(limit, c.evicted(func() {
+	watch, err := fs.Watch(limit, sync.OnceFunc(func() {
 		logf("%s: the distro knows more than %d directories: inotify there does not see what the host changes in those that it looked up first", s.Dir, limit)
 	}))
 	if err != nil {
 		logf("%s: inotify in the distro will not see what the host changes: %v", s.Dir, err)
 		return stage, nil, nil, func() {}
-	}
-	longest := shortLease
-	if watch.Complete() {
-		longest = leaseTime
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	var running sync.WaitGroup
@@ -82,7 +76,7 @@ func tellChanges(ctx context.Context, s share.Spec, fs *localfs.FS, logf func(fo
 		if !watch.Covers(n) {
 			return 0
 		}
-		return min(longest, c.lease())
+		return c.lease()
 	}
 	return stage, lease, c.forget, func() {
 		cancel()
@@ -90,32 +84,15 @@ func tellChanges(ctx context.Context, s share.Spec, fs *localfs.FS, logf func(fo
 	}
 }
 
-// lease is how long the guest may keep what it has been told of all changes of: nothing while the host is at it, more will come.
+// lease is how long the guest may keep what it is told all changes of: not at all while the host is at it, as more will come, nor
+// while it may keep something older than a change that it was not told of.
 func (c *changes) lease() time.Duration {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	switch {
-	case c.lost || c.raising || len(c.pending) > 0 || time.Since(c.last) <= quietTime || time.Since(c.untold) <= leaseTime:
+	if c.raising || len(c.pending) > 0 || time.Since(c.last) <= quietTime || time.Since(c.untold) <= leaseTime {
 		return 0
-	case time.Since(c.full) <= leaseTime: // what it keeps may be of a directory that is no longer watched
-		return shortLease
 	}
 	return leaseTime
-}
-
-// evicted is called whenever a directory is no longer watched that the guest knows. What it keeps there for long it is
-// to forget; from then on it keeps nothing for long.
-func (c *changes) evicted(first func()) func() {
-	say := sync.OnceFunc(first)
-	return func() {
-		say()
-		c.mu.Lock()
-		defer c.mu.Unlock()
-		if time.Since(c.full) > leaseTime {
-			c.loseLocked()
-		}
-		c.full = time.Now()
-	}
 }
 
 // watchLimit is our part of what the user may watch, and of our descriptors.
@@ -157,18 +134,18 @@ func (c *changes) add(change *replay.Change) {
 		clear(c.again)
 	}
 	c.pending = append(c.pending, &one)
-	select {
-	case c.some <- struct{}{}:
-	default:
-	}
+	c.wake()
 }
 
+// forget has the guest forget what nobody uses.
 func (c *changes) forget() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.loseLocked()
+	c.drop = true
+	c.wake()
 }
 
+// lose is called when changes are lost on their way to us.
 func (c *changes) lose() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -178,16 +155,15 @@ func (c *changes) lose() {
 
 // missed is called when the guest is not told of a change. Preconditions: mu is held.
 func (c *changes) missed() {
+	c.untold = time.Now()
 	if !c.said {
 		c.said = true
 		c.logf("the host changes more than inotify in the distro is told of; it misses some")
 	}
-	c.loseLocked()
 }
 
-// loseLocked has the guest forget what it keeps. Preconditions: mu is held.
-func (c *changes) loseLocked() {
-	c.lost = true
+// wake has tell look for something to tell. Preconditions: mu is held.
+func (c *changes) wake() {
 	select {
 	case c.some <- struct{}{}:
 	default:
@@ -198,9 +174,9 @@ func (c *changes) loseLocked() {
 func (c *changes) next() *replay.Change {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.lost { // before all others: it counts for what is kept, not for inotify
-		c.lost, c.raising = false, true
-		return &replay.Change{Kind: replay.Lost}
+	if c.drop { // before all others: it may be out of descriptors soon
+		c.drop, c.raising = false, true
+		return &replay.Change{Kind: replay.Forget}
 	}
 	c.raising = len(c.pending) > 0
 	if !c.raising {
@@ -232,7 +208,7 @@ func (c *changes) tell(ctx context.Context, s share.Spec, watch *localfs.Watch, 
 					one.Kind = replay.Removed
 				}
 			}
-			if one.Kind == replay.Lost && s.Tag == "" { // over 9P nothing is kept
+			if one.Kind == replay.Forget && s.Tag == "" { // over 9P nothing is kept
 				continue
 			}
 			if m, err := message(one, watch); err == nil {
@@ -259,7 +235,7 @@ func (c *changes) tell(ctx context.Context, s share.Spec, watch *localfs.Watch, 
 // message is a change as the distro is told it; an error if its directory is no longer there.
 func message(c *replay.Change, watch *localfs.Watch) (m *wire.ShareChange, err error) {
 	m = &wire.ShareChange{Kind: uint8(c.Kind), Mode: c.Mode, Name: c.Name, NewName: c.NewName}
-	if c.Kind == replay.Lost {
+	if c.Kind == replay.Forget {
 		return m, nil
 	}
 	if m.Dir, err = watch.Path(c.Dir); err == nil && c.Kind == replay.Renamed {

@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"slices"
 	"strconv"
 	"testing"
 	"time"
@@ -90,30 +91,14 @@ func greet(t *testing.T, s share.Spec, g net.Conn) (net.Conn, *bufio.Reader) {
 	return g, r
 }
 
-// TestLease: a guest may rely on being told of changes while there are none. What it was not told of it forgets, and
-// keeps nothing for long while not all is watched.
+// TestLease: a guest may rely on being told of changes while there are none, and not while it may keep something older than
+// one that it was not told of.
 func TestLease(t *testing.T) {
 	c := &changes{again: map[replay.Change]bool{}, some: make(chan struct{}, 1), logf: func(string, ...any) {}}
 	want := func(what string, lease time.Duration) {
 		t.Helper()
 		if got := c.lease(); got != lease {
 			t.Errorf("%s: the lease is %v, want %v", what, got, lease)
-		}
-	}
-	forgets := func(what string) {
-		t.Helper()
-		want(what, 0)
-		select {
-		case <-c.some:
-		default:
-			t.Errorf("%s: nobody is woken", what)
-		}
-		if one := c.next(); one == nil || one.Kind != replay.Lost {
-			t.Errorf("%s: next is %+v", what, one)
-		}
-		want(what+", while it is told", 0)
-		if one := c.next(); one != nil {
-			t.Errorf("%s: then %+v", what, one)
 		}
 	}
 	want("before any change", leaseTime)
@@ -127,26 +112,32 @@ func TestLease(t *testing.T) {
 	want("long after a change", leaseTime)
 	c.last = time.Now().Add(time.Hour)
 	want("after a change", 0)
-	<-c.some
 	c.lose()
-	forgets("one was lost")
 	c.last = time.Time{}
+	want("after one was lost", 0)
+	c.untold = c.untold.Add(-leaseTime)
 	want("long after one was lost", leaseTime)
-	said := 0
-	evicted := c.evicted(func() { said++ })
-	evicted()
-	forgets("a directory is no longer watched")
-	want("while not all is watched", shortLease)
-	evicted()
-	if c.next() != nil || said != 1 {
-		t.Errorf("a second directory: forgotten again, or said %d times", said)
+}
+
+// TestForget: a guest that is to forget is told so once, before anything else.
+func TestForget(t *testing.T) {
+	c := &changes{again: map[replay.Change]bool{}, some: make(chan struct{}, 1), logf: func(string, ...any) {}}
+	c.add(&replay.Change{Kind: replay.Modified, Name: "f"})
+	<-c.some
+	c.forget()
+	c.forget()
+	select {
+	case <-c.some:
+	default:
+		t.Error("nobody is woken")
 	}
-	c.full = c.full.Add(-leaseTime)
-	want("long after that", leaseTime)
-	evicted()
-	forgets("after a long time another is no longer watched")
-	c.full, c.untold = time.Time{}, time.Now()
-	want("where the guest is not told", 0)
+	var kinds []replay.Kind
+	for one := c.next(); one != nil; one = c.next() {
+		kinds = append(kinds, one.Kind)
+	}
+	if !slices.Equal(kinds, []replay.Kind{replay.Forget, replay.Modified}) {
+		t.Errorf("the guest is told %v", kinds)
+	}
 }
 
 // TestPending: what was said and not told yet is not said again, and of too many the last are lost, once.
@@ -190,7 +181,7 @@ func TestPending(t *testing.T) {
 	if len(c.pending) != maxPending || said != 1 {
 		t.Errorf("%d are pending, said %d times", len(c.pending), said)
 	}
-	if one := c.next(); one.Kind != replay.Lost {
-		t.Errorf("first the guest is told %+v", one)
+	if c.lease() != 0 {
+		t.Error("a guest that misses some may keep what it has")
 	}
 }
