@@ -3,10 +3,16 @@
 package main_test
 
 import (
+	"encoding/binary"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -32,6 +38,7 @@ func TestPorts(t *testing.T) {
 		fmt.Sprintf("shut,tcp4,127.0.0.1:%d", shut), "echo,tcp4,0.0.0.0:81")
 	list := events.until("the first ports", func(p portList) bool { return p.has(wild4, loop6, udp, resets, taken, both, shut) })
 
+	wantOpen(h)
 	// Bytes, ends, datagrams, resets.
 	for address, port := range map[string]int{"127.0.0.1": wild4, "::1": loop6} {
 		echo(t, connect(t, "tcp", address, port), []byte("hello"))
@@ -81,6 +88,7 @@ func TestPorts(t *testing.T) {
 		t.Errorf("--publish: %q", out)
 	}
 	echo(t, connect(t, "tcp", "127.0.0.1", later), []byte("published"))
+	wantOpen(h, fmt.Sprintf("0.0.0.0:%d", later), fmt.Sprintf("[::]:%d", later))
 	h.Refused(h.Run("ports", "--publish", fmt.Sprintf("small:%d:%d", both, taken), "--address", "127.0.0.1"), "in use")
 	h.OK("ports", "--unpublish", fmt.Sprintf("small:%d", both))
 	h.OK("ports", "--unpublish", fmt.Sprintf("small:%d", wild4))
@@ -113,4 +121,57 @@ func dialHost(t *testing.T, address string) net.Conn {
 	c, err := net.DialTimeout("tcp", address, testsys.Deadline)
 	testsys.Must(t, err)
 	return c
+}
+
+// wantOpen looks at all sockets of a host's processes: those, and no others, wait at an address that is not loopback's.
+func wantOpen(h *testsys.Host, want ...string) {
+	h.TB.Helper()
+	owned := map[string]testsys.Process{} // by the inodes of sockets
+	for _, p := range h.Processes() {
+		fds, _ := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", p.PID))
+		for _, fd := range fds {
+			if to, err := os.Readlink(fd); err == nil && strings.HasPrefix(to, "socket:[") {
+				owned[to[len("socket:["):len(to)-1]] = p
+			}
+		}
+	}
+	local := 0
+	open := []string{}
+	for table, waits := range map[string]string{"tcp": "0A", "tcp6": "0A", "udp": "07", "udp6": "07"} {
+		text, err := os.ReadFile("/proc/net/" + table)
+		testsys.Must(h.TB, err)
+		for _, line := range strings.Split(strings.TrimSpace(string(text)), "\n")[1:] {
+			f := strings.Fields(line)
+			p, ours := owned[f[9]]
+			if !ours || f[3] != waits {
+				continue
+			}
+			at := socketAddress(h.TB, f[1])
+			if at.Addr().IsLoopback() {
+				local++
+			} else if !slices.Contains(want, at.String()) {
+				h.TB.Errorf("%v waits for %s at %v", p, table, at)
+			} else {
+				open = append(open, at.String())
+			}
+		}
+	}
+	if local == 0 || len(open) != len(want) {
+		h.TB.Errorf("%d at loopback, and %q; want %q", local, open, want)
+	}
+}
+
+// socketAddress reads an address of /proc/net/tcp: words in the machine's order.
+func socketAddress(tb testing.TB, text string) netip.AddrPort {
+	tb.Helper()
+	host, port, _ := strings.Cut(text, ":")
+	b, err := hex.DecodeString(host)
+	testsys.Must(tb, err)
+	for w := b; len(w) >= 4; w = w[4:] {
+		binary.NativeEndian.PutUint32(w, binary.BigEndian.Uint32(w))
+	}
+	ip, _ := netip.AddrFromSlice(b)
+	n, err := strconv.ParseUint(port, 16, 16)
+	testsys.Must(tb, err)
+	return netip.AddrPortFrom(ip.Unmap(), uint16(n))
 }
