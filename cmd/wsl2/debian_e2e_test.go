@@ -73,11 +73,12 @@ func debianArchive(t *testing.T) string {
 }
 
 // bootstrap makes a Debian with systemd of this host's apt sources, the programs of
-// TestPrograms, TestSharePrograms and more packages, and the user alice.
+// TestPrograms, TestSharePrograms, TestNetworkPrograms and more packages, and the user alice.
 func bootstrap(t *testing.T, h *testsys.Host, more ...string) string {
 	t.Helper()
 	path := h.Path("debian.tar")
-	packages := append([]string{"systemd-sysv", "dbus", "dbus-user-session", "libpam-systemd", "udev", "less", "vim-tiny", "htop", "mc", "rsync", "git", "make", "sqlite3", "sudo", "tmux"}, more...)
+	packages := append([]string{"systemd-sysv", "dbus", "dbus-user-session", "libpam-systemd", "udev", "less", "vim-tiny", "htop", "mc", "rsync", "git", "make", "sqlite3", "sudo", "tmux",
+		"bind9-dnsutils", "curl", "iproute2", "iptables", "iputils-ping", "nftables", "openvpn"}, more...)
 	out, err := exec.Command("mmdebstrap", "--quiet", "--variant=minbase", "--include="+strings.Join(packages, ","),
 		"--customize-hook=chroot \"$1\" useradd -m alice", suite(t), path).CombinedOutput()
 	if err != nil {
