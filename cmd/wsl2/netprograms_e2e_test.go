@@ -40,7 +40,7 @@ out=$($apt update && $apt install -y wsl2-test 2>&1) && cat /srv/installed || ec
 	is("curl", fmt.Sprintf("url=http://host.wsl2.internal:%d/; curl -sS $url >/srv/data; sha256sum </srv/data; curl -sS --data-binary @/srv/data $url", web), sum+"  -\n"+sum)
 	is("curl, refused", fmt.Sprintf("curl -sS http://host.wsl2.internal:%d/ || echo $?", closedPort(t)), "7")
 	is("dig", "dig +short host.wsl2.internal; dig +tcp +short one.wsl2.internal; dig -x 10.77.0.1 +short; dig nobody.wsl2.internal | grep -o NXDOMAIN", "10.77.0.1\n10.77.0.2\nhost.wsl2.internal.\nNXDOMAIN")
-	is("ping", "ping -q -c 3 -i 0.2 -s 1400 host.wsl2.internal | grep -o ' 0% packet loss'; ping -c 1 10.77.0.9 | grep -o Unreachable", "0% packet loss\nUnreachable")
+	is("ping", "ping -q -c 1 -W 60 -s 1400 host.wsl2.internal | grep -o ' 0% packet loss'; ping -c 1 -W 60 10.77.0.9 | grep -o Unreachable", "0% packet loss\nUnreachable")
 
 	git := gitServer(t, h)
 	is("git clone", fmt.Sprintf("git clone -q git://host.wsl2.internal:%d/repo /srv/repo && cat /srv/repo/file", git), "content")
@@ -73,7 +73,7 @@ iptables -t nat -A POSTROUTING -s 172.18.0.0/24 ! -o br0 -j MASQUERADE
 ip netns exec box2 git clone -q git://10.77.0.1:%[1]d/repo /srv/boxed
 cat /srv/boxed/file
 iptables -t nat -nvL POSTROUTING | grep -c '^ *[1-9].*MASQUERADE'
-ip netns exec box2 ping -q -c 1 172.18.0.3 | grep -o ' 0%% packet loss'
+ip netns exec box2 ping -q -c 1 -W 60 172.18.0.3 | grep -o ' 0%% packet loss'
 nft add table inet filter
 nft 'add chain inet filter forward { type filter hook forward priority filter; }'
 nft add rule inet filter forward tcp dport %[1]d reject with tcp reset
@@ -107,7 +107,7 @@ echo whole`, web, sum), "whole")
 	for _, l := range ends { // each hears of the other
 		l.Expect("Initialization Sequence Completed")
 	}
-	is("ping by way of the VPN", "ping -q -c 3 -i 0.2 -s 1000 10.9.0.2 | grep -o ' 0% packet loss'", "0% packet loss")
+	is("ping by way of the VPN", "ping -q -c 1 -W 60 -s 1000 10.9.0.2 | grep -o ' 0% packet loss'", "0% packet loss")
 }
 
 // garbage sends frames of random lengths and bytes, some of which begin as packets do.
