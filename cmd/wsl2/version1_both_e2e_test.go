@@ -33,7 +33,7 @@ var differences = map[string]struct{ shown, ofVersion2 []string }{
 	"wslconfig's `kernel`, `kernelCommandLine`":  {[]string{"TestVersion1Settings"}, nil},
 	"wslconfig's `memory`, `processors`, `swap`": {nil, nil}, // as in WSL
 	"processes":               {[]string{"TestVersion1Life"}, nil},
-	"network":                 {[]string{"TestVersion1Settings"}, []string{"TestNetwork", "TestNetworkRules", "TestPorts", "TestDistroNetworks"}},
+	"network":                 {[]string{"TestVersion1Settings"}, []string{"TestNetwork", "TestNetworkRules", "TestNetworkPrograms", "TestPorts", "TestDistroNetworks"}},
 	"`/etc/resolv.conf`":      {[]string{"TestVersion1Debian"}, nil}, // apt finds its mirror
 	"shared directories":      {[]string{"TestShare"}, []string{"TestSharePrograms", "TestShareTransports", "TestShareServerDies", "TestShareServerHangs"}},
 	"shares, started by root": {[]string{"TestShare"}, nil},
