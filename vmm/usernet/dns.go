@@ -358,11 +358,20 @@ func exchange(ctx context.Context, servers []string, query []byte, q dnsmessage.
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	answers := make(chan []byte, len(servers))
-	running := 0
-	timer := time.NewTimer(0)
+	next, running := 0, 0
+	begin := func() {
+		server := servers[next]
+		next++
+		running++
+		go func() { answers <- ask(ctx, server, query, q, stream) }()
+	}
+	if len(servers) > 0 {
+		begin()
+	}
+	timer := time.NewTimer(hedge)
 	defer timer.Stop()
 	var failed []byte // the best of what failed
-	for next := 0; next < len(servers) || running > 0; {
+	for next < len(servers) || running > 0 {
 		var due <-chan time.Time
 		if next < len(servers) {
 			due = timer.C
@@ -371,10 +380,7 @@ func exchange(ctx context.Context, servers []string, query []byte, q dnsmessage.
 		case <-ctx.Done():
 			return failed
 		case <-due:
-			server := servers[next]
-			next++
-			running++
-			go func() { answers <- ask(ctx, server, query, q, stream) }()
+			begin()
 			timer.Reset(hedge)
 		case a := <-answers:
 			running--
@@ -424,7 +430,9 @@ func ask(ctx context.Context, server string, query []byte, q dnsmessage.Question
 	if _, err := c.Write(out); err != nil {
 		return nil
 	}
-	buf := make([]byte, maxMessage)
+	b := chunks.Get().(*[]byte)
+	defer chunks.Put(b)
+	buf := (*b)[:maxMessage]
 	for {
 		n, err := readMessage(c, buf, stream)
 		if err != nil {
