@@ -71,6 +71,10 @@ type (
 		WalkAttr(name string, mask p9.AttrMask) (p9.Node, p9.Attr, error)
 		CreateAttr(name string, flags, mode, gid uint32, mask p9.AttrMask) (p9.Node, p9.Handle, p9.Attr, error)
 	}
+	// privileged has set-id bits that go when somebody changes it, but not by the change itself.
+	privileged interface {
+		DropPrivileges() error
+	}
 	// seeker finds data and holes (lseek(2)'s SEEK_DATA and SEEK_HOLE).
 	seeker interface {
 		SeekData(offset int64, whence int) (int64, error)
@@ -443,17 +447,17 @@ func (fs *FS) SetAttr(cancel <-chan struct{}, in *fuse.SetAttrIn, out *fuse.Attr
 		}
 	}
 	return fs.with(cancel, in.NodeId, func(n p9.Node) error {
+		if in.Valid&fuse.FATTR_KILL_SUIDGID != 0 {
+			if err := withoutPrivileges(n); err != nil {
+				return err
+			}
+		}
 		// ftruncate(2) works where the file's mode has been taken away since it was opened.
 		if fh, ok := in.GetFh(); ok && a.Valid&p9.SetSize != 0 {
 			if s := fs.withHandle(cancel, fh, func(h p9.Handle) error { return h.Truncate(int64(a.Size)) }); s != fuse.OK {
 				return syscall.Errno(s)
 			}
 			a.Valid &^= p9.SetSize
-		}
-		if in.Valid&fuse.FATTR_KILL_SUIDGID != 0 {
-			if err := withoutPrivileges(n); err != nil {
-				return err
-			}
 		}
 		if a.Valid != 0 {
 			if err := n.SetAttr(a); err != nil {
@@ -464,21 +468,13 @@ func (fs *FS) SetAttr(cancel <-chan struct{}, in *fuse.SetAttrIn, out *fuse.Attr
 	})
 }
 
-// withoutPrivileges takes a file's set-id bits away, as the kernel does when somebody changes it who has no right to keep
-// them, and leaves it to the file system.
+// withoutPrivileges takes a file's set-id bits away, which the kernel leaves to the file system when somebody changes it who has
+// no right to keep them. Mostly the change itself does, where the file is.
 func withoutPrivileges(n p9.Node) error {
-	a, err := n.GetAttr(p9.AttrMode)
-	if err != nil || n.QID().Type != p9.QTFile {
-		return err
+	if p, ok := n.(privileged); ok {
+		return p.DropPrivileges()
 	}
-	kill := a.Mode & unix.S_ISUID
-	if a.Mode&unix.S_IXGRP != 0 { // else it is mandatory locking's
-		kill |= a.Mode & unix.S_ISGID
-	}
-	if kill == 0 {
-		return nil
-	}
-	return n.SetAttr(p9.SetAttr{Valid: p9.SetMode, Mode: a.Mode &^ kill & 0o7777})
+	return nil
 }
 
 // made looks up what was just made.

@@ -220,6 +220,11 @@ func (fs *FS) Lseek(cancel <-chan struct{}, in *fuse.LseekIn, out *fuse.LseekOut
 
 func (fs *FS) Fallocate(cancel <-chan struct{}, in *fuse.FallocateIn) fuse.Status {
 	defer fs.changed(in.NodeId)
+	if in.Uid != 0 { // of these the kernel does not say who may keep them
+		if s := fs.with(cancel, in.NodeId, withoutPrivileges); s != fuse.OK {
+			return s
+		}
+	}
 	return fs.withHandle(cancel, in.Fh, func(h p9.Handle) error {
 		a, ok := h.(allocator)
 		if !ok {

@@ -20,24 +20,25 @@ import (
 
 // Requests that the tests make (include/uapi/linux/fuse.h).
 const (
-	opLookup   = 1
-	opGetattr  = 3
-	opSetattr  = 4
-	opSymlink  = 6
-	opUnlink   = 10
-	opRename   = 12
-	opOpen     = 14
-	opRead     = 15
-	opWrite    = 16
-	opRelease  = 18
-	opFlush    = 25
-	opOpendir  = 27
-	opReaddir  = 28
-	opGetlk    = 31
-	opSetlk    = 32
-	opSetlkw   = 33
-	opCreate   = 35
-	lastOpcode = 52
+	opLookup    = 1
+	opGetattr   = 3
+	opSetattr   = 4
+	opSymlink   = 6
+	opUnlink    = 10
+	opRename    = 12
+	opOpen      = 14
+	opRead      = 15
+	opWrite     = 16
+	opRelease   = 18
+	opFlush     = 25
+	opOpendir   = 27
+	opReaddir   = 28
+	opGetlk     = 31
+	opSetlk     = 32
+	opSetlkw    = 33
+	opCreate    = 35
+	opFallocate = 43
+	lastOpcode  = 52
 )
 
 // kernel is a guest's: it makes requests of a directory that is served.
@@ -66,8 +67,14 @@ func join(parts ...[]byte) []byte { return bytes.Join(parts, nil) }
 // serve serves a new directory, without the confinement's uses: they are localfs's.
 func serve(t testing.TB, cfg Config) (k *kernel, dir string) {
 	t.Helper()
+	return serveLocal(t, cfg, localfs.Config{Untrusted: true}, func(n p9.Node) p9.Node { return n })
+}
+
+// serveLocal is serve of any directory, as what the nodes of a test make of it.
+func serveLocal(t testing.TB, cfg Config, how localfs.Config, as func(p9.Node) p9.Node) (k *kernel, dir string) {
+	t.Helper()
 	dir = t.TempDir()
-	local, err := localfs.New(dir, localfs.Config{Untrusted: true})
+	local, err := localfs.New(dir, how)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -75,12 +82,35 @@ func serve(t testing.TB, cfg Config) (k *kernel, dir string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	fs := New(root, cfg)
+	fs := New(as(root), cfg)
 	t.Cleanup(func() {
 		fs.Close()
 		local.Close()
 	})
 	return &kernel{handle: fs.Handler(func(string, ...any) {})}, dir
+}
+
+// watched is a node that tells of requests for attributes, once they are answered, and has none of what localfs's have beyond 9P's.
+type watched struct {
+	p9.Node
+	answered func()
+}
+
+func (n watched) Clone() p9.Node { return watched{n.Node.Clone(), n.answered} }
+
+func (n watched) Walk(name string) (p9.Node, error) {
+	child, err := n.Node.Walk(name)
+	return watched{child, n.answered}, err
+}
+
+func (n watched) GetAttr(mask p9.AttrMask) (p9.Attr, error) {
+	defer n.answered()
+	return n.Node.GetAttr(mask)
+}
+
+func (n watched) SetAttr(a p9.SetAttr) error {
+	defer n.answered()
+	return n.Node.SetAttr(a)
 }
 
 func (k *kernel) request(opcode uint32, node uint64, body []byte) []byte {
@@ -560,36 +590,68 @@ func TestSync(t *testing.T) {
 	}
 }
 
-// TestPrivileges: set-id bits go when the kernel says that who changes the file may not keep them, and stay otherwise.
+// TestPrivileges: set-id bits go when the kernel says that who changes the file may not keep them, and stay otherwise. All else of
+// the mode stays as well, also what the kernel does not see of it.
 func TestPrivileges(t *testing.T) {
-	k, dir := serve(t, Config{})
+	const user = 1000
+	write := func(k *kernel, f, fh uint64) unix.Errno {
+		errno, _ := k.do(t, opWrite, f, join(u64(fh, 0), u32(4, fuse.WRITE_KILL_SUIDGID), make([]byte, 16), []byte("text")))
+		return errno
+	}
+	setAttr := func(k *kernel, f uint64, valid, mode uint32) unix.Errno {
+		errno, _ := k.do(t, opSetattr, f, join(u32(valid, 0), make([]byte, 60), u32(mode), make([]byte, 16)))
+		return errno
+	}
+	for what, how := range map[string]localfs.Config{"plain": {}, "masked": {FileMask: 0o077}, "metadata": {Metadata: true}} {
+		k, dir := serveLocal(t, Config{}, how, func(n p9.Node) p9.Node { return n })
+		k.init(t)
+		k.uid = user
+		path := dir + "/f"
+		if err := os.WriteFile(path, nil, 0o644); err != nil {
+			t.Fatal(err)
+		}
+		f := k.lookup(t, "f")
+		fh := k.open(t, f, unix.O_RDWR)
+		mode := func() uint32 {
+			if how.Metadata {
+				_, b := k.do(t, opGetattr, f, make([]byte, 16))
+				return binary.LittleEndian.Uint32(b[16+60:]) & 0o7777
+			}
+			var st unix.Stat_t
+			if err := unix.Stat(path, &st); err != nil {
+				t.Fatal(err)
+			}
+			return st.Mode & 0o7777
+		}
+		for name, change := range map[string]func() unix.Errno{
+			"write":    func() unix.Errno { return write(k, f, fh) },
+			"truncate": func() unix.Errno { return setAttr(k, f, fuse.FATTR_SIZE|fuse.FATTR_KILL_SUIDGID, 0) },
+			"allocate": func() unix.Errno {
+				errno, _ := k.do(t, opFallocate, f, join(u64(fh, 0, 100), u32(0, 0)))
+				return errno
+			},
+		} {
+			for before, after := range map[uint32]uint32{0o6755: 0o755, 0o2745: 0o2745, 0o644: 0o644} {
+				if errno := setAttr(k, f, fuse.FATTR_MODE, before); errno != 0 {
+					t.Fatal(errno)
+				}
+				if errno := change(); errno != 0 || mode() != after {
+					t.Errorf("%s, %s: mode %o is then %o, want %o; %v", what, name, before, mode(), after, errno)
+				}
+			}
+		}
+	}
+	// Where the change itself takes them away, as on another machine, nothing is asked for.
+	asked := 0
+	k, dir := serveLocal(t, Config{}, localfs.Config{}, func(n p9.Node) p9.Node { return watched{n, func() { asked++ }} })
 	k.init(t)
-	path := dir + "/f"
-	if err := os.WriteFile(path, nil, 0o644); err != nil {
+	if err := os.WriteFile(dir+"/f", nil, 0o644); err != nil {
 		t.Fatal(err)
 	}
 	f := k.lookup(t, "f")
 	fh := k.open(t, f, unix.O_RDWR)
-	changes := map[string]func() unix.Errno{
-		"write": func() unix.Errno {
-			errno, _ := k.do(t, opWrite, f, join(u64(fh, 0), u32(4, fuse.WRITE_KILL_SUIDGID), make([]byte, 16), []byte("text")))
-			return errno
-		},
-		"truncate": func() unix.Errno {
-			errno, _ := k.do(t, opSetattr, f, join(u32(fuse.FATTR_SIZE|fuse.FATTR_KILL_SUIDGID, 0), make([]byte, 80)))
-			return errno
-		},
-	}
-	for name, change := range changes {
-		for before, after := range map[uint32]uint32{0o6755: 0o755, 0o2745: 0o2745, 0o644: 0o644} {
-			if err := unix.Chmod(path, before); err != nil {
-				t.Fatal(err)
-			}
-			errno := change()
-			var st unix.Stat_t
-			if err := unix.Stat(path, &st); err != nil || errno != 0 || st.Mode&0o7777 != after {
-				t.Errorf("%s: mode %o is then %o, want %o; %v, %v", name, before, st.Mode&0o7777, after, errno, err)
-			}
-		}
+	asked = 0
+	if errno := write(k, f, fh); errno != 0 || asked != 0 {
+		t.Errorf("a write elsewhere: %v, and %d requests beside it", errno, asked)
 	}
 }

@@ -23,18 +23,20 @@ func (n *inode) hasMetadata() bool {
 	return n.fs.cfg.Metadata && (kind == unix.S_IFREG || kind == unix.S_IFDIR)
 }
 
-// readMetadata puts into a what the file has.
-func (n *inode) readMetadata(a *p9.Attr) {
+// readMetadata puts into a what the file has, if it has any.
+func (n *inode) readMetadata(a *p9.Attr) bool {
 	b := make([]byte, metadataSize)
 	c, err := unix.Getxattr(n.magic(), metadataName, b)
 	if err != nil {
-		return
+		return false
 	}
 	var uid, gid, mode uint32
 	// What else is there was not written here.
-	if k, err := fmt.Sscanf(string(b[:c]), "%d %d %o", &uid, &gid, &mode); err == nil && k == 3 {
-		a.UID, a.GID, a.Mode = uid, gid, a.Mode&unix.S_IFMT|mode&0o7777
+	if k, err := fmt.Sscanf(string(b[:c]), "%d %d %o", &uid, &gid, &mode); err != nil || k != 3 {
+		return false
 	}
+	a.UID, a.GID, a.Mode = uid, gid, a.Mode&unix.S_IFMT|mode&0o7777
+	return true
 }
 
 func (n *inode) writeMetadata(set p9.SetAttr) error {
