@@ -342,9 +342,13 @@ func (fs *FS) timeout(n p9.Node) time.Duration {
 	return max(fs.cfg.Timeout, fs.cfg.Lease(n))
 }
 
-// timeoutOf is timeout for attributes: what has several names may change by one that nobody watches.
+// unwatched tells whether a node may change, and nothing tells: what has several names by one that nobody watches, what has none
+// by whoever has it open.
+func unwatched(a *p9.Attr) bool { return a.QID.Type == p9.QTFile && a.Nlink != 1 }
+
+// timeoutOf is timeout for attributes.
 func (fs *FS) timeoutOf(a *p9.Attr, timeout time.Duration) time.Duration {
-	if a.Nlink > 1 && a.QID.Type == p9.QTFile {
+	if unwatched(a) {
 		timeout = fs.cfg.Timeout
 	}
 	return max(timeout, fs.cfg.AttrTimeout)
@@ -406,7 +410,7 @@ const keepContent = 10 * time.Second
 func (n *node) keep(lease time.Duration, a *p9.Attr) bool {
 	now := time.Now()
 	switch {
-	case lease <= 0 || a.QID.Type == p9.QTFile && a.Nlink > 1:
+	case lease <= 0 || unwatched(a):
 		n.keeps = time.Time{}
 	case now.Before(n.keeps):
 		return true

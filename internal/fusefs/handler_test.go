@@ -3,6 +3,7 @@ package fusefs
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -90,25 +91,25 @@ func serveLocal(t testing.TB, cfg Config, how localfs.Config, as func(p9.Node) p
 	return &kernel{handle: fs.Handler(func(string, ...any) {})}, dir
 }
 
-// watched is a node that tells of requests for attributes, once they are answered, and has none of what localfs's have beyond 9P's.
-type watched struct {
+// observed is a node that tells of requests for attributes, once they are answered, and has none of what localfs's have beyond 9P's.
+type observed struct {
 	p9.Node
 	answered func()
 }
 
-func (n watched) Clone() p9.Node { return watched{n.Node.Clone(), n.answered} }
+func (n observed) Clone() p9.Node { return observed{n.Node.Clone(), n.answered} }
 
-func (n watched) Walk(name string) (p9.Node, error) {
+func (n observed) Walk(name string) (p9.Node, error) {
 	child, err := n.Node.Walk(name)
-	return watched{child, n.answered}, err
+	return observed{child, n.answered}, err
 }
 
-func (n watched) GetAttr(mask p9.AttrMask) (p9.Attr, error) {
+func (n observed) GetAttr(mask p9.AttrMask) (p9.Attr, error) {
 	defer n.answered()
 	return n.Node.GetAttr(mask)
 }
 
-func (n watched) SetAttr(a p9.SetAttr) error {
+func (n observed) SetAttr(a p9.SetAttr) error {
 	defer n.answered()
 	return n.Node.SetAttr(a)
 }
@@ -541,6 +542,36 @@ func TestKept(t *testing.T) {
 	}
 }
 
+// TestLeased: how long the kernel may keep attributes: for a lease those of what has one name.
+func TestLeased(t *testing.T) {
+	const timeout, lease = time.Second, time.Hour
+	k, dir := serve(t, Config{Timeout: timeout, Lease: func(p9.Node) time.Duration { return lease }})
+	k.init(t)
+	if err := os.WriteFile(dir+"/f", nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	f := k.lookup(t, "f")
+	kept := func(what string, want time.Duration) {
+		t.Helper()
+		errno, b := k.do(t, opGetattr, f, make([]byte, 16))
+		if errno != 0 {
+			t.Fatalf("%s: %v", what, errno)
+		}
+		if got := time.Duration(binary.LittleEndian.Uint64(b)) * time.Second; got != want {
+			t.Errorf("%s: kept for %v, want %v", what, got, want)
+		}
+	}
+	kept("one name", lease)
+	if err := os.Link(dir+"/f", dir+"/g"); err != nil {
+		t.Fatal(err)
+	}
+	kept("two names", timeout)
+	if err := errors.Join(os.Remove(dir+"/f"), os.Remove(dir+"/g")); err != nil {
+		t.Fatal(err)
+	}
+	kept("no name", timeout)
+}
+
 // TestFull: the kernel is asked to forget before it holds too much, and again only when it comes to hold more.
 func TestFull(t *testing.T) {
 	asked := 0
@@ -643,7 +674,7 @@ func TestPrivileges(t *testing.T) {
 	}
 	// Where the change itself takes them away, as on another machine, nothing is asked for.
 	asked := 0
-	k, dir := serveLocal(t, Config{}, localfs.Config{}, func(n p9.Node) p9.Node { return watched{n, func() { asked++ }} })
+	k, dir := serveLocal(t, Config{}, localfs.Config{}, func(n p9.Node) p9.Node { return observed{n, func() { asked++ }} })
 	k.init(t)
 	if err := os.WriteFile(dir+"/f", nil, 0o644); err != nil {
 		t.Fatal(err)
