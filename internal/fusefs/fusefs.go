@@ -217,7 +217,7 @@ func (fs *FS) entry(cancel <-chan struct{}, n p9.Node, a *p9.Attr, dir uint64, n
 	switch {
 	case known != nil:
 		known.lookups++
-		known.told = stateOf(a)
+		known.tell(stateOf(a))
 	case fs.cfg.MaxNodes > 0 && len(fs.nodes) >= fs.cfg.MaxNodes:
 		fs.mu.Unlock()
 		n.Close()
@@ -359,7 +359,14 @@ func (fs *FS) tell(id uint64, told state) {
 	fs.mu.Lock()
 	defer fs.mu.Unlock()
 	if n := fs.nodes[id]; n != nil {
-		n.told = told
+		n.tell(told)
+	}
+}
+
+// tell is FS.tell, with FS.mu held. What the kernel has read is of what it took the file for before.
+func (n *node) tell(told state) {
+	if n.told != told {
+		n.told, n.keeps = told, time.Time{}
 	}
 }
 

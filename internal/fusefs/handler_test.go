@@ -515,6 +515,9 @@ func TestKept(t *testing.T) {
 	opened("a directory that has changed", "d", opOpendir, firstDir)
 	opened("a directory that has changed, again", "d", opOpendir, cacheDir)
 
+	write("f", "another")
+	opened("looked up since it has changed", "f", opOpen, first)
+	opened("looked up since it has changed, again", "f", opOpen, cache)
 	lease = 0
 	opened("while changes may be missed", "f", opOpen, first)
 	lease = time.Hour

@@ -193,6 +193,7 @@ func (r replayed) SetAttr(cancel <-chan struct{}, in *fuse.SetAttrIn, out *fuse.
 	if in.Caller.Uid != replay.UID { // in.Uid is the file's new owner
 		return r.FS.SetAttr(cancel, in, out)
 	}
+	r.changed(in.NodeId) // also if it looks the same
 	s := r.with(cancel, in.NodeId, func(n p9.Node) error { return r.attrOf(in.NodeId, n, out) })
 	out.SetTimeout(0)
 	// Never the file's real time: the kernel takes the answer for its own change, which its pages

@@ -12,6 +12,7 @@ import (
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
 
+	"github.com/wsl2/wsl2/internal/p9"
 	"github.com/wsl2/wsl2/internal/p9/localfs"
 	"github.com/wsl2/wsl2/internal/p9/replay"
 )
@@ -41,6 +42,47 @@ func TestReplayedTime(t *testing.T) {
 	if after := times(opGetattr, make([]byte, 16)); !bytes.Equal(after, before) {
 		t.Errorf("%x, was %x", after, before)
 	}
+}
+
+// TestReplayedContent: what the kernel has read of a file it may not keep for what it is told of a replayed change, whether or not
+// that shows in the file's size and times.
+func TestReplayedContent(t *testing.T) {
+	k, dir := serve(t, Config{Timeout: time.Millisecond, Lease: func(p9.Node) time.Duration { return time.Hour }, Replay: new(replay.Stage)})
+	k.init(t)
+	if err := os.WriteFile(dir+"/f", []byte("text"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	file := k.lookup(t, "f")
+	kept := func(what string, want bool) {
+		t.Helper()
+		errno, b := k.do(t, opOpen, file, u32(unix.O_RDONLY, 0))
+		if errno != 0 {
+			t.Fatalf("%s: %v", what, errno)
+		}
+		if flags := binary.LittleEndian.Uint32(b[8:]); flags&fuse.FOPEN_KEEP_CACHE != 0 != want {
+			t.Errorf("%s: flags %#x", what, flags)
+		}
+	}
+	replayed := func() {
+		t.Helper()
+		k.uid = replay.UID
+		errno, _ := k.do(t, opSetattr, file, join(u32(fuse.FATTR_MTIME|fuse.FATTR_MTIME_NOW), make([]byte, 84)))
+		k.uid = 0
+		if errno != 0 {
+			t.Fatal(errno)
+		}
+	}
+	kept("first", false)
+	kept("again", true)
+	if err := os.WriteFile(dir+"/f", []byte("longer"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	replayed()
+	kept("changed", false)
+	kept("changed, again", true)
+	replayed() // of the same size, within a tick
+	kept("changed unseen", false)
+	kept("changed unseen, again", true)
 }
 
 // TestFoundBeforeReplay: what somebody has looked up before its making is replayed is looked up again by who does that,
