@@ -232,6 +232,20 @@ func (r replayed) RemoveXAttr(cancel <-chan struct{}, in *fuse.InHeader, name st
 	return fuse.EROFS
 }
 
+func (r replayed) Write(cancel <-chan struct{}, in *fuse.WriteIn, data []byte) (written uint32, s fuse.Status) {
+	if in.Uid != replay.UID {
+		return r.FS.Write(cancel, in, data)
+	}
+	return 0, fuse.EROFS
+}
+
+func (r replayed) Fallocate(cancel <-chan struct{}, in *fuse.FallocateIn) fuse.Status {
+	if in.Uid != replay.UID {
+		return r.FS.Fallocate(cancel, in)
+	}
+	return fuse.EROFS
+}
+
 func (r replayed) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
 	if in.Uid == replay.UID { // whatever it is by now: the others have not been told
 		return r.openNode(cancel, in.NodeId, replay.ReadOnly(in.Flags), out)

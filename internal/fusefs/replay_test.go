@@ -125,7 +125,8 @@ func TestFoundBeforeReplay(t *testing.T) {
 	}
 }
 
-// TestNothingChanges: whatever method is called as replay.UID, with whatever on the stage, the tree stays what it is.
+// TestNothingChanges: whatever method is called as replay.UID, with whatever on the stage and also by what another has opened for
+// writing, the tree stays what it is.
 func TestNothingChanges(t *testing.T) {
 	dir := t.TempDir()
 	if err := os.Mkdir(dir+"/d", 0o755); err != nil {
@@ -191,9 +192,16 @@ func TestNothingChanges(t *testing.T) {
 					header := fuse.InHeader{NodeId: node, Caller: fuse.Caller{Owner: fuse.Owner{Uid: replay.UID}}}
 					var opened fuse.OpenOut
 					raw.Open(nil, &fuse.OpenIn{InHeader: header, Flags: unix.O_RDWR | unix.O_TRUNC}, &opened)
+					if of == "f" {
+						fs.release(opened.Fh)
+						if s := raw.Open(nil, &fuse.OpenIn{InHeader: fuse.InHeader{NodeId: node}, Flags: unix.O_RDWR}, &opened); s != fuse.OK {
+							t.Fatal(s)
+						}
+					}
 					stage.Set(c)
 					raw.Lookup(nil, &fuse.InHeader{NodeId: fuse.FUSE_ROOT_ID, Caller: header.Caller}, names[0], new(fuse.EntryOut))
 					reflect.ValueOf(raw).MethodByName(m.Name).Call(arguments(m.Type, header, names, file, opened.Fh))
+					fs.release(opened.Fh)
 					called[m.Name] = true
 					if after := list(); after != before {
 						t.Fatalf("%s of %q, %q, with %+v:\n%s\nwas\n%s", m.Name, of, names, c, after, before)
@@ -237,6 +245,8 @@ func arguments(method reflect.Type, header fuse.InHeader, names []string, file, 
 				in.Flags = unix.O_RDWR | unix.O_TRUNC
 			case *fuse.CreateIn:
 				in.Flags = unix.O_RDWR
+			case *fuse.FallocateIn:
+				in.Mode = 0
 			}
 		}
 		args = append(args, arg)
