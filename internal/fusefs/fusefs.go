@@ -199,10 +199,12 @@ func (fs *FS) walker(n p9.Node) walker {
 
 // entry gives a node, which it takes, to the kernel: as name of dir. Its attributes, if they are not known, are asked for.
 func (fs *FS) entry(cancel <-chan struct{}, n p9.Node, a *p9.Attr, dir uint64, name string, out *fuse.EntryOut) fuse.Status {
-	timeout := fs.timeout(n)
+	timeout := fs.cfg.Timeout // where attributes come with names there are no leases
 	if a == nil {
+		var now p9.Attr
+		var err error
 		with, end := until(cancel, n)
-		now, err := with.GetAttr(p9.AttrBasic)
+		now, timeout, err = fs.getAttr(with)
 		end()
 		if err != nil {
 			n.Close()
@@ -324,8 +326,7 @@ func (fs *FS) lookup(cancel <-chan struct{}, dir uint64, name string, out *fuse.
 
 // attrOf tells the kernel a node's attributes.
 func (fs *FS) attrOf(id uint64, n p9.Node, out *fuse.AttrOut) error {
-	timeout := fs.timeout(n)
-	a, err := n.GetAttr(p9.AttrBasic)
+	a, timeout, err := fs.getAttr(n)
 	if err == nil {
 		fs.tell(id, stateOf(&a))
 		fs.attr(&a, &out.Attr)
@@ -334,7 +335,15 @@ func (fs *FS) attrOf(id uint64, n p9.Node, out *fuse.AttrOut) error {
 	return err
 }
 
-// timeout is how long the kernel may keep what it is told of a node thereafter. It is asked for before that is looked at.
+// getAttr is GetAttr, with how long the kernel may keep the answer. The lease is asked for before and after: what ends one meanwhile,
+// which is long for a slow disk, is told before the answer, and the answer may be of before it.
+func (fs *FS) getAttr(n p9.Node) (p9.Attr, time.Duration, error) {
+	before := fs.timeout(n)
+	a, err := n.GetAttr(p9.AttrBasic)
+	return a, min(before, fs.timeout(n)), err
+}
+
+// timeout is how long the kernel may keep what it is told of a node.
 func (fs *FS) timeout(n p9.Node) time.Duration {
 	if fs.cfg.Lease == nil {
 		return fs.cfg.Timeout
@@ -381,8 +390,7 @@ func (fs *FS) current(id uint64, thread uint32, n p9.Node) (keep bool, err error
 	if fs.cfg.Timeout == 0 || kind == p9.QTSymlink {
 		return false, nil
 	}
-	lease := fs.timeout(n) - fs.cfg.Timeout
-	a, err := n.GetAttr(p9.AttrBasic)
+	a, timeout, err := fs.getAttr(n)
 	if err != nil {
 		return false, err
 	}
@@ -394,7 +402,7 @@ func (fs *FS) current(id uint64, thread uint32, n p9.Node) (keep bool, err error
 	}
 	if known.told == stateOf(&a) {
 		delete(known.refused, thread)
-		return known.keep(lease, &a), nil
+		return known.keep(timeout-fs.cfg.Timeout, &a), nil
 	}
 	known.keeps = time.Time{}
 	if kind == p9.QTDir || known.told == (state{}) || known.refused[thread] || len(known.refused) == maxRefused {

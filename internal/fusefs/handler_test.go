@@ -575,6 +575,42 @@ func TestLeased(t *testing.T) {
 	kept("no name", timeout)
 }
 
+// TestLeaseEnds: what is told while a lease ends, or begins, is not kept for it.
+func TestLeaseEnds(t *testing.T) {
+	const timeout = time.Second
+	for before, after := range map[time.Duration]time.Duration{time.Hour: 0, 0: time.Hour} {
+		lease := time.Hour
+		ends := func() {}
+		k, dir := serveLocal(t, Config{Timeout: timeout, Lease: func(p9.Node) time.Duration { return lease }}, localfs.Config{},
+			func(n p9.Node) p9.Node { return observed{n, func() { ends() }} })
+		k.init(t)
+		if err := os.WriteFile(dir+"/f", nil, 0o644); err != nil {
+			t.Fatal(err)
+		}
+		f := k.lookup(t, "f")
+		k.open(t, f, unix.O_RDONLY) // from now on what is read may be kept
+		ask := func(opcode uint32, node uint64, body []byte) []byte {
+			t.Helper()
+			lease = before
+			errno, b := k.do(t, opcode, node, body)
+			if errno != 0 {
+				t.Fatal(errno)
+			}
+			return b
+		}
+		ends = func() { lease = after }
+		entry := ask(opLookup, 1, []byte("f\x00"))
+		for what, b := range map[string][]byte{"a name": entry[16:], "its attributes": entry[24:], "attributes": ask(opGetattr, f, make([]byte, 16))} {
+			if got := time.Duration(binary.LittleEndian.Uint64(b)) * time.Second; got != timeout {
+				t.Errorf("a lease of %v that becomes %v: %s: %v, want %v", before, after, what, got, timeout)
+			}
+		}
+		if b := ask(opOpen, f, u32(unix.O_RDONLY, 0)); binary.LittleEndian.Uint32(b[8:])&fuse.FOPEN_KEEP_CACHE != 0 {
+			t.Errorf("a lease of %v that becomes %v: content is kept", before, after)
+		}
+	}
+}
+
 // TestFull: the kernel is asked to forget before it holds too much, and again only when it comes to hold more.
 func TestFull(t *testing.T) {
 	asked := 0
