@@ -5,6 +5,7 @@ package main_test
 import (
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/wsl2/wsl2/internal/testsys"
@@ -22,26 +23,45 @@ func TestVersion1Locked(t *testing.T) {
 			testsys.Must(t, os.Chmod(data, 0o777))
 			kept := h.File("home/data/kept", []byte("kept"))
 			testsys.Must(t, os.Chmod(kept, 0o666))
+			// As in a user's home: the distro's root is the master of what belongs to him.
+			bin := h.Path("bin")
+			testsys.Must(t, os.Mkdir(bin, 0o755))
+			init := filepath.Join(bin, "wsl2-init")
+			for _, name := range []string{"wsl2", "wsl2-verbs", "wsl2-init"} {
+				program, err := os.ReadFile(filepath.Join(filepath.Dir(h.Exe), name))
+				testsys.Must(t, err)
+				testsys.Must(t, os.WriteFile(filepath.Join(bin, name), program, 0o755))
+			}
+			h.Exe = filepath.Join(bin, "wsl2")
 			of(h)
 			h.OK("--import", "small", archive, "--version", "1")
 			h.Config("[shares]", "data = "+data+", ro", "home = "+h.Path("home"))
 			h.OK("-d", "small", "-e", "cat", "/mnt/data/kept")
-			for _, script := range []string{
-				"echo x >/mnt/data/kept",
-				"mount -o remount,bind,rw /mnt/data",
-				"mkdir -p /srv/data && mount --bind /mnt/data /srv/data && mount -o remount,bind,rw /srv/data",
-				"mount -o remount,bind,suid /mnt/home",
-				"mount -o remount,bind,rw /sys",
-				"umount /sys/fs/cgroup",
-				"umount -l /sys/fs/cgroup",
-				"mkdir -p /srv/sys && mount --bind /sys /srv/sys && umount /srv/sys/fs/cgroup",
-				"mount --rbind /sys /srv/sys && umount /srv/sys/fs/cgroup",
-				"unshare -m umount /sys/fs/cgroup",
-				"mknod /tmp/null c 1 3",
+			inside(h, "small", "set -e; mkdir /srv/data /srv/sys; mount --bind /mnt/data /srv/data; mount --rbind /sys /srv/sys")
+			const refused, readOnly, locked = "ermission denied", "Read-only file system", "Invalid argument"
+			for _, c := range []struct{ script, says string }{
+				{"echo x >/mnt/data/kept", readOnly},
+				{"mount -o remount,bind,rw /mnt/data", refused},
+				{"mount -o remount,bind,rw /srv/data", refused},
+				{"mount -o remount,bind,suid /mnt/home", refused},
+				{"mount -o remount,bind,rw /sys", refused},
+				{"umount /sys/fs/cgroup", locked},
+				{"umount -l /sys/fs/cgroup", locked},
+				{"mount --bind /sys /srv/data", locked},
+				{"umount /srv/sys/fs/cgroup", locked},
+				{"unshare -m umount /sys/fs/cgroup", locked},
+				{"mount -o remount,bind,rw /init", refused},
+				{"touch /srv/exe; mount --bind /proc/1/exe /srv/exe", locked},
+				{"chmod 700 /init", readOnly},
+				{"chmod 700 /proc/1/exe", readOnly},
+				{"mknod /tmp/null c 1 3", "not permitted"},
 			} {
-				if r := h.Run("-d", "small", "-u", "root", "-e", "sh", "-c", script); r.Status == 0 {
-					t.Errorf("the distro's root may: %s", script)
+				if r := h.Run("-d", "small", "-u", "root", "-e", "sh", "-c", c.script); r.Status == 0 || !strings.Contains(r.Stderr, c.says) {
+					t.Errorf("the distro's root does `%s`: %v, want %q", c.script, r, c.says)
 				}
+			}
+			if st, err := os.Stat(init); err != nil || st.Mode() != 0o755 {
+				t.Errorf("/init on the host: %v, %v", st, err)
 			}
 			if text, err := os.ReadFile(kept); err != nil || string(text) != "kept" {
 				t.Errorf("a read-only share was written: %q, %v", text, err)
@@ -49,7 +69,7 @@ func TestVersion1Locked(t *testing.T) {
 			// Its own cgroups are all that it sees, and the share is gone if it likes.
 			inside(h, "small", "set -e; grep -q ' /sys/fs/cgroup .* cgroup2 ' /proc/self/mountinfo; grep -q '^0::/$' /proc/self/cgroup; test -e /sys/fs/cgroup/cgroup.procs; umount /mnt/data")
 			inside(h, "small", `set -e
-				mount -t tmpfs x /srv; mkdir /srv/a /srv/b /srv/c /srv/upper /srv/work
+				umount -l /srv/sys /srv/data; mount -t tmpfs x /srv; mkdir /srv/a /srv/b /srv/c /srv/upper /srv/work
 				mount --bind /etc /srv/a; mount --rbind /sys /srv/b; mount -t cgroup2 x /srv/c
 				mount -t overlay -o lowerdir=/etc,upperdir=/srv/upper,workdir=/srv/work x /srv/a
 				mount -o remount,bind,ro /srv; umount -l /srv

@@ -27,11 +27,29 @@ var (
 	ownCgroups = mounts.Mount{FSType: "cgroup2", Target: cgroups, Flags: mounts.NoSuidDevExec, Data: "nsdelegate", Optional: true, Why: "as seen from its cgroup namespace"}
 )
 
-// take takes hold of the root, of /init and of the shares, while all that the user can reach can be reached, and covers the root with
+// lockInit mounts /init on itself, read-only, and returns a path to it there, for as long as this process runs. What is
+// executed by that path is no file of a mount that may be written to: where /init belongs to a user of the distro, its root
+// is the file's master, and what is /init at the next start would be his, in the name of the host's user.
+func lockInit() (path string, err error) {
+	const self = "/proc/self/exe"
+	fd, err := openTree(self)
+	if err == nil {
+		err = unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH, &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY | unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV})
+	}
+	if err == nil {
+		err = unix.MoveMount(fd, "", unix.AT_FDCWD, self, unix.MOVE_MOUNT_F_EMPTY_PATH|unix.MOVE_MOUNT_T_SYMLINKS)
+	}
+	if err != nil {
+		return "", fmt.Errorf("make /init read-only: %w", err)
+	}
+	return "/proc/self/fd/" + strconv.Itoa(fd), nil
+}
+
+// take takes hold of the root, of init and of the shares, while all that the user can reach can be reached, and covers the root with
 // an empty directory. Shares come as trees, or by their paths; one that cannot be had is nil.
-func take(root, name string, shares []string, trees []int) (taken []mounts.Item, err error) {
+func take(root, init, name string, shares []string, trees []int) (taken []mounts.Item, err error) {
 	staged := []mounts.Tree{{Target: distro.StagedRoot}, {Target: distro.StagedInit, File: true}}
-	for i, path := range []string{root, "/proc/self/exe"} {
+	for i, path := range []string{root, init} {
 		if staged[i].FD, err = openTree(path); err != nil {
 			return nil, fmt.Errorf("open %s: %w", path, err)
 		}

@@ -73,10 +73,14 @@ func enter(args []string) (pid int, err error) {
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return 0, fmt.Errorf("make the mounts private: %w", err)
 	}
+	init, err := lockInit()
+	if err != nil {
+		return 0, err
+	}
 	isDistro := role == nsinit.Distro
 	var taken []mounts.Item
 	if isDistro {
-		if taken, err = take(root, name, shares, trees); err != nil {
+		if taken, err = take(root, init, name, shares, trees); err != nil {
 			return 0, err
 		}
 	}
@@ -99,11 +103,11 @@ func enter(args []string) (pid int, err error) {
 	if err := confine(); err != nil {
 		return 0, err
 	}
-	return start(argv)
+	return start(init, argv)
 }
 
-// start starts the role in the working directory, as the root of all its namespaces and as a child of the launcher's.
-func start(argv []string) (pid int, err error) {
+// start starts init as the role in the working directory, as the root of all its namespaces and as a child of the launcher's.
+func start(init string, argv []string) (pid int, err error) {
 	uids, err := same("/proc/self/uid_map")
 	if err != nil {
 		return 0, err
@@ -112,7 +116,7 @@ func start(argv []string) (pid int, err error) {
 	if err != nil {
 		return 0, err
 	}
-	pid, err = syscall.ForkExec("/proc/self/exe", argv, &syscall.ProcAttr{
+	pid, err = syscall.ForkExec(init, argv, &syscall.ProcAttr{
 		Env:   []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin"},
 		Files: []uintptr{0, 1, 2, nsinit.ChannelFD, nsinit.ListenerFD, closed, nsinit.LockFD},
 		Sys: &syscall.SysProcAttr{
