@@ -77,6 +77,14 @@ func TestVersion1Locked(t *testing.T) {
 			if list, err := filepath.Glob(data + "/*"); err != nil || len(list) != 1 {
 				t.Errorf("the share has %v, %v", list, err)
 			}
+			// The lock of its root is the user's file, hence its root's to spoil.
+			h.Run("-d", "small", "-u", "root", "-e", "sh", "-c", "printf XX 1<>/proc/1/fd/6; chmod 0 /proc/1/fd/6; chown 5 /proc/1/fd/6")
+			h.OK("--terminate", "small")
+			h.OK("-d", "small", "-e", "true")
+			h.OK("--unregister", "small", "--yes")
+			if left := h.Files(); len(left) != 1 || left[0] != "registry.json" {
+				t.Errorf("left of the distro: %v", left)
+			}
 		})
 	}
 }

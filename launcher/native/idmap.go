@@ -236,16 +236,23 @@ func (u hostUser) overlaps(m IDMap) (warnings []string) {
 }
 
 // mapOf returns the map of a distro, which a file beside its root keeps: its files belong to the IDs outside, whatever
-// range the user has got since. An empty file is a new distro's. Who calls it holds the file's lock.
-func (u hostUser) mapOf(root string) (m IDMap, err error) {
-	kept, err := os.OpenFile(root+LockSuffix, os.O_RDWR|unix.O_NOFOLLOW, 0)
+// range the user has got since. An empty file is a new distro's, or that of one which kept the map in its lock, as
+// all did until 2026-11. The caller holds the lock.
+func (u hostUser) mapOf(root string, lock *os.File) (m IDMap, err error) {
+	kept, err := os.OpenFile(root+idsSuffix, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
 		return m, err
 	}
 	defer kept.Close()
-	text, err := io.ReadAll(io.NewSectionReader(kept, 0, maxKept))
-	if err != nil {
-		return m, err
+	var from *os.File
+	var text []byte
+	for _, from = range []*os.File{kept, lock} {
+		if text, err = io.ReadAll(io.NewSectionReader(from, 0, maxKept)); err != nil {
+			return m, err
+		}
+		if len(text) > 0 {
+			break
+		}
 	}
 	if len(text) == 0 {
 		if m, err = u.newMap(); err != nil {
@@ -261,7 +268,7 @@ func (u hostUser) mapOf(root string) (m IDMap, err error) {
 	}
 	if err := json.Unmarshal(text, &m); err != nil || len(m.UIDs) == 0 || len(m.GIDs) == 0 {
 		return m, api.Errorf(api.CodeFailed, "if /etc/subuid and /etc/subgid have not changed, delete it: it is made anew",
-			"%s, which says whose the files of the distro are, cannot be read (%v)", kept.Name(), err)
+			"%s, which says whose the files of the distro are, cannot be read (%v)", from.Name(), err)
 	}
 	for _, side := range []struct {
 		of   ids
@@ -272,7 +279,10 @@ func (u hostUser) mapOf(root string) (m IDMap, err error) {
 				"%s has changed since the distro in %s was made: its files belong to IDs that are not %s's any more", side.of.path, root, u.name)
 		}
 	}
-	return m, nil
+	if from != kept {
+		_, err = kept.WriteAt(text, 0)
+	}
+	return m, err
 }
 
 // maxKept bounds what is read of that file.

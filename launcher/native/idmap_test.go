@@ -1,6 +1,7 @@
 package native
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -82,13 +83,10 @@ func TestMapOf(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer lock.Close()
-	if _, err := lock.Write([]byte("x")); err == nil {
-		t.Error("the lock, which the distro's init has, can be written to")
-	}
 	u := hostUser{name: "me", uids: ids{path: "/etc/subuid", self: 1234}, gids: ids{path: "/etc/subgid", self: 1234}}
 	of := func(ranges ...idRange) (IDMap, error) {
 		u.uids.own, u.gids.own = ranges, ranges
-		return u.mapOf(root)
+		return u.mapOf(root, lock)
 	}
 	if _, err := of(); err == nil || !strings.Contains(api.AsError(err).Hint, "me:100000:65536") {
 		t.Errorf("without a range: %v", err)
@@ -110,10 +108,33 @@ func TestMapOf(t *testing.T) {
 	if free := u.free(u.uids); free != "me:365541:65536" {
 		t.Errorf("the next free line is %s", free)
 	}
-	if err := os.Truncate(root+LockSuffix, 10); err != nil {
+	// The distro's root can write to the lock.
+	if err := os.WriteFile(lock.Name(), []byte("x"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := of(idRange{300000, minIDs}); err == nil || !strings.Contains(err.Error(), lock.Name()) {
+	if now, err := of(idRange{300000, minIDs}); err != nil || !reflect.DeepEqual(now, was) {
+		t.Errorf("with a damaged lock: %v, %v", now, err)
+	}
+	// One that an earlier version has made has the map in its lock.
+	text, err := os.ReadFile(root + idsSuffix)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(os.WriteFile(lock.Name(), text, 0o600), os.Remove(root+idsSuffix)); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if now, err := of(idRange{300000, minIDs}, idRange{500000, 2 * minIDs}); err != nil || !reflect.DeepEqual(now, was) {
+			t.Errorf("with the map in the lock: %v, %v", now, err)
+		}
+		if err := os.Truncate(lock.Name(), 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Truncate(root+idsSuffix, 10); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := of(idRange{300000, minIDs}); err == nil || !strings.Contains(err.Error(), root+idsSuffix) {
 		t.Errorf("a damaged file: %v", err)
 	}
 }
@@ -123,10 +144,10 @@ func TestMapOfRoot(t *testing.T) {
 	root := filepath.Join(t.TempDir(), "rootfs")
 	u := hostUser{name: "root", uids: ids{path: "/etc/subuid"}, gids: ids{path: "/etc/subgid"}}
 	of := func(kept string) error {
-		if err := os.WriteFile(root+LockSuffix, []byte(kept), 0o600); err != nil {
+		if err := os.WriteFile(root+idsSuffix, []byte(kept), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		_, err := u.mapOf(root)
+		_, err := u.mapOf(root, nil)
 		return err
 	}
 	const good = `[{"Inside":0,"Outside":1879048192,"Count":65536}]`

@@ -25,8 +25,11 @@ import (
 // namespaces are those in which /init makes the mounts of a distro's own (package nsinit).
 const namespaces = unix.CLONE_NEWUSER | unix.CLONE_NEWNS
 
-// LockSuffix makes a root's lock of its name.
-const LockSuffix = ".lock"
+// What is beside a root, by its name.
+const (
+	lockSuffix = ".lock" // who holds it uses the root
+	idsSuffix  = ".ids"  // whose its files are (mapOf)
+)
 
 // Spec is what is started.
 type Spec struct {
@@ -69,7 +72,7 @@ func Start(ctx context.Context, s Spec) (*Process, error) {
 		return nil, err
 	}
 	defer lock.Close() // the process has it now
-	ids, err := user.mapOf(s.Root)
+	ids, err := user.mapOf(s.Root, lock)
 	if err != nil {
 		return nil, err
 	}
@@ -358,12 +361,33 @@ func (p *Process) Send(m wire.Message) error {
 	return wire.Write(wire.Within(p.channel, sendTimeout), m)
 }
 
-// Lock takes the lock of a root, waiting for who holds it until ctx ends. It is for reading: the distro's root can take the
-// descriptor from its init (pidfd_getfd(2)), and the file says who that root is (mapOf).
+// Lock takes the lock of a root, waiting for who holds it until ctx ends. The distro's root can take the descriptor from its
+// init (pidfd_getfd(2), /proc/1/fd), and is the master of the file if that is a user's of his: nothing is read of it, and
+// one that was closed to its user is replaced.
 func Lock(ctx context.Context, root string) (*os.File, error) {
-	f, err := filelock.Lock(ctx, root+LockSuffix, os.O_RDONLY)
+	path := root + lockSuffix
+	f, err := filelock.Lock(ctx, path, os.O_RDONLY)
+	if errors.Is(err, os.ErrPermission) && os.Remove(path) == nil {
+		f, err = filelock.Lock(ctx, path, os.O_RDONLY)
+	}
 	if err != nil && err == context.Cause(ctx) {
 		return nil, fmt.Errorf("%s is still used by an earlier start of its distro: %w", root, err)
 	}
 	return f, err
+}
+
+// Rename gives a root another name, with what is beside it: who still has the lock may be ending only now.
+func Rename(from, to string) error {
+	for _, suffix := range []string{lockSuffix, idsSuffix} {
+		if err := os.Rename(from+suffix, to+suffix); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+	}
+	return os.Rename(from, to)
+}
+
+// Forget removes what was beside a root that has gone, if it is there.
+func Forget(root string) {
+	os.Remove(root + lockSuffix)
+	os.Remove(root + idsSuffix)
 }

@@ -184,11 +184,7 @@ func (s *Service) putAside(path string, dirs []string) error {
 	if err != nil {
 		return err
 	}
-	// With its lock: who still has it may be ending only now.
-	if err := os.Rename(path+native.LockSuffix, aside+native.LockSuffix); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	if err := os.Rename(path, aside); err != nil {
+	if err := native.Rename(path, aside); err != nil {
 		return err
 	}
 	s.aside = append(s.aside, operation{s: s, note: n, path: at})
@@ -309,11 +305,11 @@ func commit(partial, disk string) error {
 			return err
 		}
 	}
-	// With its lock, which says whose a root's files are.
-	if err := os.Rename(partial+native.LockSuffix, disk+native.LockSuffix); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
+	rename := os.Rename
+	if filepath.Base(disk) == rootName {
+		rename = native.Rename
 	}
-	if err := os.Rename(partial, disk); err != nil {
+	if err := rename(partial, disk); err != nil {
 		return err
 	}
 	return registry.SyncDir(filepath.Dir(disk))

@@ -58,11 +58,11 @@ func (n *Native) Sweep() {
 // Remove deletes a root with all that is in it, but for what ctx leaves no time.
 func (n *Native) Remove(ctx context.Context, root string) error {
 	if !exists(root) {
-		os.Remove(root + native.LockSuffix) // if there is one
+		native.Forget(root)
 		return os.ErrNotExist
 	}
 	if os.Remove(root) == nil { // it was empty
-		os.Remove(root + native.LockSuffix)
+		native.Forget(root)
 		return nil
 	}
 	m, err := n.Boot(ctx, BootRequest{Own: registry.NewID(), Disk: root})
@@ -79,7 +79,7 @@ func (n *Native) Remove(ctx context.Context, root string) error {
 	if err != nil {
 		return fmt.Errorf("delete the root %s: %w", root, err)
 	}
-	os.Remove(root + native.LockSuffix) // if there is one
+	native.Forget(root)
 	return nil
 }
 
