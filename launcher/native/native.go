@@ -169,8 +169,8 @@ func Start(ctx context.Context, s Spec) (*Process, error) {
 		if p.process != nil {
 			p.Kill()
 		}
+		p.Close() // which ends what is not known yet
 		<-p.ended
-		p.Close()
 		return nil, err
 	}
 	p.PID = p.process.Pid
@@ -333,6 +333,10 @@ func (p *Process) run(started chan<- error) {
 		if state, err := child.Wait(); err == nil {
 			p.status = state.Sys().(syscall.WaitStatus)
 		}
+	}
+	// What it has made and not told of, before it was killed. No other child is this thread's.
+	for err := error(nil); err == nil || err == unix.EINTR; {
+		_, err = unix.Wait4(-1, nil, unix.WNOTHREAD, nil)
 	}
 	os.Remove(p.socket)
 	removeCgroup(p.socket, p.cmd.Path)
