@@ -3,9 +3,13 @@
 package main_test
 
 import (
+	"context"
 	"errors"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -28,7 +32,7 @@ func TestVersion1Cgroups(t *testing.T) {
 			base := all
 			t.Cleanup(func() { // when nothing runs any more
 				if user {
-					testsys.Must(t, cgroup.Remove(base))
+					testsys.Must(t, cgroup.Remove(context.Background(), base))
 				}
 				testsys.Must(t, unix.Unmount(all, 0))
 				testsys.Must(t, os.Remove(all))
@@ -51,8 +55,11 @@ func TestVersion1Cgroups(t *testing.T) {
 			h.OK("--set-default-version", "1")
 			h.OK("--import", "one", archive)
 			h.OK("--manage", "one", "--clone", "two")
-			// A user's distro has cgroups of its own users'.
-			const nested = `cd /sys/fs/cgroup && mkdir -p a/b/c && chown -R 1:1 a && sh -c 'echo $$ >a/b/c/cgroup.procs; exec sleep 100000' & echo ready; cat`
+			nested := `sleep 100000 & echo ready; cat`
+			if user { // whose distro has cgroups of its own users', and some to which the host has no path that is short enough
+				nested = `n=$(printf %0203d 0); cd /sys/fs/cgroup && for i in $(seq 20); do mkdir $n && cd $n || exit; done
+					cd /sys/fs/cgroup && mkdir -p a/b/c && chown -R 1:1 a && sh -c 'echo $$ >a/b/c/cgroup.procs; exec sleep 100000' & echo ready; cat`
+			}
 			for _, victim := range []string{"service", "distro", "none"} {
 				var ends []func()
 				for _, name := range []string{"one", "two"} {
@@ -90,6 +97,34 @@ func TestVersion1Cgroups(t *testing.T) {
 						t.Errorf("after the end of %s a cgroup is left: %s, %v", victim, path, err)
 					}
 				}
+			}
+			// What cannot be removed keeps no distro out of a cgroup of its own.
+			where := func(args ...string) {
+				t.Helper()
+				out, err := exec.Command("nsenter", append([]string{"--mount", "--target", strconv.Itoa(h.Process("service").PID)}, args...)...).CombinedOutput()
+				if err != nil {
+					t.Fatalf("%q: %v, %s", args, err, out)
+				}
+			}
+			l := h.Start("-d", "one", "-e", "sh", "-c", "echo ready; cat")
+			l.Expect("ready\n")
+			stuck := cgroups(t, h)
+			where("mount", "-t", "tmpfs", "none", stuck[0]+"/distro")
+			h.OK("--shutdown", "--force")
+			l.Wait()
+			l = h.Start("-d", "one", "-e", "sh", "-c", "echo ready; cat")
+			l.Expect("ready\n")
+			if made := cgroups(t, h); len(made) != 2 || !slices.Contains(made, stuck[0]+"-2") {
+				t.Errorf("with %v left the cgroups are %v", stuck, made)
+			}
+			where("umount", stuck[0]+"/distro")
+			h.OK("--shutdown", "--force")
+			l.Wait()
+			h.OK("-d", "two", "-e", "true") // a service that sweeps
+			h.OK("--shutdown")
+			h.CheckNothingLeft()
+			if made := cgroups(t, h); len(made) != 0 {
+				t.Errorf("left: %v", made)
 			}
 		})
 	}

@@ -3,6 +3,7 @@
 package native
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -59,7 +60,7 @@ func enter(args []string) (pid int, err error) {
 		if _, err := pass(0); err != nil {
 			return 0, err
 		}
-		return 0, cgroup.Remove(args[2])
+		return 0, cgroup.Remove(context.Background(), args[2])
 	}
 	if len(args) < 4 || roles[args[1]] == "" {
 		return 0, fmt.Errorf("`%s` is run by the service of wsl2, not by hand", nsinit.Argv0)

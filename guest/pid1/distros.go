@@ -1,6 +1,7 @@
 package pid1
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"syscall"
@@ -137,7 +138,7 @@ func (v *vm) launch(d *distroProc, m *wire.StartDistro) *wire.Reply {
 		defer unix.Close(fd)
 	}
 	if err := cgroup.Limit(d.cgroup, m.Limits); err != nil {
-		cgroup.Remove(d.cgroup) //nolint:errcheck // what remains is used again
+		cgroup.Remove(context.Background(), d.cgroup) //nolint:errcheck // what remains is used again
 		return failed(wire.CodeInternal, err)
 	}
 	namespaces := uintptr(distroNamespaces)
@@ -148,7 +149,7 @@ func (v *vm) launch(d *distroProc, m *wire.StartDistro) *wire.Reply {
 	}
 	c, err := v.spawn(distro.Argv0, d.port, d.name, namespaces, fd)
 	if err != nil {
-		cgroup.Remove(d.cgroup) //nolint:errcheck // what remains is used again
+		cgroup.Remove(context.Background(), d.cgroup) //nolint:errcheck // what remains is used again
 		return failed(wire.CodeInternal, err)
 	}
 	// The clock is a safety net: the init reports or dies.
@@ -264,7 +265,7 @@ func (v *vm) stopReply(d *distroProc, m *wire.Reply) {
 func (v *vm) watch(d *distroProc) {
 	status := <-d.c.proc.Exited
 	if d.cgroup != "" {
-		cgroup.Remove(d.cgroup) //nolint:errcheck // what remains is used again
+		cgroup.Remove(context.Background(), d.cgroup) //nolint:errcheck // what remains is used again
 	}
 	v.leaveNetwork(d)
 	if d.slot >= 0 {

@@ -80,25 +80,70 @@ func write(path, value string) error {
 	return err
 }
 
-// Remove removes a cgroup and those that the distro made below it. They are empty: the processes ended
-// with the pid namespace. What remains for any reason is used again at the distro's next start.
-func Remove(path string) error {
+// Remove removes a cgroup and those that the distro made below it, until ctx ends. They are empty: the processes ended with the pid
+// namespace. However deep they are nested, and however long their names, it needs two descriptors and no long path.
+func Remove(ctx context.Context, path string) error {
 	if path == "" {
 		return nil
 	}
-	entries, err := os.ReadDir(path)
-	if errors.Is(err, os.ErrNotExist) {
+	fd, err := unix.Open(path, openDir, 0)
+	if err == unix.ENOENT {
 		return nil
 	}
-	for _, e := range entries {
-		if e.IsDir() {
-			err = errors.Join(err, Remove(filepath.Join(path, e.Name())))
-		}
+	if err == nil {
+		fd, err = empty(ctx, fd)
+		unix.Close(fd)
+	}
+	if err == nil {
+		err = unix.Rmdir(path)
 	}
 	if err != nil {
-		return err
+		return &os.PathError{Op: "remove", Path: path, Err: err}
 	}
-	return os.Remove(path)
+	return nil
+}
+
+const openDir = unix.O_RDONLY | unix.O_DIRECTORY | unix.O_NOFOLLOW | unix.O_CLOEXEC
+
+// empty removes the directories in a directory. It returns another descriptor in place of the directory's.
+func empty(ctx context.Context, dir int) (same int, err error) {
+	names, err := directories(dir)
+	for i := 0; err == nil && i < len(names); i++ {
+		if err = context.Cause(ctx); err != nil || unix.Unlinkat(dir, names[i], unix.AT_REMOVEDIR) == nil {
+			continue
+		}
+		below, oerr := unix.Openat(dir, names[i], openDir, 0)
+		if oerr != nil {
+			return dir, oerr
+		}
+		unix.Close(dir)
+		below, err = empty(ctx, below)
+		if dir, oerr = unix.Openat(below, "..", openDir, 0); err == nil {
+			err = oerr
+		}
+		unix.Close(below)
+		if err == nil {
+			err = unix.Unlinkat(dir, names[i], unix.AT_REMOVEDIR)
+		}
+	}
+	return dir, err
+}
+
+// directories returns the names of those in a directory.
+func directories(dir int) (names []string, err error) {
+	fd, err := unix.Openat(dir, ".", openDir, 0)
+	if err != nil {
+		return nil, err
+	}
+	f := os.NewFile(uintptr(fd), "cgroup")
+	defer f.Close()
+	entries, err := f.ReadDir(-1)
+	for _, e := range entries {
+		if e.IsDir() {
+			names = append(names, e.Name())
+		}
+	}
+	return names, err
 }
 
 // Kill ends all processes in a cgroup and below it, and returns when there are none; ctx bounds that wait.

@@ -1,10 +1,14 @@
 package cgroup
 
 import (
+	"context"
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/wsl2/wsl2/internal/wire"
 )
@@ -59,14 +63,34 @@ func TestRemove(t *testing.T) {
 	if err := os.WriteFile(busy, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := Remove(path); err == nil {
+	if err := Remove(t.Context(), path); err == nil {
 		t.Error("a cgroup that is not empty is said to be removed")
 	}
 	if err := os.Remove(busy); err != nil {
 		t.Fatal(err)
 	}
+	// The kernel takes what a distro makes step by step, though no path to it is short enough.
+	fd, err := unix.Open(path, openDir, 0)
+	for range 25 {
+		if err == nil {
+			err = unix.Mkdirat(fd, strings.Repeat("x", 200), 0o755)
+		}
+		if err == nil {
+			defer unix.Close(fd)
+			fd, err = unix.Openat(fd, strings.Repeat("x", 200), openDir, 0)
+		}
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	unix.Close(fd)
+	ended, end := context.WithCancel(t.Context())
+	end()
+	if err := Remove(ended, path); !errors.Is(err, context.Canceled) {
+		t.Errorf("after its context's end: %v", err)
+	}
 	for range 2 {
-		if err := Remove(path); err != nil {
+		if err := Remove(t.Context(), path); err != nil {
 			t.Error(err)
 		}
 	}

@@ -20,6 +20,9 @@ import (
 // be, and a later service removes what it finds.
 const cgroupSuffix = ".cgroup"
 
+// maxCgroups is how many a distro may have, all but one of earlier starts and not to be removed.
+const maxCgroups = 9
+
 // ErrNoCgroup: the user may make none here, from where the service runs. Next is what to do.
 type ErrNoCgroup struct{ Reason, Next string }
 
@@ -36,81 +39,109 @@ func controllers() string {
 
 func (e *ErrNoCgroup) Error() string { return e.Reason }
 
-// cgroupOf makes a distro's cgroup. Without limits it does without where none can be made, and is in the service's.
-func cgroupOf(s Spec) (dir *os.File, err error) {
-	dir, err = limited(s.Socket, s.Init, s.Limits)
+// cgroupOf makes a distro's cgroup; link leads to it. Without limits it does without where none can be made, and is in the service's.
+func cgroupOf(ctx context.Context, s Spec) (dir *os.File, link string, err error) {
+	dir, link, err = limited(ctx, s.Socket, s.Init, s.Limits)
 	if errors.As(err, new(*ErrNoCgroup)) && s.Limits == (wire.Limits{}) {
-		return nil, nil
+		return nil, "", nil
 	}
-	return dir, err
+	return dir, link, err
 }
 
 // limited makes a cgroup with limits and opens the one below it, in which the distro is: there it is
 // root, also of files that belong to who runs wsl2 (cgroup-v2.rst, "Delegation"), and nothing it writes there
 // raises the limits above. The caller closes dir.
-func limited(socket, init string, l wire.Limits) (dir *os.File, err error) {
+func limited(ctx context.Context, socket, init string, l wire.Limits) (dir *os.File, link string, err error) {
 	base, err := delegated()
 	if err != nil {
-		return nil, err
+		return nil, "", err
 	}
-	path := filepath.Join(base, "wsl2-"+filepath.Base(socket))
-	inner := filepath.Join(path, "distro")
-	// Of one that was killed. It is not used again: what is started in a cgroup that cgroup.kill was written in can be killed at
-	// once (Linux 6.12 and later).
-	removeCgroup(socket, init)
-	if err := remove(path, init); err != nil {
-		return nil, &ErrNoCgroup{fmt.Sprintf("that of its last start cannot be removed: %v", err), "as root: find " + path + " -depth -type d -delete"}
+	within, cancel := context.WithTimeout(ctx, emptyTimeout)
+	defer cancel()
+	var path, at string
+	for n := 1; ; n++ {
+		name := socket
+		if n > 1 {
+			name = fmt.Sprintf("%s-%d", socket, n)
+		}
+		path, at = filepath.Join(base, "wsl2-"+filepath.Base(name)), name+cgroupSuffix
+		// Of one that was killed. It is not used again: what is started in a cgroup that cgroup.kill was written in can be killed at
+		// once (Linux 6.12 and later).
+		err := removeCgroup(within, at, init)
+		if err == nil {
+			err = remove(within, path, init)
+		}
+		if err == nil {
+			break
+		}
+		if ctx.Err() != nil {
+			return nil, "", context.Cause(ctx)
+		}
+		if n == maxCgroups {
+			return nil, "", &ErrNoCgroup{fmt.Sprintf("those of its last starts cannot be removed: %v", err), "as root: find " + path + " -depth -type d -delete"}
+		}
 	}
-	if err := os.Symlink(path, socket+cgroupSuffix); err != nil {
-		return nil, err
+	if err := os.Symlink(path, at); err != nil {
+		return nil, "", err
 	}
 	defer func() {
 		if err != nil {
-			removeCgroup(socket, init)
+			removeEnded(at, init)
 		}
 	}()
 	if err := cgroup.Enable(base, l); err != nil {
-		return nil, &ErrNoCgroup{err.Error(), controllers()}
+		return nil, "", &ErrNoCgroup{err.Error(), controllers()}
 	}
+	inner := filepath.Join(path, "distro")
 	for _, p := range []string{path, inner} {
 		if err := os.Mkdir(p, 0o755); err != nil {
-			return nil, &ErrNoCgroup{err.Error(), inDelegated}
+			return nil, "", &ErrNoCgroup{err.Error(), inDelegated}
 		}
 		if err := cgroup.Limit(p, l); err != nil {
-			return nil, &ErrNoCgroup{err.Error(), controllers()}
+			return nil, "", &ErrNoCgroup{err.Error(), controllers()}
 		}
 		if p == path {
 			if err := cgroup.Enable(p, l); err != nil {
-				return nil, &ErrNoCgroup{err.Error(), controllers()}
+				return nil, "", &ErrNoCgroup{err.Error(), controllers()}
 			}
 		}
 	}
-	return os.OpenFile(inner, unix.O_DIRECTORY, 0)
+	dir, err = os.OpenFile(inner, unix.O_DIRECTORY, 0)
+	return dir, at, err
 }
 
 // emptyTimeout is what a killed distro's processes get to end.
 const emptyTimeout = 10 * time.Second
 
-// removeCgroup removes the cgroup of the distro that listened on a socket, if it had one, and ends what is in it: with
-// its service killed a distro may still be ending. Where that fails the link stays, for the next Sweep.
-func removeCgroup(socket, init string) {
-	path, err := os.Readlink(socket + cgroupSuffix)
-	if err != nil {
-		return
+// removeCgroup removes the cgroup that a link leads to, if there is one, and ends what is in it: with its service killed a distro may
+// still be ending. Where that fails the link stays, for the next Sweep.
+func removeCgroup(ctx context.Context, link, init string) error {
+	path, err := os.Readlink(link)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
 	}
-	if remove(path, init) == nil {
-		os.Remove(socket + cgroupSuffix)
+	if err == nil {
+		err = remove(ctx, path, init)
 	}
+	if err == nil {
+		err = os.Remove(link)
+	}
+	return err
+}
+
+// removeEnded removes it after the distro's end.
+func removeEnded(link, init string) {
+	ctx, cancel := context.WithTimeout(context.Background(), emptyTimeout)
+	defer cancel()
+	removeCgroup(ctx, link, init) //nolint:errcheck // the link stays
 }
 
 // remove removes a cgroup with all in it, if it is there.
-func remove(path, init string) error {
-	ctx, cancel := context.WithTimeout(context.Background(), emptyTimeout)
-	defer cancel()
+func remove(ctx context.Context, path, init string) error {
 	if err := cgroup.Kill(ctx, path); err != nil {
 		return err
 	}
-	err := cgroup.Remove(path)
+	err := cgroup.Remove(ctx, path)
 	if errors.Is(err, os.ErrPermission) {
 		err = removeAs(ctx, path, init)
 	}
@@ -153,8 +184,8 @@ func removeAs(ctx context.Context, path, init string) error {
 
 // Sweep removes what a distro has left that was killed with its service: where it listened, and its cgroup.
 func Sweep(socket, init string) {
-	if s, ok := strings.CutSuffix(socket, cgroupSuffix); ok {
-		removeCgroup(s, init)
+	if strings.HasSuffix(socket, cgroupSuffix) {
+		removeEnded(socket, init)
 		return
 	}
 	os.Remove(socket)

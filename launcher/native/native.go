@@ -54,6 +54,7 @@ type Process struct {
 	child   chan *os.Process // itself, once; nil if there will be none
 	process *os.Process      // set when Start returns
 	socket  string
+	cgroup  string // the link to it, "" without
 	channel *os.File
 	writeMu sync.Mutex // serialises frames on channel
 	ended   chan struct{}
@@ -118,8 +119,9 @@ func Start(ctx context.Context, s Spec) (*Process, error) {
 	}
 	cmd, err := command(s.Init, args...)
 	var group *os.File
+	var link string
 	if err == nil && s.Role == nsinit.Distro {
-		group, err = cgroupOf(s)
+		group, link, err = cgroupOf(ctx, s)
 	}
 	if err != nil {
 		channel.Close()
@@ -133,14 +135,14 @@ func Start(ctx context.Context, s Spec) (*Process, error) {
 	}
 	cmd.Stderr = theirStderr
 	cmd.ExtraFiles = []*os.File{theirs, listener, theirGate, lock} // nsinit.ChannelFD and so on
-	p := &Process{R: bufio.NewReader(channel), cmd: cmd, socket: s.Socket, channel: channel, child: make(chan *os.Process, 1), ended: make(chan struct{})}
+	p := &Process{R: bufio.NewReader(channel), cmd: cmd, socket: s.Socket, cgroup: link, channel: channel, child: make(chan *os.Process, 1), ended: make(chan struct{})}
 	started := make(chan error, 1)
 	go p.run(started)
 	if err := <-started; err != nil {
 		channel.Close()
 		stderr.Close()
 		os.Remove(s.Socket)
-		removeCgroup(s.Socket, s.Init)
+		removeEnded(link, s.Init)
 		return nil, refusal(err)
 	}
 	theirGate.Close() // its end is the end of the process
@@ -339,7 +341,7 @@ func (p *Process) run(started chan<- error) {
 		_, err = unix.Wait4(-1, nil, unix.WNOTHREAD, nil)
 	}
 	os.Remove(p.socket)
-	removeCgroup(p.socket, p.cmd.Path)
+	removeEnded(p.cgroup, p.cmd.Path)
 	close(p.ended)
 }
 
