@@ -103,11 +103,12 @@ type FS struct {
 }
 
 type node struct {
-	p9.Node
+	p9.Node                 // guarded by FS.mu
 	lookups uint64          // guarded by FS.mu
 	dir     uint64          // where it was looked up last, by name; guarded by FS.mu
 	name    string          // guarded by FS.mu
 	before  uint64          // the node that had the name before; guarded by FS.mu
+	away    bool            // it may be where Node was not walked from, which nobody may watch; guarded by FS.mu
 	told    state           // what the kernel may take it for, or nothing for whatever it is; guarded by FS.mu
 	keeps   time.Time       // until when the kernel may keep its content; guarded by FS.mu
 	refused map[uint32]bool // threads that are to look up anew what they open; guarded by FS.mu
@@ -204,7 +205,7 @@ func (fs *FS) entry(cancel <-chan struct{}, n p9.Node, a *p9.Attr, dir uint64, n
 		var now p9.Attr
 		var err error
 		with, end := until(cancel, n)
-		now, timeout, err = fs.getAttr(with)
+		now, timeout, err = fs.getAttr(0, with) // as what it is found to be now
 		end()
 		if err != nil {
 			n.Close()
@@ -220,6 +221,9 @@ func (fs *FS) entry(cancel <-chan struct{}, n p9.Node, a *p9.Attr, dir uint64, n
 	case known != nil:
 		known.lookups++
 		known.tell(stateOf(a))
+		if known.away || known.dir != dir { // not each time: those below hold the one that they were walked from
+			known.Node, n, known.away = n, known.Node, false
+		}
 	case fs.cfg.MaxNodes > 0 && len(fs.nodes) >= fs.cfg.MaxNodes:
 		fs.mu.Unlock()
 		n.Close()
@@ -326,7 +330,7 @@ func (fs *FS) lookup(cancel <-chan struct{}, dir uint64, name string, out *fuse.
 
 // attrOf tells the kernel a node's attributes.
 func (fs *FS) attrOf(id uint64, n p9.Node, out *fuse.AttrOut) error {
-	a, timeout, err := fs.getAttr(n)
+	a, timeout, err := fs.getAttr(id, n)
 	if err == nil {
 		fs.tell(id, stateOf(&a))
 		fs.attr(&a, &out.Attr)
@@ -337,15 +341,15 @@ func (fs *FS) attrOf(id uint64, n p9.Node, out *fuse.AttrOut) error {
 
 // getAttr is GetAttr, with how long the kernel may keep the answer. The lease is asked for before and after: what ends one meanwhile,
 // which is long for a slow disk, is told before the answer, and the answer may be of before it.
-func (fs *FS) getAttr(n p9.Node) (p9.Attr, time.Duration, error) {
-	before := fs.timeout(n)
+func (fs *FS) getAttr(id uint64, n p9.Node) (p9.Attr, time.Duration, error) {
+	before := fs.timeout(id, n)
 	a, err := n.GetAttr(p9.AttrBasic)
-	return a, min(before, fs.timeout(n)), err
+	return a, min(before, fs.timeout(id, n)), err
 }
 
 // timeout is how long the kernel may keep what it is told of a node.
-func (fs *FS) timeout(n p9.Node) time.Duration {
-	if fs.cfg.Lease == nil {
+func (fs *FS) timeout(id uint64, n p9.Node) time.Duration {
+	if fs.cfg.Lease == nil || fs.away(id) {
 		return fs.cfg.Timeout
 	}
 	return max(fs.cfg.Timeout, fs.cfg.Lease(n))
@@ -390,7 +394,7 @@ func (fs *FS) current(id uint64, thread uint32, n p9.Node) (keep bool, err error
 	if fs.cfg.Timeout == 0 || kind == p9.QTSymlink {
 		return false, nil
 	}
-	a, timeout, err := fs.getAttr(n)
+	a, timeout, err := fs.getAttr(id, n)
 	if err != nil {
 		return false, err
 	}
@@ -563,7 +567,11 @@ func syscallError(s fuse.Status) error {
 }
 
 func (fs *FS) Unlink(cancel <-chan struct{}, in *fuse.InHeader, name string) fuse.Status {
-	return fs.named(cancel, in.NodeId, name, func(n p9.Node) error { return n.UnlinkAt(name, 0) })
+	s := fs.named(cancel, in.NodeId, name, func(n p9.Node) error { return n.UnlinkAt(name, 0) })
+	if s == fuse.OK { // it may have other names
+		fs.goneFrom(in.NodeId, name)
+	}
+	return s
 }
 
 func (fs *FS) Rmdir(cancel <-chan struct{}, in *fuse.InHeader, name string) fuse.Status {

@@ -39,6 +39,7 @@ const (
 	opSetlkw    = 33
 	opCreate    = 35
 	opFallocate = 43
+	opRename2   = 45
 	lastOpcode  = 52
 )
 

@@ -51,12 +51,35 @@ func (fs *FS) moved(dir uint64, name string, newDir uint64, newName string, flag
 	defer fs.mu.Unlock()
 	old, now := entryName{dir, name}, entryName{newDir, newName}
 	id, other := fs.names[old], fs.names[now]
-	if fs.nodes[id] != nil {
+	if n := fs.nodes[id]; n != nil {
 		fs.setName(id, newDir, newName)
+		n.away = n.away || newDir != dir
 	}
-	if fs.nodes[other] != nil && flags&unix.RENAME_EXCHANGE != 0 {
-		fs.setName(other, dir, name)
+	if n := fs.nodes[other]; n != nil {
+		n.away = true
+		if flags&unix.RENAME_EXCHANGE != 0 {
+			fs.setName(other, dir, name)
+		}
 	}
+}
+
+// goneFrom notes that a name is no longer what the kernel has known by it, wherever that is now.
+func (fs *FS) goneFrom(dir uint64, name string) {
+	fs.mu.Lock()
+	defer fs.mu.Unlock()
+	n := fs.nodes[fs.names[entryName{dir, name}]]
+	for i := 0; n != nil && i < maxBefore; i++ {
+		n.away = n.away || n.dir == dir && n.name == name
+		n = fs.nodes[n.before]
+	}
+}
+
+// away tells whether a node may be where it was not walked from, until it is looked up again.
+func (fs *FS) away(id uint64) bool {
+	fs.mu.Lock()
+	defer fs.mu.Unlock()
+	n := fs.nodes[id]
+	return n != nil && n.away
 }
 
 // maxBefore bounds how many files that had a name before are looked at.
@@ -131,6 +154,15 @@ func (r replayed) done(cancel <-chan struct{}, kind replay.Kind, dir uint64, nam
 	})
 }
 
+// removed is called in place of a removal. What is removed here may have been moved to where nothing is told of.
+func (r replayed) removed(cancel <-chan struct{}, dir uint64, name string) fuse.Status {
+	s := r.done(cancel, replay.Removed, dir, name)
+	if s == fuse.OK {
+		r.goneFrom(dir, name)
+	}
+	return s
+}
+
 // made answers what would make a file with the one that there is.
 func (r replayed) made(cancel <-chan struct{}, dir uint64, name string, out *fuse.EntryOut) fuse.Status {
 	if s := r.done(cancel, replay.Created, dir, name); s != fuse.OK {
@@ -164,14 +196,14 @@ func (r replayed) Unlink(cancel <-chan struct{}, in *fuse.InHeader, name string)
 	if in.Uid != replay.UID {
 		return r.FS.Unlink(cancel, in, name)
 	}
-	return r.done(cancel, replay.Removed, in.NodeId, name)
+	return r.removed(cancel, in.NodeId, name)
 }
 
 func (r replayed) Rmdir(cancel <-chan struct{}, in *fuse.InHeader, name string) fuse.Status {
 	if in.Uid != replay.UID {
 		return r.FS.Rmdir(cancel, in, name)
 	}
-	return r.done(cancel, replay.Removed, in.NodeId, name)
+	return r.removed(cancel, in.NodeId, name)
 }
 
 func (r replayed) Rename(cancel <-chan struct{}, in *fuse.RenameIn, oldName, newName string) fuse.Status {

@@ -125,6 +125,119 @@ func TestFoundBeforeReplay(t *testing.T) {
 	}
 }
 
+// TestAway: what has left a directory that is watched is kept for no lease, by whatever it left, until it is looked up where it is
+// now; then as what is there.
+func TestAway(t *testing.T) {
+	const timeout, lease = time.Second, time.Hour
+	var watched uint64
+	stage := new(replay.Stage)
+	k, dir := serve(t, Config{Timeout: timeout, Replay: stage, Lease: func(n p9.Node) time.Duration {
+		parent := n.Parent()
+		defer parent.Close()
+		if parent.QID().Path == watched {
+			return lease
+		}
+		return 0
+	}})
+	k.init(t)
+	do := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, sub := range []string{"/in", "/in2", "/out"} {
+		do(os.Mkdir(dir+sub, 0o755))
+	}
+	in, in2, out := k.lookup(t, "in"), k.lookup(t, "in2"), k.lookup(t, "out")
+	var st unix.Stat_t
+	do(unix.Stat(dir+"/in", &st))
+	watched = st.Ino
+	lookup := func(node uint64, name string) uint64 {
+		t.Helper()
+		errno, b := k.do(t, opLookup, node, []byte(name+"\x00"))
+		if errno != 0 {
+			t.Fatal(errno)
+		}
+		return binary.LittleEndian.Uint64(b)
+	}
+	request := func(opcode uint32, node uint64, body []byte) {
+		t.Helper()
+		if errno, _ := k.do(t, opcode, node, body); errno != 0 {
+			t.Fatal(errno)
+		}
+	}
+	rename := func(from, to uint64) { t.Helper(); request(opRename, from, join(u64(to), []byte("f\x00f\x00"))) }
+	replayed := func(c replay.Change, make func()) {
+		t.Helper()
+		stage.Set(&c)
+		k.uid = replay.UID
+		lookup(in, "f")
+		make()
+		k.uid = 0
+		stage.Set(nil)
+	}
+	removed := replay.Change{Kind: replay.Removed, Dir: watched, Name: "f", Mode: unix.S_IFREG}
+	for _, c := range []struct {
+		what  string
+		leave func()
+	}{
+		{"moved by the host", func() {
+			do(os.Rename(dir+"/in/f", dir+"/out/f"))
+			replayed(removed, func() { request(opUnlink, in, []byte("f\x00")) })
+		}},
+		{"renamed by the guest", func() { rename(in, out) }},
+		{"exchanged by the guest", func() {
+			do(os.WriteFile(dir+"/out/f", nil, 0o644))
+			lookup(out, "f")
+			request(opRename2, out, join(u64(in), u32(unix.RENAME_EXCHANGE, 0), []byte("f\x00f\x00")))
+			do(os.Remove(dir + "/in/f"))
+		}},
+		{"another name is left", func() {
+			do(os.Link(dir+"/in/f", dir+"/out/f"))
+			request(opUnlink, in, []byte("f\x00"))
+		}},
+		{"another name is left, by the host", func() {
+			do(os.Link(dir+"/in/f", dir+"/out/f"))
+			do(os.Remove(dir + "/in/f"))
+			replayed(removed, func() { request(opUnlink, in, []byte("f\x00")) })
+		}},
+		{"another name is left, and was looked up", func() {
+			do(os.Link(dir+"/in/f", dir+"/out/f"))
+			lookup(out, "f")
+			do(os.Remove(dir + "/in/f"))
+		}},
+		{"another in its place", func() {
+			do(os.Link(dir+"/in/f", dir+"/out/f"))
+			do(os.WriteFile(dir+"/in2/f", nil, 0o644))
+			rename(in2, in)
+			do(os.Remove(dir + "/in/f"))
+		}},
+	} {
+		do(os.WriteFile(dir+"/in/f", nil, 0o644))
+		f := lookup(in, "f")
+		kept := func(when string, want time.Duration) {
+			t.Helper()
+			errno, b := k.do(t, opGetattr, f, make([]byte, 16))
+			if got := time.Duration(binary.LittleEndian.Uint64(b)) * time.Second; errno != 0 || got != want {
+				t.Errorf("%s: %s: %v, kept for %v, want %v", c.what, when, errno, got, want)
+			}
+		}
+		kept("at first", lease)
+		c.leave()
+		kept("now", timeout)
+		if found := lookup(out, "f"); found != f {
+			t.Fatalf("%s: it is node %d, was %d", c.what, found, f)
+		}
+		kept("looked up", timeout)
+		rename(out, in)
+		kept("back", timeout)
+		lookup(in, "f")
+		kept("back, looked up", lease)
+		do(os.Remove(dir + "/in/f"))
+	}
+}
+
 // TestNothingChanges: whatever method is called as replay.UID, with whatever on the stage and also by what another has opened for
 // writing, the tree stays what it is.
 func TestNothingChanges(t *testing.T) {
