@@ -38,9 +38,20 @@ const namespaces = unix.CLONE_NEWUSER | unix.CLONE_NEWNS | unix.CLONE_NEWPID | u
 // Run makes the mounts, starts the role in the namespaces and says at the gate how that went. It returns the exit
 // status.
 func Run(args []string) int {
+	remove := len(args) == 3 && args[1] == nsinit.RemoveCgroup
+	if !remove && (len(args) < 4 || roles[args[1]] == "") {
+		fmt.Fprintf(os.Stderr, "`%s` is run by the service of wsl2, not by hand\n", nsinit.Argv0)
+		return 1 // what the descriptors are, nobody knows
+	}
 	// Identity, capabilities and the filter are a thread's; the one that starts the role decides.
 	runtime.LockOSThread()
-	pid, err := enter(args)
+	var pid int
+	var err error
+	if remove {
+		err = removeCgroup(args[2])
+	} else {
+		pid, err = enter(args)
+	}
 	reply := &wire.Reply{Text: strconv.Itoa(pid)}
 	if err != nil {
 		reply = &wire.Reply{Code: wire.CodeInternal, Text: err.Error()}
@@ -48,23 +59,20 @@ func Run(args []string) int {
 	if errors.As(err, new(noNamespaces)) {
 		reply.Code = wire.CodeRefused
 	}
-	// Nobody has a gate if nothing else.
 	if werr := wire.Write(os.NewFile(nsinit.GateFD, "gate"), reply); errors.Join(err, werr) != nil {
 		return 1
 	}
 	return 0
 }
 
+func removeCgroup(path string) error {
+	if _, err := pass(0); err != nil {
+		return err
+	}
+	return cgroup.Remove(context.Background(), path)
+}
+
 func enter(args []string) (pid int, err error) {
-	if len(args) == 3 && args[1] == nsinit.RemoveCgroup {
-		if _, err := pass(0); err != nil {
-			return 0, err
-		}
-		return 0, cgroup.Remove(context.Background(), args[2])
-	}
-	if len(args) < 4 || roles[args[1]] == "" {
-		return 0, fmt.Errorf("`%s` is run by the service of wsl2, not by hand", nsinit.Argv0)
-	}
 	role, root, name, shares := args[1], args[2], args[3], args[4:]
 	trees, err := pass(len(shares))
 	if err != nil {
@@ -125,13 +133,26 @@ func start(init string, argv []string) (pid int, err error) {
 			UidMappings: uids, GidMappings: gids, GidMappingsEnableSetgroups: true,
 			Setsid: true,
 			// With the launcher, even if something in the distro has stopped this process. If it has gone already, the channel tells.
+			// Package syscall takes the parent, which is outside of the new pid namespace, for dead and sends the signal at once; the
+			// first process of a namespace is immune to its own.
 			Pdeathsig: unix.SIGKILL,
 		},
 	})
 	if err != nil {
-		return 0, noNamespaces{fmt.Errorf("start %s in its own: %w", argv[0], err)}
+		return 0, failure(argv[0], err)
 	}
 	return pid, nil
+}
+
+// failure says why a role was not started.
+func failure(role string, err error) error {
+	switch err {
+	case unix.EPERM, unix.ENOSPC, unix.EINVAL:
+		return noNamespaces{fmt.Errorf("start %s in its own: %w", role, err)}
+	case unix.EAGAIN:
+		return fmt.Errorf("start %s: no more processes are allowed (%w): raise pids in [distro.NAME] of wslconfig where it is set, or the user's limit (ulimit -u)", role, err)
+	}
+	return fmt.Errorf("start %s: %w", role, err)
 }
 
 // noNamespaces is the kernel's refusal, for reasons that the launcher tells of.
@@ -162,7 +183,7 @@ func pass(shares int) (trees []int, err error) {
 	oob := make([]byte, unix.CmsgSpace(4*(shares+1)))
 	var n, oobn int
 	for {
-		n, oobn, _, _, err = unix.Recvmsg(nsinit.GateFD, b[:], oob, 0)
+		n, oobn, _, _, err = unix.Recvmsg(nsinit.GateFD, b[:], oob, unix.MSG_CMSG_CLOEXEC)
 		if err != unix.EINTR {
 			break
 		}

@@ -5,7 +5,9 @@ package native
 import (
 	"context"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -21,7 +23,7 @@ func TestStartCutOff(t *testing.T) {
 	testsys.Must(t, os.Chmod(dir, 0o700))
 	root := filepath.Join(dir, "rootfs")
 	testsys.Must(t, MakeRoot(root))
-	s := Spec{Init: filepath.Join(filepath.Dir(testsys.Exe(t)), "wsl2-init"), Role: nsinit.Remove, Root: root, Name: "test", Socket: filepath.Join(dir, "socket"), Logf: t.Logf}
+	s := Spec{Init: initProgram(t), Role: nsinit.Remove, Root: root, Name: "test", Socket: filepath.Join(dir, "socket"), Logf: t.Logf}
 	start := func(ctx context.Context) (time.Duration, error) {
 		began := time.Now()
 		p, err := Start(ctx, s)
@@ -43,4 +45,27 @@ func TestStartCutOff(t *testing.T) {
 			t.Fatalf("cut off after %d/%d of %v: a child is left: %d, %v", i, starts, whole, pid, err)
 		}
 	}
+}
+
+// TestByHand: who starts /init in its namespaces is told what it is for, and no descriptor of his is written to.
+func TestByHand(t *testing.T) {
+	file, err := os.CreateTemp(t.TempDir(), "")
+	testsys.Must(t, err)
+	defer file.Close()
+	for _, args := range [][]string{nil, {"distro"}, {"none", "/", "name"}} {
+		cmd := exec.Command(initProgram(t), args...)
+		cmd.Args[0] = nsinit.Argv0
+		cmd.ExtraFiles = []*os.File{file, file, file, file}
+		out, err := cmd.CombinedOutput()
+		if cmd.ProcessState.ExitCode() != 1 || !strings.Contains(string(out), "not by hand") {
+			t.Errorf("%q: %v, %q", args, err, out)
+		}
+	}
+	if st, err := file.Stat(); err != nil || st.Size() != 0 {
+		t.Errorf("written: %v, %v", st, err)
+	}
+}
+
+func initProgram(t *testing.T) string {
+	return filepath.Join(filepath.Dir(testsys.Exe(t)), "wsl2-init")
 }
