@@ -37,6 +37,14 @@ func controllers() string {
 	return "as root: systemctl edit user@.service, add the lines [Service] and Delegate=cpu memory pids, and log in anew"
 }
 
+// noController tells of a controller that is not to be had.
+func noController(err error) *ErrNoCgroup {
+	if errors.Is(err, unix.EBUSY) { // for what is below a cgroup with processes in itself (cgroup-v2.rst, "No Internal Process Constraint")
+		return &ErrNoCgroup{err.Error(), inDelegated}
+	}
+	return &ErrNoCgroup{err.Error(), controllers()}
+}
+
 func (e *ErrNoCgroup) Error() string { return e.Reason }
 
 // cgroupOf makes a distro's cgroup; link leads to it. Without limits it does without where none can be made, and is in the service's.
@@ -90,7 +98,7 @@ func limited(ctx context.Context, socket, init string, l wire.Limits) (dir *os.F
 		}
 	}()
 	if err := cgroup.Enable(base, l); err != nil {
-		return nil, "", &ErrNoCgroup{err.Error(), controllers()}
+		return nil, "", noController(err)
 	}
 	inner := filepath.Join(path, "distro")
 	for _, p := range []string{path, inner} {
@@ -98,11 +106,11 @@ func limited(ctx context.Context, socket, init string, l wire.Limits) (dir *os.F
 			return nil, "", &ErrNoCgroup{err.Error(), inDelegated}
 		}
 		if err := cgroup.Limit(p, l); err != nil {
-			return nil, "", &ErrNoCgroup{err.Error(), controllers()}
+			return nil, "", noController(err)
 		}
 		if p == path {
 			if err := cgroup.Enable(p, l); err != nil {
-				return nil, "", &ErrNoCgroup{err.Error(), controllers()}
+				return nil, "", noController(err)
 			}
 		}
 	}

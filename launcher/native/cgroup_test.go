@@ -1,6 +1,20 @@
 package native
 
-import "testing"
+import (
+	"fmt"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// TestNoController: each reason has its own next step.
+func TestNoController(t *testing.T) {
+	for err, next := range map[unix.Errno]string{unix.EBUSY: inDelegated, unix.ENOENT: controllers()} {
+		if e := noController(fmt.Errorf("enable: %w", err)); e.Next != next || e.Reason != "enable: "+err.Error() {
+			t.Errorf("%v: %+v", err, e)
+		}
+	}
+}
 
 func TestOwnCgroup(t *testing.T) {
 	for text, want := range map[string]string{

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -36,11 +37,20 @@ func Checks(init string) (all []Check) {
 	return append(all, user.check())
 }
 
-// sysctls are those that keep users from having namespaces, by the values that do.
-var sysctls = []struct{ path, value, next string }{
-	{"user/max_user_namespaces", "0", "sysctl -w user.max_user_namespaces=10000"},
-	{"kernel/unprivileged_userns_clone", "0", "sysctl -w kernel.unprivileged_userns_clone=1"},                         // Debian's
-	{"kernel/apparmor_restrict_unprivileged_userns", "1", "sysctl -w kernel.apparmor_restrict_unprivileged_userns=0"}, // Ubuntu's
+// sysctls are those that keep users from having the namespaces of a distro, outer and inner, by the values with which they do not.
+var sysctls = []struct {
+	path        string
+	least, most int
+	next        string
+}{
+	{"user/max_user_namespaces", 2, math.MaxInt, "sysctl -w user.max_user_namespaces=10000"},
+	{"user/max_mnt_namespaces", 2, math.MaxInt, "sysctl -w user.max_mnt_namespaces=10000"},
+	{"user/max_cgroup_namespaces", 2, math.MaxInt, "sysctl -w user.max_cgroup_namespaces=10000"},
+	{"user/max_pid_namespaces", 1, math.MaxInt, "sysctl -w user.max_pid_namespaces=10000"},
+	{"user/max_uts_namespaces", 1, math.MaxInt, "sysctl -w user.max_uts_namespaces=10000"},
+	{"user/max_ipc_namespaces", 1, math.MaxInt, "sysctl -w user.max_ipc_namespaces=10000"},
+	{"kernel/unprivileged_userns_clone", 1, math.MaxInt, "sysctl -w kernel.unprivileged_userns_clone=1"},               // Debian's
+	{"kernel/apparmor_restrict_unprivileged_userns", 0, 0, "sysctl -w kernel.apparmor_restrict_unprivileged_userns=0"}, // Ubuntu's
 }
 
 // checkTimeout is what /init gets to say what it is for.
@@ -52,10 +62,11 @@ func checkNamespaces(dir string, root bool, init string) Check {
 	c := Check{Name: "namespaces", Detail: "this user may make them"}
 	for i, s := range sysctls {
 		text, err := os.ReadFile(filepath.Join(dir, s.path))
-		if err != nil || strings.TrimSpace(string(text)) != s.value || root && i == len(sysctls)-1 {
+		value, nerr := strconv.Atoi(strings.TrimSpace(string(text)))
+		if err != nil || nerr != nil || s.least <= value && value <= s.most || root && i == len(sysctls)-1 {
 			continue
 		}
-		c.Detail = strings.ReplaceAll(s.path, "/", ".") + " is " + s.value + ": this user may make none"
+		c.Detail = fmt.Sprintf("%s is %d: this user may not make those of a distro", strings.ReplaceAll(s.path, "/", "."), value)
 		c.Next = "as root: " + s.next + " (and a line in /etc/sysctl.d, to keep it)"
 		return c
 	}

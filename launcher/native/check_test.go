@@ -1,6 +1,7 @@
 package native
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -10,32 +11,35 @@ import (
 // TestChecks: whatever a host lacks is said with the command, or the line, that mends it.
 func TestChecks(t *testing.T) {
 	dir := t.TempDir()
+	write := func(path string, value int) {
+		t.Helper()
+		if err := os.WriteFile(path, fmt.Appendln(nil, value), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
 	for _, s := range sysctls {
 		path := filepath.Join(dir, s.path)
 		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 			t.Fatal(err)
 		}
-		if err := os.WriteFile(path, []byte(s.value+"\n"), 0o600); err != nil {
-			t.Fatal(err)
+		refused := s.least - 1
+		if refused < 0 {
+			refused = s.most + 1
 		}
+		write(path, refused)
 		if c := checkNamespaces(dir, false, "/bin/true"); !strings.Contains(c.Next, s.next) {
 			t.Errorf("%s: %+v", s.path, c)
 		}
-		if err := os.WriteFile(path, []byte("5\n"), 0o600); err != nil {
-			t.Fatal(err)
-		}
+		write(path, s.least)
 	}
-	if err := os.WriteFile(filepath.Join(dir, sysctls[2].path), []byte(sysctls[2].value), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	write(filepath.Join(dir, sysctls[len(sysctls)-1].path), 1)
 	if c := checkNamespaces(dir, true, "/bin/true"); strings.Contains(c.Detail, "apparmor") {
 		t.Errorf("root is not held by %+v", c)
 	}
-	if err := os.WriteFile(filepath.Join(dir, sysctls[1].path), []byte(sysctls[1].value), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if c := checkNamespaces(dir, true, "/bin/true"); !strings.Contains(c.Next, sysctls[1].next) {
-		t.Errorf("root is held by %s: %+v", sysctls[1].path, c)
+	clone := sysctls[len(sysctls)-2]
+	write(filepath.Join(dir, clone.path), 0)
+	if c := checkNamespaces(dir, true, "/bin/true"); !strings.Contains(c.Next, clone.next) {
+		t.Errorf("root is held by %s: %+v", clone.path, c)
 	}
 	if c := checkNamespaces(t.TempDir(), true, dir+"/none"); c.Next == "" {
 		t.Errorf("without /init: %+v", c)

@@ -225,7 +225,7 @@ func refusal(err error) error {
 }
 
 func noNamespaces(why string) error {
-	return api.Errorf(api.CodeFailed, "let users make user namespaces (sysctl user.max_user_namespaces, kernel.unprivileged_userns_clone, kernel.apparmor_restrict_unprivileged_userns), or use version 2",
+	return api.Errorf(api.CodeFailed, "let users make namespaces (sysctl user.max_user_namespaces and the others of its kind, kernel.unprivileged_userns_clone, kernel.apparmor_restrict_unprivileged_userns), or use version 2",
 		"this host makes no namespaces for a distro of version 1: %s", why)
 }
 
