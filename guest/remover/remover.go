@@ -105,8 +105,10 @@ func empty(dir string, moved *int) error {
 		if gone(fd, name) {
 			continue
 		}
-		for err = unix.EEXIST; err == unix.EEXIST; *moved++ {
-			err = unix.Renameat2(fd, name, unix.AT_FDCWD, strconv.Itoa(*moved), unix.RENAME_NOREPLACE)
+		// Until a name is free, or that of an empty directory, which goes. NFS and some FUSE have no RENAME_NOREPLACE.
+		for taken := true; taken; *moved++ {
+			err = unix.Renameat(fd, name, unix.AT_FDCWD, strconv.Itoa(*moved))
+			taken = err == unix.EEXIST || err == unix.ENOTEMPTY || err == unix.ENOTDIR || err == unix.EISDIR
 		}
 		if err != nil {
 			return &os.PathError{Op: "rename", Path: filepath.Join(dir, name), Err: err}

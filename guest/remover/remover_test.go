@@ -78,7 +78,7 @@ func TestRun(t *testing.T) {
 	low := limit
 	low.Cur = 64
 	for range 2 * low.Cur {
-		must(os.MkdirAll("1/b", 0o755), os.WriteFile("file", nil, 0o644), os.Symlink(kept, "link"), os.Mkdir("0", 0o500), os.Chdir("0"))
+		must(os.MkdirAll("1/b", 0o755), os.WriteFile("file", nil, 0o644), os.Mkdir("2", 0o755), os.WriteFile("3", nil, 0o644), os.Symlink(kept, "link"), os.Mkdir("0", 0o500), os.Chdir("0"))
 	}
 	must(os.Chdir(root), unix.Setrlimit(unix.RLIMIT_NOFILE, &low))
 	if err := os.RemoveAll(root); !errors.Is(err, unix.EMFILE) {
