@@ -2,6 +2,7 @@ package usernet
 
 import (
 	"context"
+	"hash/maphash"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -16,16 +17,17 @@ import (
 const maxQueued = 4 << 20
 
 // queue is the frames that the guest has not taken yet: of each connection in their order, and of those in turn, so that a
-// new one's first answer or the reply to a few bytes are not behind megabytes of others (as fq_codel has it, RFC 8290 §4.1;
-// without its measure of delay, as who has much to send waits for room).
+// new one's first answer, the reply to a few bytes or to a question are not behind megabytes of others (as fq_codel has it,
+// RFC 8290 §4.1; without its measure of delay, as who has much to send waits for room).
 type queue struct {
 	limit int           // of size
+	seed  maphash.Seed  // of flowOf
 	some  chan struct{} // has a token when the first frame has come
 	turn  chan struct{} // is held by the one who waits
 	gone  chan struct{} // has a token when the frame has gone that it waits for, or the queue is closed
 
 	mu      sync.Mutex
-	flows   map[uint32]*flow // those with frames, and those that had some a turn ago; by the stack's hash; guarded by mu
+	flows   map[uint32]*flow // those with frames, and those that had some before their last turn; by flowOf; guarded by mu
 	fresh   []*flow          // in their first turn; guarded by mu
 	rest    []*flow          // the others; guarded by mu
 	sending *flow            // whose first frame is being sent, or nil; guarded by mu
@@ -36,18 +38,54 @@ type queue struct {
 	closed  bool             // guarded by mu
 }
 
-// flow is the frames of a connection; all that belongs to none is one flow.
+// flow is the frames of a connection, or of several whose numbers are the same.
 type flow struct {
-	hash   uint32
+	number uint32
 	frames []*stack.PacketBuffer
 	credit int // bytes that it may send before it is another one's turn
+}
+
+// maxFlows is how many there are at most: those that come anew for ever let the others have their turns, and cost no memory.
+const maxFlows = 1024
+
+// flowOf is the number of a frame's flow. The stack has numbered TCP's connections; others are known by their headers.
+func (q *queue) flowOf(pkt *stack.PacketBuffer) uint32 {
+	if pkt.Hash != 0 {
+		return pkt.Hash % maxFlows
+	}
+	var head [header.EthernetMinimumSize + header.IPv4MaximumHeaderSize + 4]byte // with both ports
+	n := 0
+	for _, b := range pkt.AsSlices() {
+		n += copy(head[n:], b)
+	}
+	ip := head[header.EthernetMinimumSize:max(n, header.EthernetMinimumSize)]
+	var from, to, ports int
+	switch header.Ethernet(head[:]).Type() {
+	case header.IPv4ProtocolNumber:
+		if len(ip) < header.IPv4MinimumSize {
+			return 0
+		}
+		from, to, ports = 12, 20, int(header.IPv4(ip).HeaderLength())
+		if header.IPv4(ip).More() || header.IPv4(ip).FragmentOffset() != 0 {
+			ports = len(ip) // of most fragments they are elsewhere
+		}
+	case header.IPv6ProtocolNumber:
+		from, to, ports = 8, 40, 40
+	default:
+		return 0
+	}
+	var h maphash.Hash
+	h.SetSeed(q.seed)
+	h.Write(ip[min(from, len(ip)):min(to, len(ip))])
+	h.Write(ip[min(ports, len(ip)):min(ports+4, len(ip))])
+	return uint32(h.Sum64() % maxFlows)
 }
 
 // quantum is what a flow may send in a turn: no less than a frame.
 const quantum = net.MaxFrame
 
 func newQueue() queue {
-	return queue{limit: maxQueued, some: make(chan struct{}, 1), turn: make(chan struct{}, 1), gone: make(chan struct{}, 1), flows: map[uint32]*flow{}}
+	return queue{limit: maxQueued, some: make(chan struct{}, 1), turn: make(chan struct{}, 1), gone: make(chan struct{}, 1), seed: maphash.MakeSeed(), flows: map[uint32]*flow{}}
 }
 
 // close drops what waits.
@@ -66,10 +104,11 @@ func (q *queue) close() {
 
 // add is the end of a flow. Preconditions: mu is held, and the queue is not closed.
 func (q *queue) add(pkt *stack.PacketBuffer) {
-	f := q.flows[pkt.Hash]
+	number := q.flowOf(pkt)
+	f := q.flows[number]
 	if f == nil {
-		f = &flow{hash: pkt.Hash, credit: quantum}
-		q.flows[f.hash] = f
+		f = &flow{number: number, credit: quantum}
+		q.flows[number] = f
 		q.fresh = append(q.fresh, f)
 	}
 	f.frames = append(f.frames, pkt.IncRef())
@@ -102,7 +141,7 @@ func (q *queue) first() *stack.PacketBuffer {
 		case list == &q.fresh && len(q.rest) > 0: // one that always comes back at once would always be first
 			q.rest = append(q.rest, f)
 		default:
-			delete(q.flows, f.hash)
+			delete(q.flows, f.number)
 		}
 		(*list)[0] = nil
 		*list = (*list)[1:]
@@ -149,18 +188,13 @@ func (l *link) WritePackets(pkts stack.PacketBufferList) (int, tcpip.Error) {
 	return sent, nil
 }
 
-// limitOf is what the queue may hold for a frame of this kind to be added. Datagrams come however full it is, and
-// have to leave room for the connections that wait for their turn.
+// limitOf is what the queue may hold for a frame of this kind to be added. Connections wait for their turn to send much; all else
+// comes however full it is, and has to leave room for them.
 func (q *queue) limitOf(pkt *stack.PacketBuffer) int {
-	if pkt.TransportProtocolNumber == header.UDPProtocolNumber {
-		return q.limit / 2
+	if pkt.TransportProtocolNumber == header.TCPProtocolNumber {
+		return q.limit
 	}
-	switch h := pkt.NetworkHeader().Slice(); { // of a fragment, it is all that tells
-	case pkt.NetworkProtocolNumber == header.IPv4ProtocolNumber && len(h) >= header.IPv4MinimumSize && header.IPv4(h).TransportProtocol() == header.UDPProtocolNumber,
-		pkt.NetworkProtocolNumber == header.IPv6ProtocolNumber && len(h) >= header.IPv6MinimumSize && header.IPv6(h).NextHeader() == uint8(header.IPv6FragmentExtHdrIdentifier):
-		return q.limit / 2
-	}
-	return q.limit
+	return q.limit / 2
 }
 
 // write sends a frame at once if none waits and the guest takes it, and else leaves that to drain; without room
@@ -207,9 +241,9 @@ func (l *link) drain() {
 	}
 }
 
-// room waits until the frames that are queued now have gone; not for those that come meanwhile, which may never end. One
+// room waits until as many frames have gone as are queued now; not for all that come meanwhile, which may never end. One
 // at a time does that, so that each gets its turn and all together add little more than one frame each to
-// the queue: a new connection's frames are not behind megabytes of others.
+// the queue.
 func (l *link) room(ctx context.Context) error {
 	q := &l.out
 	select {

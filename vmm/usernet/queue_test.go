@@ -222,6 +222,90 @@ func TestQueueTurns(t *testing.T) {
 	l.close()
 }
 
+// TestQueueNewFlows: connections that come anew for ever are not remembered for ever, and let the others have their turns.
+func TestQueueNewFlows(t *testing.T) {
+	l, far := newWire(t)
+	served := make(chan error)
+	go func() { served <- l.serve() }()
+	const bulk, others = 50, 20000
+	send := func(i int, hash uint32) {
+		t.Helper()
+		if err := numberedOf(l, i, header.TCPProtocolNumber, hash); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i := range bulk {
+		send(i, 1)
+	}
+	frame := make([]byte, 1<<16)
+	came, flows := 0, 0
+	for i := range others {
+		send(1000, uint32(2+i))
+		n, err := unix.Read(far, frame)
+		if err != nil || n < net.HeaderLen+header.EthernetMinimumSize+4 {
+			t.Fatalf("%d bytes, %v", n, err)
+		}
+		if binary.BigEndian.Uint32(frame[net.HeaderLen+header.EthernetMinimumSize:]) < 1000 {
+			came++
+		}
+		l.out.mu.Lock()
+		flows = max(flows, len(l.out.flows))
+		l.out.mu.Unlock()
+	}
+	if came < bulk || flows > maxFlows {
+		t.Errorf("%d of %d frames had their turn among those of %d flows", came, bulk, flows)
+	}
+	l.shutdown()
+	if err := <-served; err != nil {
+		t.Error(err)
+	}
+	l.close()
+}
+
+// TestFlowOf: the frames of a connection, of a flow of datagrams, of a question's answer are known by their headers.
+func TestFlowOf(t *testing.T) {
+	q := newQueue()
+	of := func(packet []byte) uint32 {
+		pkt := stack.NewPacketBuffer(stack.PacketBufferOptions{Payload: buffer.MakeWithData(packet)})
+		defer pkt.DecRef()
+		return q.flowOf(pkt)
+	}
+	v6 := func(port byte) []byte {
+		b := append([]byte{2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 0x86, 0xdd, 0x60, 0, 0, 0, 0, 8, 17, 64}, make([]byte, 40)...)
+		b[len(b)-5] = port
+		return b
+	}
+	fragment := func(port string) []byte {
+		b := udpPacket("10.77.0.1:"+port, []byte("x"))
+		b[header.EthernetMinimumSize+6] |= 0x20 // more follow
+		return b
+	}
+	for _, c := range []struct {
+		what string
+		a, b []byte
+		same bool
+	}{
+		{"datagrams of a flow", udpPacket("10.77.0.1:53", []byte("a")), udpPacket("10.77.0.1:53", []byte("another one")), true},
+		{"datagrams to two ports", udpPacket("10.77.0.1:53", []byte("a")), udpPacket("10.77.0.1:54", []byte("a")), false},
+		{"datagrams to two addresses", udpPacket("10.77.0.1:53", []byte("a")), udpPacket("10.77.0.3:53", []byte("a")), false},
+		{"fragments", fragment("1"), fragment("2"), true},
+		{"IPv6 of a flow", v6(1), v6(1), true},
+		{"IPv6 of two", v6(1), v6(2), false},
+		{"no packets", []byte{1}, make([]byte, 40), true},
+		{"half a packet", udpPacket("10.77.0.1:53", nil)[:30], udpPacket("10.77.0.1:54", nil)[:30], true},
+	} {
+		// Two numbers may be one by chance, and not by every seed.
+		same := true
+		for range 3 {
+			q.seed = newQueue().seed
+			same = same && of(c.a) == of(c.b)
+		}
+		if same != c.same {
+			t.Errorf("%s: one flow: %v", c.what, same)
+		}
+	}
+}
+
 // TestQueueSmallest: with the smallest limit, too, two of the largest frames fit.
 func TestQueueSmallest(t *testing.T) {
 	pair := socketpair(t)
@@ -235,6 +319,7 @@ func TestQueueSmallest(t *testing.T) {
 	defer l.close()
 	for range 2 {
 		pkt := stack.NewPacketBuffer(stack.PacketBufferOptions{Payload: buffer.MakeWithData(make([]byte, net.MaxFrame))})
+		pkt.TransportProtocolNumber = header.TCPProtocolNumber
 		if err := l.write(pkt); err != nil {
 			t.Error(err)
 		}

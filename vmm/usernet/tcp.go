@@ -206,7 +206,8 @@ func (g *guestConn) readSome(ctx context.Context) (b *[]byte, n int, err error) 
 // little is what is sent without a wait for others' frames.
 const little = 4 << 10
 
-// write sends all of p.
+// write sends all of p. Nobody else sends, nor makes the endpoint's buffer smaller meanwhile: the stack would lose what it has
+// read and has no room for.
 func (g *guestConn) write(ctx context.Context, p tcpip.Payloader) error {
 	for p.Len() > 0 {
 		if p.Len() > little || g.link.out.crowded() {
