@@ -38,23 +38,36 @@ type Conn interface {
 
 const (
 	bufferSize = 64 << 10
-	// pipeSize is that of pipes, where the user may have so much. A kernel's own are a quarter: each end would
-	// be woken four times as often.
-	pipeSize = 256 << 10
+	// pipeSize is that of the first largePipes, where the user may have so much. A kernel's own are a quarter: each end is
+	// woken four times as often. All that a user's pipes hold is counted (pipe(7), pipe-user-pages-soft), and with many
+	// large ones his other programs' would be tiny.
+	pipeSize   = 256 << 10
+	largePipes = 32
 )
 
 // Buffers are shared by the connections of a process.
-type Buffers struct{ pool, pipes sync.Pool }
+type Buffers struct {
+	pool, small, pipes sync.Pool
+	large              atomic.Int32 // pipes
+}
 
-func (b *Buffers) get() *[]byte {
-	if p, ok := b.pool.Get().(*[]byte); ok {
+// get returns a buffer of this size, which is little or bufferSize.
+func (b *Buffers) get(size int) *[]byte {
+	if p, ok := b.of(size).Get().(*[]byte); ok {
 		return p
 	}
-	p := make([]byte, bufferSize)
+	p := make([]byte, size)
 	return &p
 }
 
-func (b *Buffers) put(p *[]byte) { b.pool.Put(p) }
+func (b *Buffers) put(p *[]byte) { b.of(len(*p)).Put(p) }
+
+func (b *Buffers) of(size int) *sync.Pool {
+	if size == little {
+		return &b.small
+	}
+	return &b.pool
+}
 
 // pipe holds bytes on their way. It is empty while it is in the pool.
 type pipe struct{ r, w int }
@@ -69,11 +82,19 @@ func (b *Buffers) pipe() *pipe {
 		return nil
 	}
 	p := &pipe{fds[0], fds[1]}
-	_, _ = unix.FcntlInt(uintptr(fds[1]), unix.F_SETPIPE_SZ, pipeSize) // else it is smaller
+	large := b.large.Add(1) <= largePipes
+	if large {
+		_, _ = unix.FcntlInt(uintptr(fds[1]), unix.F_SETPIPE_SZ, pipeSize) // else it is smaller
+	} else {
+		b.large.Add(-1)
+	}
 	// A pool forgets what has not been used for some time.
 	runtime.AddCleanup(p, func(fds [2]int) {
 		unix.Close(fds[0])
 		unix.Close(fds[1])
+		if large {
+			b.large.Add(-1)
+		}
 	}, fds)
 	return p
 }
@@ -225,9 +246,9 @@ func splice(from, to, most int) (int, error) {
 	}
 }
 
-// copySome passes on one buffer, of so many bytes at most.
-func (b *Buffers) copySome(dst io.Writer, from syscall.RawConn, most int) (int, error) {
-	p, n, err := b.read(from, 0, most)
+// copySome passes on one buffer of this size (get).
+func (b *Buffers) copySome(dst io.Writer, from syscall.RawConn, size int) (int, error) {
+	p, n, err := b.read(from, 0, size)
 	if err == nil && n > 0 {
 		_, err = dst.Write((*p)[:n])
 	}
@@ -237,12 +258,12 @@ func (b *Buffers) copySome(dst io.Writer, from syscall.RawConn, most int) (int, 
 	return n, err
 }
 
-// read waits for data and returns it in a buffer, at most so many bytes behind so many of room.
-func (b *Buffers) read(raw syscall.RawConn, room, most int) (p *[]byte, n int, err error) {
+// read waits for data and returns it in a buffer of this size (get), behind so many bytes of room.
+func (b *Buffers) read(raw syscall.RawConn, room, size int) (p *[]byte, n int, err error) {
 	waited := raw.Read(func(fd uintptr) bool {
-		p = b.get()
+		p = b.get(size)
 		for {
-			if n, err = unix.Read(int(fd), (*p)[room:][:most]); err != unix.EINTR {
+			if n, err = unix.Read(int(fd), (*p)[room:]); err != unix.EINTR {
 				break
 			}
 		}
@@ -333,7 +354,7 @@ func (b *Buffers) RelayDatagrams(udp Datagrams, c io.ReadWriteCloser) error {
 	go func() {
 		defer close(done)
 		for {
-			p, n, err := b.read(raw, Overhead, bufferSize-Overhead)
+			p, n, err := b.read(raw, Overhead, bufferSize)
 			if p == nil {
 				return // closed
 			}

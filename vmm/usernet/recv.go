@@ -26,29 +26,20 @@ func recvSome(rc syscall.RawConn) (b *[]byte, n int, err error) {
 	return b, n, os.NewSyscallError("recv", err)
 }
 
-// awaitBytes waits until a stream has bytes to be read, and tells how many; 0 at its end.
+// unread is where bytes would be read to that are only counted; nothing is ever written there.
+var unread [maxSegment]byte
+
+// awaitBytes waits until a stream has bytes to be read, and tells how many, maxSegment at most; 0 at its end. TCP counts with MSG_TRUNC
+// and copies nothing (tcp(7)), up to urgent data.
 func awaitBytes(rc syscall.RawConn) (n int, err error) {
 	waitErr := rc.Read(func(fd uintptr) bool {
-		if n, err = unix.IoctlGetInt(int(fd), unix.TIOCINQ); err != nil {
-			err = os.NewSyscallError("ioctl", err)
-			return true
-		}
-		if n > 0 {
-			return true
-		}
-		// Its end, an error, or a byte behind TCP's urgent data; or nothing.
-		var b [1]byte
-		n, err = recv(int(fd), b[:], unix.MSG_PEEK)
-		if err == unix.EAGAIN {
-			return false
-		}
-		err = os.NewSyscallError("recv", err)
-		return true
+		n, err = recv(int(fd), unread[:], unix.MSG_PEEK|unix.MSG_TRUNC)
+		return err != unix.EAGAIN
 	})
 	if waitErr != nil {
 		return 0, waitErr
 	}
-	return n, err
+	return n, os.NewSyscallError("recv", err)
 }
 
 // received is bytes that a socket has, as a tcpip.Payloader: the stack reads them to where it needs them.

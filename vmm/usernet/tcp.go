@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 	"gvisor.dev/gvisor/pkg/tcpip"
 	"gvisor.dev/gvisor/pkg/tcpip/header"
+	"gvisor.dev/gvisor/pkg/tcpip/stack"
 	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
 	"gvisor.dev/gvisor/pkg/waiter"
 )
@@ -114,19 +115,9 @@ func (n *Network) accept(r *tcp.ForwarderRequest) *guestConn {
 	g := &guestConn{link: n.link}
 	id := r.ID()
 	n.handshakes.reached(id)
-	// Aborted, which ends the handshake under the endpoint's lock. Whoever is only woken gives up too, but a segment
-	// that comes at that moment finds half of it.
-	patience := time.AfterFunc(n.cfg.patience, func() {
-		family := header.IPv4ProtocolNumber
-		if id.LocalAddress.Len() == header.IPv6AddressSize {
-			family = header.IPv6ProtocolNumber
-		}
-		if ep := n.stack.FindTransportEndpoint(family, tcp.ProtocolNumber, id, nic); ep != nil {
-			ep.Abort()
-		}
-	})
+	stop := n.giveUp(id)
 	ep, err := r.CreateEndpoint(&g.queue)
-	patience.Stop()
+	stop()
 	r.Complete(err != nil)
 	n.handshakes.done(id)
 	if err != nil {
@@ -140,6 +131,38 @@ func (n *Network) accept(r *tcp.ForwarderRequest) *guestConn {
 	}
 	g.ep = ep
 	return g
+}
+
+// giveUp ends a handshake when the guest has not gone on for long enough, until stop is called. It is aborted, under the
+// endpoint's lock: whoever is only woken gives up too, but a segment that comes at that moment finds half of it.
+func (n *Network) giveUp(id stack.TransportEndpointID) (stop func()) {
+	family := header.IPv4ProtocolNumber
+	if id.LocalAddress.Len() == header.IPv6AddressSize {
+		family = header.IPv6ProtocolNumber
+	}
+	var mu sync.Mutex
+	var timer *time.Timer // guarded by mu
+	stopped := false      // guarded by mu: what comes after is the connection's life
+	mu.Lock()
+	defer mu.Unlock()
+	timer = time.AfterFunc(n.cfg.patience, func() {
+		mu.Lock()
+		defer mu.Unlock()
+		if stopped {
+			return
+		}
+		if ep := n.stack.FindTransportEndpoint(family, tcp.ProtocolNumber, id, nic); ep != nil {
+			ep.Abort()
+		} else { // where much is asked for at once, its turn has not come
+			timer.Reset(n.cfg.patience)
+		}
+	})
+	return func() {
+		mu.Lock()
+		defer mu.Unlock()
+		stopped = true
+		timer.Stop()
+	}
 }
 
 // guestConn is the stack's end of a connection.
@@ -359,7 +382,7 @@ func fromHost(ctx context.Context, g *guestConn, host *net.TCPConn) error {
 			}
 			return nil
 		}
-		if err := g.write(ctx, &received{raw: raw, left: min(n, maxSegment)}); err != nil {
+		if err := g.write(ctx, &received{raw: raw, left: n}); err != nil {
 			return err
 		}
 	}

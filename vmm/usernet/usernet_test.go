@@ -380,6 +380,53 @@ func TestFullFrames(t *testing.T) {
 	}
 }
 
+// TestTCPUrgent: what the host's peer sends behind urgent data arrives as well.
+func TestTCPUrgent(t *testing.T) {
+	g := newGuest(t, nil)
+	port := listen(t, "127.0.0.1:0", func(c *net.TCPConn) {
+		raw, err := c.SyscallConn()
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		for i := range 100 {
+			flags := 0
+			if i%3 == 1 {
+				flags = unix.MSG_OOB
+			}
+			raw.Write(func(fd uintptr) bool { err = unix.Send(int(fd), []byte{byte(i)}, flags); return err != unix.EAGAIN }) //nolint:errcheck // err
+			if err != nil {
+				t.Error(err)
+			}
+		}
+	})
+	c, err := g.dial(fmt.Sprintf("10.77.0.1:%d", port))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	got, err := io.ReadAll(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// A byte that is urgent no longer, as another one is, may come among the others.
+	var plain []byte
+	for _, b := range got {
+		if b%3 != 1 {
+			plain = append(plain, b)
+		}
+	}
+	var want []byte
+	for i := range 100 {
+		if i%3 != 1 {
+			want = append(want, byte(i))
+		}
+	}
+	if !bytes.Equal(plain, want) {
+		t.Errorf("% d came", got)
+	}
+}
+
 func TestTCPRefused(t *testing.T) {
 	g := newGuest(t, nil)
 	for _, gateway := range []string{"10.77.0.1", "[fd77::1]"} {
