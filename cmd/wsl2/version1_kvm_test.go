@@ -3,6 +3,7 @@
 package main_test
 
 import (
+	"context"
 	"os"
 	"path/filepath"
 	"testing"
@@ -21,7 +22,7 @@ func TestVersion1Limits(t *testing.T) {
 	base := filepath.Join(cgroup.Root, filepath.Base(h.Dir))
 	h = testsys.New(t)
 	testsys.Must(t, os.MkdirAll(base+"/service", 0o755))
-	t.Cleanup(func() { cgroup.Remove(base) }) //nolint:errcheck // the machine ends with the test
+	t.Cleanup(func() { cgroup.Remove(context.Background(), base) }) //nolint:errcheck // the machine ends with the test
 	for _, p := range []string{"", "/cgroup.procs", "/cgroup.subtree_control", "/service", "/service/cgroup.procs"} {
 		testsys.Must(t, os.Chown(base+p, testUser, testUser))
 	}
