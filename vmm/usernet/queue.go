@@ -13,8 +13,13 @@ import (
 	"github.com/wsl2/wsl2/vmm/virtio/net"
 )
 
-// maxQueued bounds what waits for a guest that takes no frames, with what keeps it.
-const maxQueued = 4 << 20
+const (
+	// maxQueued bounds what waits for a guest that takes no frames, with what keeps it. What connections send is held by
+	// their endpoints as well, whose buffers are bounded: a frame of theirs that was dropped would cost 200 ms.
+	maxQueued = 64 << 20
+	// maxOthers bounds it for all else to be added.
+	maxOthers = 2 << 20
+)
 
 // queue is the frames that the guest has not taken yet: of each connection in their order, and of those in turn, so that a
 // new one's first answer, the reply to a few bytes or to a question are not behind megabytes of others (as fq_codel has it,
@@ -188,14 +193,16 @@ func (l *link) WritePackets(pkts stack.PacketBufferList) (int, tcpip.Error) {
 	return sent, nil
 }
 
-// limitOf is what the queue may hold for a frame of this kind to be added. Connections wait for their turn to send much; all else
-// comes however full it is, and has to leave room for them.
+// limitOf is what the queue may hold for a frame of this kind to be added. What is no connection's comes however full it is, and has
+// to leave room for them.
 func (q *queue) limitOf(pkt *stack.PacketBuffer) int {
 	if pkt.TransportProtocolNumber == header.TCPProtocolNumber {
 		return q.limit
 	}
-	return q.limit / 2
+	return q.others()
 }
+
+func (q *queue) others() int { return min(q.limit/2, maxOthers) }
 
 // write sends a frame at once if none waits and the guest takes it, and else leaves that to drain; without room
 // for it in the queue, it is dropped.
@@ -269,7 +276,7 @@ func (l *link) room(ctx context.Context) error {
 func (q *queue) crowded() bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	return q.size > q.limit/2
+	return q.size > q.others()
 }
 
 // waits tells whether the frame that is waited for is still here.
