@@ -33,6 +33,14 @@ func numberedOf(l *link, i int, proto tcpip.TransportProtocolNumber, hash uint32
 	return l.write(pkt)
 }
 
+// readFrame is read(2), which the runtime's signals interrupt now and then.
+func readFrame(fd int, b []byte) (n int, err error) {
+	for err = unix.EINTR; err == unix.EINTR; {
+		n, err = unix.Read(fd, b)
+	}
+	return n, err
+}
+
 // fill sends numbered frames to a guest that takes none until one is dropped, and tells how many were not.
 func fill(t *testing.T, l *link) (sent int) {
 	t.Helper()
@@ -74,7 +82,7 @@ func TestQueue(t *testing.T) {
 	go func() { room <- l.room(t.Context()) }()
 	frame := make([]byte, 1<<16)
 	for i := range sent {
-		n, err := unix.Read(far, frame)
+		n, err := readFrame(far, frame)
 		if err != nil || n < net.HeaderLen+header.EthernetMinimumSize+4 {
 			t.Fatalf("frame %d of %d: %d bytes, %v", i, sent, n, err)
 		}
@@ -147,7 +155,7 @@ func TestQueueFlood(t *testing.T) {
 	go func() { room <- l.room(t.Context()) }()
 	frame := make([]byte, 1<<16)
 	for end, over := time.Now().Add(deadline), false; !over; {
-		if _, err := unix.Read(far, frame); err != nil {
+		if _, err := readFrame(far, frame); err != nil {
 			t.Fatal(err)
 		}
 		for !datagram() { // it is never empty
@@ -198,7 +206,7 @@ func TestQueueTurns(t *testing.T) {
 	frame := make([]byte, 1<<16)
 	next := map[bool]int{false: 0, true: 1000}
 	for i := range bulk + few {
-		n, err := unix.Read(far, frame)
+		n, err := readFrame(far, frame)
 		if err != nil || n < net.HeaderLen+header.EthernetMinimumSize+4 {
 			t.Fatalf("frame %d: %d bytes, %v", i, n, err)
 		}
@@ -241,7 +249,7 @@ func TestQueueNewFlows(t *testing.T) {
 	came, flows := 0, 0
 	for i := range others {
 		send(1000, uint32(2+i))
-		n, err := unix.Read(far, frame)
+		n, err := readFrame(far, frame)
 		if err != nil || n < net.HeaderLen+header.EthernetMinimumSize+4 {
 			t.Fatalf("%d bytes, %v", n, err)
 		}
