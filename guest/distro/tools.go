@@ -8,13 +8,14 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/wsl2/wsl2/guest/mounts"
 	"github.com/wsl2/wsl2/guest/tools"
 )
 
 // openTree takes hold of what is mounted at a path of the VM's root, or of a file
 // there, before that is left behind: a mount that can be placed in the distro's root.
 func openTree(path string) (int, error) {
-	fd, err := unix.OpenTree(unix.AT_FDCWD, path, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_RECURSIVE)
+	fd, err := mounts.OpenTree(path)
 	if err != nil {
 		return -1, fmt.Errorf("take hold of %s: %w", path, err)
 	}

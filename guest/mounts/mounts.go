@@ -93,10 +93,15 @@ type Bind struct {
 	Why      string
 }
 
+// OpenTree takes hold of what is at a path, with what is mounted below it, as a mount that has no place yet.
+func OpenTree(path string) (fd int, err error) {
+	return unix.OpenTree(unix.AT_FDCWD, path, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_RECURSIVE)
+}
+
 // Take takes hold of it, to be placed when the source cannot be reached any more. Without an optional
 // source there is nothing to place, and no error.
 func (b Bind) Take() (t Tree, ok bool, err error) {
-	fd, err := unix.OpenTree(unix.AT_FDCWD, b.From, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_RECURSIVE)
+	fd, err := OpenTree(b.From)
 	if err == unix.ENOENT && b.Optional {
 		return t, false, nil
 	}

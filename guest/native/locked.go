@@ -32,7 +32,7 @@ var (
 // is the file's master, and what is /init at the next start would be his, in the name of the host's user.
 func lockInit() (path string, err error) {
 	const self = "/proc/self/exe"
-	fd, err := openTree(self)
+	fd, err := mounts.OpenTree(self)
 	if err == nil {
 		err = unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH, &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY | unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV})
 	}
@@ -50,7 +50,7 @@ func lockInit() (path string, err error) {
 func take(root, init, name string, shares []string, trees []int) (taken []mounts.Item, err error) {
 	staged := []mounts.Tree{{Target: distro.StagedRoot}, {Target: distro.StagedInit, File: true}}
 	for i, path := range []string{root, init} {
-		if staged[i].FD, err = openTree(path); err != nil {
+		if staged[i].FD, err = mounts.OpenTree(path); err != nil {
 			return nil, fmt.Errorf("open %s: %w", path, err)
 		}
 		taken = append(taken, staged[i])
@@ -63,7 +63,7 @@ func take(root, init, name string, shares []string, trees []int) (taken []mounts
 		}
 		if len(trees) > 0 {
 			tree.FD = trees[i]
-		} else if tree.FD, err = openTree(dir); err != nil {
+		} else if tree.FD, err = mounts.OpenTree(dir); err != nil {
 			fmt.Fprintf(os.Stderr, "%s: share %s: %v\n", name, dir, err)
 			taken = append(taken, nil)
 			continue
@@ -72,10 +72,6 @@ func take(root, init, name string, shares []string, trees []int) (taken []mounts
 	}
 	// Who makes it may be nobody in this namespace.
 	return taken, mounts.Mount{FSType: "tmpfs", Target: root, Flags: mounts.NoSuidDevExec, Data: "mode=755,uid=0,gid=0"}.Make()
-}
-
-func openTree(path string) (fd int, err error) {
-	return unix.OpenTree(unix.AT_FDCWD, path, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_RECURSIVE)
 }
 
 // place mounts in the working directory what take has taken, and covers what /sys has of the host's. It returns where the

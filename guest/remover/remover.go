@@ -74,7 +74,7 @@ func deleteAll() error {
 // directory are moved up before that one is deleted.
 func flatten() error {
 	for moved := 0; ; {
-		names, err := entries(unix.AT_FDCWD, ".")
+		names, err := entries(unix.AT_FDCWD)
 		if err != nil || len(names) == 0 {
 			return err
 		}
@@ -97,7 +97,7 @@ func empty(dir string, moved *int) error {
 		return &os.PathError{Op: "open", Path: dir, Err: err}
 	}
 	defer unix.Close(fd)
-	names, err := entries(fd, ".")
+	names, err := entries(fd)
 	if err != nil {
 		return err
 	}
@@ -126,12 +126,12 @@ func gone(dir int, name string) bool {
 }
 
 // entries returns the names in a directory.
-func entries(dir int, path string) ([]string, error) {
-	fd, err := unix.Openat(dir, path, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+func entries(dir int) ([]string, error) {
+	fd, err := unix.Openat(dir, ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return nil, &os.PathError{Op: "open", Path: path, Err: err}
+		return nil, &os.PathError{Op: "open", Path: ".", Err: err}
 	}
-	f := os.NewFile(uintptr(fd), path)
+	f := os.NewFile(uintptr(fd), ".")
 	defer f.Close()
 	return f.Readdirnames(-1)
 }

@@ -35,7 +35,8 @@ func (fs *FS) Handler(logf func(format string, args ...any)) func(request, room 
 		if len(request) < inHeader {
 			return 0
 		}
-		if binary.LittleEndian.Uint32(request[4:]) == opInit {
+		opcode := binary.LittleEndian.Uint32(request[4:])
+		if opcode == opInit {
 			mu.Lock()
 			defer mu.Unlock()
 			if begun { // a mount has one
@@ -50,13 +51,13 @@ func (fs *FS) Handler(logf func(format string, args ...any)) func(request, room 
 				return refuse(request, room, unix.EIO)
 			}
 		}
-		// A kernel that drops what it knows sends one for each file. They have no answer.
-		if binary.LittleEndian.Uint32(request[4:]) == opForget && len(request) >= inHeader+8 {
+		switch {
+		case opcode == opForget && len(request) >= inHeader+8:
+			// A kernel that drops what it knows sends one for each file. They have no answer.
 			fs.Forget(binary.LittleEndian.Uint64(request[16:]), binary.LittleEndian.Uint64(request[inHeader:]))
 			return 0
-		}
-		// sync(2) of a guest: it is not to have this machine write back a whole file system, and go-fuse would log that.
-		if binary.LittleEndian.Uint32(request[4:]) == opSyncfs {
+		case opcode == opSyncfs:
+			// sync(2) of a guest: it is not to have this machine write back a whole file system, and go-fuse would log that.
 			return refuse(request, room, unix.ENOSYS)
 		}
 		n, s := server.HandleRequest([][]byte{request}, [][]byte{room})

@@ -41,6 +41,32 @@ func readFrame(fd int, b []byte) (n int, err error) {
 	return n, err
 }
 
+// number reads a frame and returns the number that numbered has given it.
+func number(t *testing.T, far int) int {
+	t.Helper()
+	const at = net.HeaderLen + header.EthernetMinimumSize
+	frame := make([]byte, 1<<16)
+	n, err := readFrame(far, frame)
+	if err != nil || n < at+4 {
+		t.Fatalf("a frame of %d bytes, %v", n, err)
+	}
+	return int(binary.BigEndian.Uint32(frame[at:]))
+}
+
+// serving serves the link until the function that it returns is called, which wants that to end well.
+func serving(t *testing.T, l *link) (end func()) {
+	served := make(chan error)
+	go func() { served <- l.serve() }()
+	return func() {
+		t.Helper()
+		l.shutdown()
+		if err := <-served; err != nil {
+			t.Error(err)
+		}
+		l.close()
+	}
+}
+
 // fill sends numbered frames to a guest that takes none until one is dropped, and tells how many were not.
 func fill(t *testing.T, l *link) (sent int) {
 	t.Helper()
@@ -61,8 +87,7 @@ func fill(t *testing.T, l *link) (sent int) {
 // order when it goes on; then there is room.
 func TestQueue(t *testing.T) {
 	l, far := newWire(t)
-	served := make(chan error)
-	go func() { served <- l.serve() }()
+	end := serving(t, l)
 	sent := fill(t, l)
 	l.out.mu.Lock()
 	size := l.out.size
@@ -80,13 +105,8 @@ func TestQueue(t *testing.T) {
 		t.Errorf("room in a full queue: %v", err)
 	}
 	go func() { room <- l.room(t.Context()) }()
-	frame := make([]byte, 1<<16)
 	for i := range sent {
-		n, err := readFrame(far, frame)
-		if err != nil || n < net.HeaderLen+header.EthernetMinimumSize+4 {
-			t.Fatalf("frame %d of %d: %d bytes, %v", i, sent, n, err)
-		}
-		if got := binary.BigEndian.Uint32(frame[net.HeaderLen+header.EthernetMinimumSize:]); int(got) != i {
+		if got := number(t, far); got != i {
 			t.Fatalf("frame %d came as number %d", got, i)
 		}
 	}
@@ -96,11 +116,7 @@ func TestQueue(t *testing.T) {
 	if err := numbered(t, l, sent); err != nil {
 		t.Errorf("after the last one was taken: %v", err)
 	}
-	l.shutdown()
-	if err := <-served; err != nil {
-		t.Error(err)
-	}
-	l.close()
+	end()
 }
 
 // TestQueueShutdown: the end of the link ends the wait for the guest, and what waits is let go.
@@ -136,8 +152,7 @@ func TestQueueShutdown(t *testing.T) {
 // TestQueueFlood: datagrams that never end leave room for a connection's frames, and let its turn come.
 func TestQueueFlood(t *testing.T) {
 	l, far := newWire(t)
-	served := make(chan error)
-	go func() { served <- l.serve() }()
+	end := serving(t, l)
 	datagram := func() (full bool) {
 		t.Helper()
 		err := numberedOf(l, 0, header.UDPProtocolNumber, 0)
@@ -154,7 +169,7 @@ func TestQueueFlood(t *testing.T) {
 	room := make(chan error)
 	go func() { room <- l.room(t.Context()) }()
 	frame := make([]byte, 1<<16)
-	for end, over := time.Now().Add(deadline), false; !over; {
+	for limit, over := time.Now().Add(deadline), false; !over; {
 		if _, err := readFrame(far, frame); err != nil {
 			t.Fatal(err)
 		}
@@ -166,23 +181,18 @@ func TestQueueFlood(t *testing.T) {
 				t.Error(err)
 			}
 		default:
-			if time.Now().After(end) {
+			if time.Now().After(limit) {
 				t.Fatal("the turn of a connection never comes")
 			}
 		}
 	}
-	l.shutdown()
-	if err := <-served; err != nil {
-		t.Error(err)
-	}
-	l.close()
+	end()
 }
 
 // TestQueueTurns: what a connection sends comes in its order, and does not wait for all that another one has sent before.
 func TestQueueTurns(t *testing.T) {
 	l, far := newWire(t)
-	served := make(chan error)
-	go func() { served <- l.serve() }()
+	end := serving(t, l)
 	const size, bulk, few = 8 << 10, 100, 5
 	send := func(i int, hash uint32) {
 		t.Helper()
@@ -203,14 +213,9 @@ func TestQueueTurns(t *testing.T) {
 	if waiting < 3*turn {
 		t.Fatalf("only %d frames wait", waiting)
 	}
-	frame := make([]byte, 1<<16)
 	next := map[bool]int{false: 0, true: 1000}
-	for i := range bulk + few {
-		n, err := readFrame(far, frame)
-		if err != nil || n < net.HeaderLen+header.EthernetMinimumSize+4 {
-			t.Fatalf("frame %d: %d bytes, %v", i, n, err)
-		}
-		got := int(binary.BigEndian.Uint32(frame[net.HeaderLen+header.EthernetMinimumSize:]))
+	for range bulk + few {
+		got := number(t, far)
 		other := got >= 1000
 		if got != next[other] {
 			t.Fatalf("frame %d came as number %d", next[other], got)
@@ -223,18 +228,13 @@ func TestQueueTurns(t *testing.T) {
 	if len(l.out.flows) != 0 || l.out.size != 0 {
 		t.Errorf("%d flows and %d bytes are left", len(l.out.flows), l.out.size)
 	}
-	l.shutdown()
-	if err := <-served; err != nil {
-		t.Error(err)
-	}
-	l.close()
+	end()
 }
 
 // TestQueueNewFlows: connections that come anew for ever are not remembered for ever, and let the others have their turns.
 func TestQueueNewFlows(t *testing.T) {
 	l, far := newWire(t)
-	served := make(chan error)
-	go func() { served <- l.serve() }()
+	end := serving(t, l)
 	const bulk, others = 50, 20000
 	send := func(i int, hash uint32) {
 		t.Helper()
@@ -245,15 +245,10 @@ func TestQueueNewFlows(t *testing.T) {
 	for i := range bulk {
 		send(i, 1)
 	}
-	frame := make([]byte, 1<<16)
 	came, flows := 0, 0
 	for i := range others {
 		send(1000, uint32(2+i))
-		n, err := readFrame(far, frame)
-		if err != nil || n < net.HeaderLen+header.EthernetMinimumSize+4 {
-			t.Fatalf("%d bytes, %v", n, err)
-		}
-		if binary.BigEndian.Uint32(frame[net.HeaderLen+header.EthernetMinimumSize:]) < 1000 {
+		if number(t, far) < 1000 {
 			came++
 		}
 		l.out.mu.Lock()
@@ -263,11 +258,7 @@ func TestQueueNewFlows(t *testing.T) {
 	if came < bulk || flows > maxFlows {
 		t.Errorf("%d of %d frames had their turn among those of %d flows", came, bulk, flows)
 	}
-	l.shutdown()
-	if err := <-served; err != nil {
-		t.Error(err)
-	}
-	l.close()
+	end()
 }
 
 // TestFlowOf: the frames of a connection, of a flow of datagrams, of a question's answer are known by their headers.

@@ -177,10 +177,7 @@ func newGuestBehind(t testing.TB, change func(*Config), wire func() func(record 
 func pump(to, from int, carry func([]byte) [][]byte) {
 	b := make([]byte, 1<<17)
 	for {
-		n, err := unix.Read(from, b)
-		if err == unix.EINTR {
-			continue
-		}
+		n, err := readFrame(from, b)
 		if err != nil || n == 0 {
 			break
 		}

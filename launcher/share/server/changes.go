@@ -219,10 +219,10 @@ func (c *changes) tell(ctx context.Context, s share.Spec, watch *localfs.Watch, 
 					c.mu.Lock()
 					c.untold = time.Now()
 					c.mu.Unlock()
-				}
-				if err != nil && ctx.Err() == nil && !failed {
-					failed = true // said once: each change may
-					c.logf("%s: tell the distro of changes: %v; inotify there misses some", s.Dir, err)
+					if !failed {
+						failed = true // said once: each change may
+						c.logf("%s: tell the distro of changes: %v; inotify there misses some", s.Dir, err)
+					}
 				}
 			}
 			if one.File != nil {
