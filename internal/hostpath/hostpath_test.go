@@ -8,7 +8,7 @@ import (
 
 var table = Table{
 	{Host: "/home/me", Guest: "/mnt/host"},
-	{Host: "/home/me/work", Guest: "/work"},
+	{Host: "/home/me/code", Guest: "/code"},
 	{Host: "/srv/a b\\c\td\ne", Guest: "/mnt/odd"},
 	{Host: "/run/user/1000/wsl2/fs/debian", Guest: "/"},
 }
@@ -20,10 +20,10 @@ func TestTranslate(t *testing.T) {
 		"/home/me/a/b":       "/mnt/host/a/b",
 		"/home/me/a/../b":    "/mnt/host/b",
 		"/home/me//x//":      "/mnt/host/x/",
-		"/home/me/work":      "/work",
-		"/home/me/work/x":    "/work/x",
-		"/home/me/workers":   "/mnt/host/workers",
-		"/home/me/work/../x": "/mnt/host/x",
+		"/home/me/code":      "/code",
+		"/home/me/code/x":    "/code/x",
+		"/home/me/coders":    "/mnt/host/coders",
+		"/home/me/code/../x": "/mnt/host/x",
 		"/home/men":          "",
 		"/home":              "",
 		"/":                  "",
@@ -42,8 +42,8 @@ func TestTranslate(t *testing.T) {
 	for guest, host := range map[string]string{
 		"/mnt/host/x":      "/home/me/x",
 		"/mnt/host":        "/home/me",
-		"/mnt/host/work":   "/home/me/work", // hidden there, but the same file on the host
-		"/work/":           "/home/me/work/",
+		"/mnt/host/code":   "/home/me/code", // hidden there, but the same file on the host
+		"/code/":           "/home/me/code/",
 		"/etc":             "/run/user/1000/wsl2/fs/debian/etc",
 		"/":                "/run/user/1000/wsl2/fs/debian/",
 		"/mnt/host/../etc": "/run/user/1000/wsl2/fs/debian/mnt/etc",
@@ -73,7 +73,7 @@ func TestText(t *testing.T) {
 // FuzzTranslate: what goes over and comes back is the same path, and no path
 // leads out of a share.
 func FuzzTranslate(f *testing.F) {
-	for _, p := range []string{"/home/me/x", "/home/me/../x", "/home/me/work//", "//", "x", "/home/me/."} {
+	for _, p := range []string{"/home/me/x", "/home/me/../x", "/home/me/code//", "//", "x", "/home/me/."} {
 		f.Add(p)
 	}
 	one := Table{{Host: "/home/me", Guest: "/mnt/host"}}
